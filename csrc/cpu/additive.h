@@ -1,0 +1,336 @@
+// Additive attention, forward and backward, for one instruction set. The scores are in additive_scores.h.
+#pragma once
+
+#include "additive_scores.h"
+
+namespace onepass::ONEPASS_ISA {
+
+template <class R>
+void additive_forward(const AdditiveForward& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t heads = shape.B * shape.H;
+  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, 256);
+  const int64_t blocks = (shape.T + block - 1) / block;
+  parallel(executor, heads * blocks, [&](int64_t item) {
+    Scratch& scratch = Scratch::mine();
+    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
+    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+    const int64_t stride = padded<R>(visible.count);
+    R* scores = scratch.take<R>(queries * stride);
+    R* buffer = scratch.take<R>(shape.S);
+    additive_scores<R>(scratch, args, b, h, t0, queries, visible, scores, stride);
+    const bool raw = args.context.data == nullptr;
+    for (int64_t t = 0; t < queries; ++t) {
+      R* row = scores + t * stride;
+      if (!raw) softmax_row<R>(row, visible, t);
+      scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, raw ? -R(__builtin_inf()) : R(0),
+                     buffer);
+    }
+    if (raw) return;
+    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, visible.count, shape.D, visible.index);
+    const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
+    sum_visible<R>(scratch, scores, stride, visible, queries, values, shape.D, context.rows);
+    context.flush();
+  });
+}
+
+// dL/dscores of a block of queries, from dL/dcontext and dL/dweights (or dL/dscores itself), into args.grad_scores.
+template <class R>
+void additive_score_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries) {
+  Scratch& scratch = Scratch::mine();
+  const Shape& shape = args.shape;
+  const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+  const int64_t n = visible.count, stride = padded<R>(n);
+  R* grad = scratch.take<R>(queries * stride);
+  R* row = scratch.take<R>(stride);
+  R* buffer = scratch.take<R>(shape.S);
+  if (args.grad_context.data != nullptr) {
+    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
+    const R** upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
+    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride);
+  } else {
+    for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
+  }
+  for (int64_t t = 0; t < queries; ++t) {
+    R* g = grad + t * stride;
+    if (args.grad_weights.data != nullptr) {
+      gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, shape.S, buffer);
+      for (int64_t i = 0; i < n; ++i) g[i] += row[i];
+    }
+    if (args.weights.data != nullptr) {
+      gather_row<R>(row, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, shape.S, buffer);
+      softmax_gradient_row<R>(g, row, visible, t);
+    }
+    scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g, visible, t, shape.S, R(0), buffer);
+  }
+}
+
+// The queries of (b, h) that see something, as a list: what the others hold is never read.
+struct Seers {
+  int64_t count;
+  int32_t* index;
+
+  Seers(Scratch& scratch, const Visible& visible, int64_t T) : count(0), index(scratch.take<int32_t>(T)) {
+    for (int64_t t = 0; t < T; ++t)
+      if (visible.sees_any(t)) index[count++] = static_cast<int32_t>(t);
+  }
+};
+
+// dvalues[s] = sum over t of weights[t, s] dcontext[t], for columns [column, column + width).
+template <class R>
+void values_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t column, int64_t width) {
+  Scratch& scratch = Scratch::mine();
+  const Shape& shape = args.shape;
+  const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
+  const Seers seers(scratch, visible, shape.T);
+  const int64_t n = visible.count;
+  clear_unseen<R>(args.grad_values, b, h, shape.S, visible, column, width);
+  R* weights = scratch.take<R>(seers.count * n);
+  R* buffer = scratch.take<R>(shape.S);
+  for (int64_t i = 0; i < seers.count; ++i)
+    gather_row<R>(weights + i * n, args.weights.at(b, h, seers.index[i]), args.weights.dtype, visible, seers.index[i], shape.S, buffer);
+  Tensor slice = args.grad_context;
+  slice.data = slice.data == nullptr ? nullptr : static_cast<char*>(slice.data) + column * size_of(slice.dtype);
+  const int64_t terms = slice.data == nullptr ? 0 : seers.count;
+  const R** upstream = row_pointers<R>(scratch, slice, b, h, 0, terms, width, seers.index);
+  const Output<R> out(scratch, args.grad_values, b, h, 0, n, width, visible.index, column);
+  weighted_sums<R>(weights, 1, n, upstream, terms, width, out.rows, n);
+  out.flush();
+}
+
+// A few vectors of channels of some rows of queries or keys, exponentiated, vector by vector: e[(vector * n + row) * W].
+template <class R>
+struct Slice {
+  const R** rows;  // as given, from the first channel of the slice
+  R* e;
+  R* largest;  // magnitude in each row; NaN if an element is not finite
+  R least_of_all, largest_of_all;
+  int64_t count, width;
+
+  Slice(Scratch& scratch, Tensor tensor, int64_t b, int64_t h, const int32_t* index, int64_t n, int64_t column, int64_t width)
+      : e(scratch.take<R>(n * padded<R>(width))), largest(scratch.take<R>(n)), least_of_all(R(__builtin_inf())), largest_of_all(0),
+        count(n), width(width) {
+    constexpr int W = kWidth<R>;
+    tensor.data = static_cast<char*>(tensor.data) + column * size_of(tensor.dtype);
+    rows = row_pointers<R>(scratch, tensor, b, h, 0, n, width, index);
+    for (int64_t i = 0; i < n; ++i) {
+      Vec<R> top = {}, poison[1] = {};
+      for (int64_t c = 0; c < width; c += W) {
+        const Vec<R> value = at(i, c);
+        top = larger<R>(absolute<R>(value), top);
+        poison[0] = fma<R>(value, Vec<R>{}, poison[0]);
+        store<R>(e + c * n + i * W, exp_normal<R>(value + value));
+      }
+      largest[i] = largest_lane<R>(top) + sum_lanes<R, 1>(poison)[0];
+      least_of_all = largest[i] < least_of_all ? largest[i] : least_of_all;
+      largest_of_all = largest[i] <= largest_of_all ? largest_of_all : largest[i] + R(0) * largest_of_all;  // a NaN stays
+    }
+  }
+
+  ONEPASS_INLINE Vec<R> at(int64_t i, int64_t c) const {
+    return c + kWidth<R> <= width ? load<R>(rows[i] + c) : load_first<R>(rows[i] + c, width - c);
+  }
+};
+
+// Sums of g r over the fast pairs and of g tanh over the direct ones, per channel, and of g over the fast ones.
+template <class R>
+struct VectorGradient {
+  R *fast, *direct;
+  R total = 0;
+};
+
+// 1 / d for Q vectors, by one reciprocal where their product cannot overflow.
+template <class R, int Q, bool Merged>
+ONEPASS_INLINE void reciprocals(const Vec<R>* d, Vec<R>* r) {
+  if constexpr (Merged && Q == 2) {
+    const Vec<R> both = reciprocal<R>(d[0] * d[1]);
+    r[0] = both * d[1];
+    r[1] = both * d[0];
+  } else if constexpr (Merged && Q == 4) {
+    const Vec<R> low = d[0] * d[1], high = d[2] * d[3], all = reciprocal<R>(low * high);
+    const Vec<R> r_low = all * high, r_high = all * low;
+    r[0] = r_low * d[1];
+    r[1] = r_low * d[0];
+    r[2] = r_high * d[3];
+    r[3] = r_high * d[2];
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) r[i] = reciprocal<R>(d[i]);
+  }
+}
+
+// One vector of channels of Q queries against one key, in range: with w = x r^2 = r (1 - r), a fourth of the slope of tanh at q + k,
+//   dq[i] += g[i] w[i],   dk += g[i] w[i],   fast += g[i] r[i].
+template <class R, int Q, bool Merged>
+ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const R* g, Vec<R>* dq, Vec<R>& dk, Vec<R>& fast) {
+  Vec<R> x[Q], d[Q], r[Q];
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    x[i] = eq[i] * ek;
+    d[i] = x[i] + R(1);
+  }
+  reciprocals<R, Q, Merged>(d, r);
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    const Vec<R> gi = splat<R>(g[i]), w = x[i] * r[i] * r[i];
+    dq[i] = fma<R>(gi, w, dq[i]);
+    dk = fma<R>(gi, w, dk);
+    fast = fma<R>(gi, r[i], fast);
+  }
+}
+
+// Q queries against all keys of a slice. dq, dk: vector by vector, as the slices.
+template <class R, int Q>
+void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const R* g, const uint8_t* seen, R* dq, R* dk,
+                   VectorGradient<R>& dv) {
+  constexpr int W = kWidth<R>;
+  constexpr R kMerged = (Limits<R>::product / Q - 1) / R(2.8853900817779268);
+  const int64_t n = k.count;
+  R least = q.largest[t], most = q.largest[t];
+  for (int i = 1; i < Q; ++i) {
+    const R size = q.largest[t + i];
+    least = size < least ? size : least;
+    most = size <= most ? most : size + R(0) * most;
+  }
+  const auto in_range = [&](R smallest, R largest) { return most + largest <= Limits<R>::single && least + smallest >= R(kSmall); };
+  const bool uniform = in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
+  for (int64_t c = 0; c < k.width; c += W) {
+    Vec<R> eq[Q], sum[Q] = {}, fast = {}, direct = {};  // sums of sums: the error grows with the root of their number
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) eq[i] = load<R>(q.e + c * q.count + (t + i) * W);
+    const R* ek = k.e + c * n;
+    R* key = dk + c * n;
+    if (uniform) {
+      for (int64_t s = 0; s < n; ++s) {
+        Vec<R> key_sum = load<R>(key + s * W);
+        gradient_step<R, Q, true>(eq, load<R>(ek + s * W), g + s * Q, sum, key_sum, fast);
+        store<R>(key + s * W, key_sum);
+      }
+    } else {
+      for (int64_t s = 0; s < n; ++s) {
+        Vec<R> key_sum = load<R>(key + s * W);
+        if (!in_range(k.largest[s], k.largest[s])) {
+          for (int i = 0; i < Q; ++i) {
+            if (seen != nullptr && seen[s * Q + i] == 0) continue;
+            Vec<R> tangent, slope;
+            tanh_and_slope<R>(q.at(t + i, c) + k.at(s, c), tangent, slope);
+            const Vec<R> gi = splat<R>(g[s * Q + i]), w = slope * R(0.25);
+            sum[i] = fma<R>(gi, w, sum[i]);
+            key_sum = fma<R>(gi, w, key_sum);
+            direct = fma<R>(gi, tangent, direct);
+          }
+        } else if (most + k.largest[s] <= kMerged) {
+          gradient_step<R, Q, true>(eq, load<R>(ek + s * W), g + s * Q, sum, key_sum, fast);
+        } else {
+          gradient_step<R, Q, false>(eq, load<R>(ek + s * W), g + s * Q, sum, key_sum, fast);
+        }
+        store<R>(key + s * W, key_sum);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) store<R>(dq + c * q.count + (t + i) * W, sum[i]);
+    store<R>(dv.fast + c, load<R>(dv.fast + c) + fast);
+    store<R>(dv.direct + c, load<R>(dv.direct + c) + direct);
+  }
+  R total = 0;
+  for (int64_t s = 0; s < n; ++s)
+    if (uniform || in_range(k.largest[s], k.largest[s]))
+      for (int i = 0; i < Q; ++i) total += g[s * Q + i];
+  dv.total += total;
+}
+
+// dquery, dkeys and this (b, h)'s part of dv for channels [column, column + width): channels do not mix, so each is one task's alone.
+template <class R>
+void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t column, int64_t width) {
+  constexpr int W = kWidth<R>;
+  Scratch& scratch = Scratch::mine();
+  const Shape& shape = args.shape;
+  const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
+  const Seers seers(scratch, visible, shape.T);
+  const int64_t n = visible.count, whole = padded<R>(width);
+  clear_unseen<R>(args.grad_keys, b, h, shape.S, visible, column, width);
+  clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
+  const Slice<R> q(scratch, args.query, b, h, seers.index, seers.count, column, width);
+  const Slice<R> k(scratch, args.keys, b, h, visible.index, n, column, width);
+  const auto zeros = [&](int64_t count) {
+    R* p = scratch.take<R>(count);
+    __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
+    return p;
+  };
+  R *dq = scratch.take<R>(seers.count * whole), *dk = zeros(n * whole);
+  VectorGradient<R> dv{zeros(whole), zeros(whole)};
+  R* g = scratch.take<R>(4 * n);
+  uint8_t* seen = visible.seen == nullptr ? nullptr : scratch.take<uint8_t>(4 * n);
+  const auto tile = [&](auto queries, int64_t t) {
+    constexpr int Q = decltype(queries)::value;
+    const R* row[Q];
+    for (int i = 0; i < Q; ++i) row[i] = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t + i]));
+    for (int64_t s = 0; s < n; ++s)
+      for (int i = 0; i < Q; ++i) g[s * Q + i] = row[i][visible.position(s)];
+    if (seen != nullptr)
+      for (int64_t s = 0; s < n; ++s)
+        for (int i = 0; i < Q; ++i) seen[s * Q + i] = visible.sees(seers.index[t + i], s);
+    gradient_tile<R, Q>(q, t, k, g, seen, dq, dk, dv);
+  };
+  int64_t t = 0;
+  for (; t + 4 <= seers.count; t += 4) tile(std::integral_constant<int, 4>{}, t);
+  if (t + 2 <= seers.count) tile(std::integral_constant<int, 2>{}, t), t += 2;
+  if (t < seers.count) tile(std::integral_constant<int, 1>{}, t);
+
+  R* v = zeros(whole);
+  read_row<R>(v, args.v.at(0, h, 0) + column * size_of(args.v.dtype), args.v.dtype, width);
+  const auto write = [&](const Tensor& to, const int32_t* index, int64_t count, const R* sums) {
+    const Output<R> out(scratch, to, b, h, 0, count, width, index, column);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < width; c += W) {
+        const Vec<R> gradient = R(4) * load<R>(v + c) * load<R>(sums + c * count + i * W);
+        if (c + W <= width) store<R>(out.rows[i] + c, gradient);
+        else store_first<R>(out.rows[i] + c, gradient, width - c);
+      }
+    out.flush();
+  };
+  write(args.grad_query, seers.index, seers.count, dq);
+  write(args.grad_keys, visible.index, n, dk);
+  R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
+  for (int64_t c = 0; c < width; ++c) partial[c] = (dv.total - R(2) * dv.fast[c]) + dv.direct[c];
+}
+
+template <class R>
+void additive_backward(const AdditiveBackward& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t heads = shape.B * shape.H;
+  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, 256);
+  const int64_t blocks = (shape.T + block - 1) / block;
+  parallel(executor, heads * blocks, [&](int64_t item) {
+    const int64_t bh = item / blocks, t0 = item % blocks * block;
+    additive_score_gradient<R>(args, bh / shape.H, bh % shape.H, t0, t0 + block <= shape.T ? block : shape.T - t0);
+  });
+
+  constexpr int64_t kChannels = 8 * kWidth<R>, kColumns = 16 * kWidth<R>;
+  const int64_t channel_blocks = (shape.A + kChannels - 1) / kChannels;
+  const int64_t column_blocks = args.grad_values.data == nullptr ? 0 : (shape.D + kColumns - 1) / kColumns;
+  const int64_t items = channel_blocks + column_blocks;
+  parallel(executor, heads * items, [&](int64_t task) {
+    const int64_t b = task / items / shape.H, h = task / items % shape.H, item = task % items;
+    const auto width = [](int64_t first, int64_t step, int64_t end) { return first + step <= end ? step : end - first; };
+    if (item < channel_blocks) {
+      score_inputs_gradient<R>(args, b, h, item * kChannels, width(item * kChannels, kChannels, shape.A));
+    } else {
+      const int64_t column = (item - channel_blocks) * kColumns;
+      values_gradient<R>(args, b, h, column, width(column, kColumns, shape.D));
+    }
+  });
+
+  parallel(executor, shape.H, [&](int64_t h) {  // dv: the parts of all b, in order
+    R* sum = Scratch::mine().take<R>(shape.A);
+    for (int64_t a = 0; a < shape.A; ++a) sum[a] = 0;
+    for (int64_t b = 0; b < shape.B; ++b) {
+      const R* part = reinterpret_cast<const R*>(args.partial_v.at(b, h, 0));
+      for (int64_t a = 0; a < shape.A; ++a) sum[a] += part[a];
+    }
+    write_row<R>(args.grad_v.at(0, h, 0), sum, args.grad_v.dtype, shape.A);
+  });
+}
+
+}  // namespace onepass::ONEPASS_ISA

@@ -1,0 +1,150 @@
+// What both families share once there are scores: the softmax over the visible positions, sums weighted by it, and its gradient.
+#pragma once
+
+#include <cmath>
+
+#include "elementary.h"
+#include "gemm.h"
+#include "rows.h"
+#include "visible.h"
+
+namespace onepass::ONEPASS_ISA {
+
+// The row stride of a [queries, n] matrix in scratch: whole vectors.
+template <class R>
+int64_t padded(int64_t n) {
+  return (n + kWidth<R> - 1) / kWidth<R> * kWidth<R>;
+}
+
+// How many queries to take at once, so that their [queries, S] scores stay in the second-level cache.
+inline int64_t query_block(int64_t T, int64_t S, int64_t heads, int threads, int64_t at_most) {
+  constexpr int64_t kScores = 64 * 1024, kLeast = 32;
+  int64_t block = kScores / (S < 1 ? 1 : S);
+  block = block < 4 ? 4 : block > at_most ? at_most : block;
+  const int64_t wanted = (4 * threads + heads - 1) / (heads < 1 ? 1 : heads);  // blocks per head that keep all threads busy
+  if (wanted > 1) {
+    const int64_t share = (T + wanted - 1) / wanted;
+    const int64_t busy = share < kLeast ? kLeast : share;
+    block = busy < block ? busy : block;
+  }
+  return block < T ? (block + 3) / 4 * 4 : (T < 1 ? 1 : T);
+}
+
+// Scores to weights, in place; the row has whole vectors. Unseen positions get 0, a query that sees nothing gets zeros. Returns
+// log sum exp of the scores (-inf where nothing is seen).
+template <class R>
+R softmax_row(R* row, const Visible& visible, int64_t query) {
+  constexpr R infinity = R(__builtin_inf());
+  constexpr int W = kWidth<R>;
+  const int64_t n = visible.count, whole = padded<R>(n);
+  if (!visible.sees_any(query)) {
+    for (int64_t i = 0; i < whole; ++i) row[i] = 0;
+    return -infinity;
+  }
+  for (int64_t i = n; i < whole; ++i) row[i] = -infinity;
+  if (visible.seen != nullptr)
+    for (int64_t i = 0; i < n; ++i)
+      if (!visible.sees(query, i)) row[i] = -infinity;
+  Vec<R> top = splat<R>(-infinity);
+  for (int64_t i = 0; i < whole; i += W) top = larger<R>(load<R>(row + i), top);
+  const R largest = largest_lane<R>(top);
+  Vec<R> sums[1] = {};
+  for (int64_t i = 0; i < whole; i += W) {
+    const Vec<R> e = exp_nonpositive<R>(load<R>(row + i) - largest);
+    store<R>(row + i, e);
+    sums[0] += e;
+  }
+  const R sum = sum_lanes<R, 1>(sums)[0];
+  for (int64_t i = 0; i < whole; i += W) store<R>(row + i, load<R>(row + i) / sum);
+  if (visible.seen != nullptr)
+    for (int64_t i = 0; i < n; ++i)
+      if (!visible.sees(query, i)) row[i] = 0;
+  return largest + std::log(sum);
+}
+
+template <class R>
+bool all_finite(const R* row, int64_t n) {
+  Vec<R> poison[1] = {};  // 0 * x is NaN unless x is finite
+  int64_t i = 0;
+  for (; i + kWidth<R> <= n; i += kWidth<R>) poison[0] = poison[0] + load<R>(row + i) * R(0);
+  if (i < n) poison[0] = poison[0] + load_first<R>(row + i, n - i) * R(0);
+  return sum_lanes<R, 1>(poison)[0] == R(0);
+}
+
+// out[t] = sum over i of weights[t, i] * rows[i]. A row that only some of the queries see must not reach the others: where it is not
+// finite, 0 times it would, so it is added to its seers alone.
+template <class R>
+void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visible& visible, int64_t queries, const R** rows,
+                 int64_t width, R* const* out) {
+  int64_t suspects = 0;
+  int64_t* suspect = nullptr;
+  const R** safe = rows;
+  if (visible.seen != nullptr) {
+    suspect = scratch.take<int64_t>(visible.count);
+    for (int64_t i = 0; i < visible.count; ++i)
+      if (visible.mixed(queries, i) && !all_finite<R>(rows[i], width)) suspect[suspects++] = i;
+  }
+  if (suspects > 0) {
+    R* zeros = scratch.take<R>(width);
+    for (int64_t c = 0; c < width; ++c) zeros[c] = 0;
+    safe = scratch.take<const R*>(visible.count);
+    for (int64_t i = 0; i < visible.count; ++i) safe[i] = rows[i];
+    for (int64_t k = 0; k < suspects; ++k) safe[suspect[k]] = zeros;
+  }
+  weighted_sums<R>(weights, stride, 1, safe, visible.count, width, out, queries);
+  for (int64_t k = 0; k < suspects; ++k)
+    for (int64_t t = 0; t < queries; ++t)
+      if (visible.sees(t, suspect[k]))
+        for (int64_t c = 0; c < width; ++c) out[t][c] += weights[t * stride + suspect[k]] * rows[suspect[k]][c];
+}
+
+// One row of a [.., T, S] tensor from its visible entries; the others become `elsewhere`.
+template <class R>
+void scatter_row(void* to, Dtype dtype, const R* row, const Visible& visible, int64_t query, int64_t S, R elsewhere, R* buffer) {
+  for (int64_t s = 0; s < S; ++s) buffer[s] = elsewhere;
+  for (int64_t i = 0; i < visible.count; ++i)
+    if (visible.sees(query, i)) buffer[visible.position(i)] = row[i];
+  write_row<R>(to, buffer, dtype, S);
+}
+
+// The visible entries of one such row; 0 where the query does not see the position.
+template <class R>
+void gather_row(R* row, const void* from, Dtype dtype, const Visible& visible, int64_t query, int64_t S, R* buffer) {
+  const R* dense = static_cast<const R*>(from);
+  if (!is_native<R>(dtype)) {
+    read_row<R>(buffer, from, dtype, S);
+    dense = buffer;
+  }
+  for (int64_t i = 0; i < visible.count; ++i) row[i] = visible.sees(query, i) ? dense[visible.position(i)] : R(0);
+}
+
+// dL/dscore = weight * (dL/dweight - sum_s weight * dL/dweight), in place of dL/dweight; exactly 0 where not seen.
+template <class R>
+void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int64_t query) {
+  constexpr int W = kWidth<R>;
+  const int64_t n = visible.count;
+  if (visible.seen != nullptr)
+    for (int64_t i = 0; i < n; ++i)
+      if (!visible.sees(query, i)) grad[i] = 0;
+  Vec<R> dot[1] = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) dot[0] = fma<R>(load<R>(weights + i), load<R>(grad + i), dot[0]);
+  if (i < n) dot[0] = fma<R>(load_first<R>(weights + i, n - i), load_first<R>(grad + i, n - i), dot[0]);
+  const R mean = sum_lanes<R, 1>(dot)[0];
+  for (i = 0; i < n; ++i) grad[i] = weights[i] * (grad[i] - mean);
+  if (visible.seen != nullptr)
+    for (i = 0; i < n; ++i)
+      if (!visible.sees(query, i)) grad[i] = 0;
+}
+
+// Rows of zeros wherever `visible` has no position.
+template <class R>
+void clear_unseen(const Tensor& x, int64_t b, int64_t h, int64_t S, const Visible& visible, int64_t column, int64_t width) {
+  int64_t i = 0;
+  for (int64_t s = 0; s < S; ++s) {
+    if (i < visible.count && visible.position(i) == s) ++i;
+    else __builtin_memset(x.at(b, h, s) + column * size_of(x.dtype), 0, static_cast<size_t>(width * size_of(x.dtype)));
+  }
+}
+
+}  // namespace onepass::ONEPASS_ISA

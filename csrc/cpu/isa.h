@@ -1,0 +1,40 @@
+// The instruction sets that the kernels are compiled for, and the one in use.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+namespace onepass {
+
+enum class Isa : int { baseline, avx2, avx512 };
+
+constexpr const char* isa_names[] = {"baseline", "avx2", "avx512"};
+
+// The best that this machine runs; found once.
+inline Isa best_isa() {
+#if defined(__x86_64__)
+  static const Isa best = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+      return Isa::avx512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? Isa::avx2
+                                                                                                           : Isa::baseline;
+  }();
+  return best;
+#else
+  return Isa::baseline;
+#endif
+}
+
+// The best one, or a lower one named by the environment variable ONEPASS_ISA, which is read at every call.
+inline Isa active_isa() {
+  const Isa best = best_isa();
+  const char* wanted = std::getenv("ONEPASS_ISA");
+  if (wanted != nullptr)
+    for (int i = 0; i <= static_cast<int>(best); ++i)
+      if (std::strcmp(wanted, isa_names[i]) == 0) return static_cast<Isa>(i);
+  return best;
+}
+
+}  // namespace onepass

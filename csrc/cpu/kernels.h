@@ -1,0 +1,89 @@
+// What the kernels take and where they are: plain structs over raw pointers, no torch. One table of entry points per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace onepass {
+
+enum class Dtype : int { f32, f64, bf16, f16 };
+
+// Inlined always: the files compiled for one instruction set must not provide code to those compiled for another.
+__attribute__((always_inline)) inline int size_of(Dtype dtype) {
+  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+}
+
+// A [B, H, N, W] tensor whose last stride is 1; strides in elements. A null pointer is an absent tensor.
+struct Tensor {
+  void* data = nullptr;
+  int64_t batch = 0, head = 0, row = 0;
+  Dtype dtype = Dtype::f32;
+
+  __attribute__((always_inline)) char* at(int64_t b, int64_t h, int64_t n) const {
+    return static_cast<char*>(data) + (b * batch + h * head + n * row) * size_of(dtype);
+  }
+};
+
+// Which source positions a query sees: the first lengths[b, t] of them, where mask[b, h, t, s] holds.
+struct Visibility {
+  const int64_t* lengths = nullptr;
+  int64_t lengths_batch = 0, lengths_step = 0;
+  const uint8_t* mask = nullptr;
+  int64_t mask_batch = 0, mask_head = 0, mask_step = 0, mask_source = 0;
+};
+
+struct Shape {
+  int64_t B, H, T, S, A, D;
+};
+
+// Runs task(context, i) for i in [0, count) on the caller's threads, in any order.
+struct Executor {
+  int threads;
+  void (*run)(int64_t count, void (*task)(void* context, int64_t i), void* context);
+};
+
+struct AdditiveForward {
+  Shape shape;
+  Tensor query, keys, values, v;  // v: [H, A], row stride unused
+  Visibility visibility;
+  Tensor context, weights;  // weights in the accumulator's dtype; without a context the raw scores, in the query's
+};
+
+struct AdditiveBackward {
+  Shape shape;
+  Tensor query, keys, values, v;
+  Visibility visibility;
+  Tensor weights, grad_context, grad_weights;  // either gradient may be absent; without weights, grad_weights is dL/dscores
+  Tensor grad_scores;                          // [B, H, T, S] of the accumulator's dtype, scratch
+  Tensor partial_v;                            // [B, H, 1, A] of the accumulator's dtype, scratch
+  Tensor grad_query, grad_keys, grad_values, grad_v;
+};
+
+struct MultiplicativeForward {
+  Shape shape;
+  double scale;
+  Tensor query, keys, values;
+  Visibility visibility;
+  Tensor context, weights, logsumexp;  // weights may be absent; logsumexp [B, H, T, 1]
+};
+
+struct MultiplicativeBackward {
+  Shape shape;
+  double scale;
+  Tensor query, keys, values;
+  Visibility visibility;
+  Tensor weights, logsumexp, grad_context, grad_weights;  // weights may be absent: they are recomputed from logsumexp
+  Tensor grad_query, grad_keys, grad_values;
+};
+
+struct Kernels {
+  void (*additive_forward)(const AdditiveForward&, const Executor&);
+  void (*additive_backward)(const AdditiveBackward&, const Executor&);
+  void (*multiplicative_forward)(const MultiplicativeForward&, const Executor&);
+  void (*multiplicative_backward)(const MultiplicativeBackward&, const Executor&);
+};
+
+extern const Kernels kernels_baseline;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+}  // namespace onepass

@@ -1,0 +1,140 @@
+// Multiplicative attention, forward and backward, for one instruction set: blocks of queries whose scores stay in cache.
+#pragma once
+
+#include "attend.h"
+
+namespace onepass::ONEPASS_ISA {
+
+constexpr int64_t kQueryBlock = 128;
+
+// scores[t * stride + i] = scale * q[t] . k[i]
+template <class R>
+void multiplicative_scores(const R* const* query, int64_t queries, const R* const* keys, int64_t n, int64_t width, R scale, R* scores,
+                           int64_t stride) {
+  dot_products<R>(query, queries, keys, n, width, scores, stride);
+  if (scale == R(1)) return;
+  for (int64_t t = 0; t < queries; ++t)
+    for (int64_t i = 0; i < n; ++i) scores[t * stride + i] *= scale;
+}
+
+template <class R>
+void multiplicative_forward(const MultiplicativeForward& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t heads = shape.B * shape.H;
+  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kQueryBlock);
+  const int64_t blocks = (shape.T + block - 1) / block;
+  parallel(executor, heads * blocks, [&](int64_t item) {
+    Scratch& scratch = Scratch::mine();
+    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
+    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+    const int64_t n = visible.count, stride = padded<R>(n);
+    R* scores = scratch.take<R>(queries * stride);
+    const R** query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
+    const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, visible.index);
+    multiplicative_scores<R>(query, queries, keys, n, shape.A, R(args.scale), scores, stride);
+    R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
+    for (int64_t t = 0; t < queries; ++t) {
+      R* row = scores + t * stride;
+      *reinterpret_cast<R*>(args.logsumexp.at(b, h, t0 + t)) = softmax_row<R>(row, visible, t);
+      if (buffer != nullptr)
+        scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
+    }
+    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
+    const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
+    sum_visible<R>(scratch, scores, stride, visible, queries, values, shape.D, context.rows);
+    context.flush();
+  });
+}
+
+// Weights of a block of queries: kept by the forward, or from the scores and their logsumexp.
+template <class R>
+void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
+                   const Visible& visible, const R* const* query, const R* const* keys, R* weights, int64_t stride, R* buffer) {
+  const int64_t n = visible.count;
+  if (args.weights.data != nullptr) {
+    for (int64_t t = 0; t < queries; ++t)
+      gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, args.shape.S, buffer);
+    return;
+  }
+  multiplicative_scores<R>(query, queries, keys, n, args.shape.A, R(args.scale), weights, stride);
+  for (int64_t t = 0; t < queries; ++t) {
+    R* row = weights + t * stride;
+    const R logsumexp = *reinterpret_cast<const R*>(args.logsumexp.at(b, h, t0 + t));
+    for (int64_t i = 0; i < n; i += kWidth<R>) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - logsumexp));
+    if (visible.seen != nullptr)
+      for (int64_t i = 0; i < n; ++i)
+        if (!visible.sees(t, i)) row[i] = 0;
+  }
+}
+
+// All gradients of one (b, h), blocks of queries in order; the block depends on the shape alone, so that sums over T do too.
+template <class R>
+void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int64_t h) {
+  Scratch& scratch = Scratch::mine();
+  const Shape& shape = args.shape;
+  const Visible whole = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
+  const int64_t n = whole.count, stride = padded<R>(n), T = shape.T;
+  clear_unseen<R>(args.grad_keys, b, h, shape.S, whole, 0, shape.A);
+  clear_unseen<R>(args.grad_values, b, h, shape.S, whole, 0, shape.D);
+  const Output<R> grad_keys(scratch, args.grad_keys, b, h, 0, n, shape.A, whole.index);
+  const Output<R> grad_values(scratch, args.grad_values, b, h, 0, n, shape.D, whole.index);
+  const Output<R> grad_query(scratch, args.grad_query, b, h, 0, T, shape.A);
+  const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, whole.index);
+  const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, whole.index);
+  const R** query = row_pointers<R>(scratch, args.query, b, h, 0, T, shape.A);
+  const bool through_context = args.grad_context.data != nullptr;
+  const R** upstream = through_context ? row_pointers<R>(scratch, args.grad_context, b, h, 0, T, shape.D) : nullptr;
+  const R scale = R(args.scale);
+
+  const int64_t block = query_block(T, shape.S, 1, 0, kQueryBlock);
+  R* weights = scratch.take<R>(block * stride);
+  R* grad = scratch.take<R>(block * stride);
+  R* row = scratch.take<R>(stride);
+  R* buffer = scratch.take<R>(shape.S);
+  auto** seeing_query = scratch.take<const R*>(block);
+  auto** seeing_upstream = scratch.take<const R*>(block);
+  for (int64_t t0 = 0; t0 == 0 || t0 < T; t0 += block) {
+    const int64_t queries = t0 + block <= T ? block : T - t0;
+    Visible visible = whole;
+    if (visible.seen != nullptr) visible.seen += t0 * n;
+    weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys, weights, stride, buffer);
+    if (through_context) dot_products<R>(upstream + t0, queries, values, n, shape.D, grad, stride);
+    else __builtin_memset(grad, 0, static_cast<size_t>(queries * stride) * sizeof(R));
+    for (int64_t t = 0; t < queries; ++t) {
+      R* g = grad + t * stride;
+      if (args.grad_weights.data != nullptr) {
+        gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, shape.S, buffer);
+        for (int64_t i = 0; i < n; ++i) g[i] += row[i];
+      }
+      softmax_gradient_row<R>(g, weights + t * stride, visible, t);
+      for (int64_t i = 0; i < n; ++i) g[i] *= scale;
+    }
+    sum_visible<R>(scratch, grad, stride, visible, queries, keys, shape.A, grad_query.rows + t0);
+    // Queries that see nothing are left out of the sums over queries: what they hold is never read.
+    int64_t seers = 0;
+    for (int64_t t = 0; t < queries; ++t) {
+      if (!visible.sees_any(t)) continue;
+      if (seers < t) {
+        __builtin_memcpy(weights + seers * stride, weights + t * stride, static_cast<size_t>(n) * sizeof(R));
+        __builtin_memcpy(grad + seers * stride, grad + t * stride, static_cast<size_t>(n) * sizeof(R));
+      }
+      seeing_query[seers] = query[t0 + t];
+      if (through_context) seeing_upstream[seers] = upstream[t0 + t];
+      ++seers;
+    }
+    weighted_sums<R>(grad, 1, stride, seeing_query, seers, shape.A, grad_keys.rows, n, t0 > 0);
+    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, shape.D, grad_values.rows, n, t0 > 0);
+  }
+  grad_query.flush();
+  grad_keys.flush();
+  grad_values.flush();
+}
+
+template <class R>
+void multiplicative_backward(const MultiplicativeBackward& args, const Executor& executor) {
+  const int64_t H = args.shape.H;
+  parallel(executor, args.shape.B * H, [&](int64_t item) { multiplicative_gradients<R>(args, item / H, item % H); });
+}
+
+}  // namespace onepass::ONEPASS_ISA

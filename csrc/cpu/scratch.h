@@ -1,0 +1,83 @@
+// Working memory of one thread: handed out in order, taken back all at once, kept from call to call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace onepass::ONEPASS_ISA {
+
+class Scratch {
+ public:
+  // The calling thread's.
+  static Scratch& mine() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+
+  // Take everything back. If the last task did not fit into the first block, make that one large enough for the next.
+  void reset() {
+    if (used_blocks_ > 1) {
+      release();
+      blocks_[0] = allocate(capacity_ = total_);
+    }
+    used_blocks_ = blocks_[0] != nullptr;
+    used_ = total_ = 0;
+  }
+
+  // n elements, on a cache line; uninitialised.
+  template <class T>
+  T* take(int64_t n) {
+    const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64 + 64;
+    total_ += bytes;
+    if (used_blocks_ == 0 || used_ + bytes > capacity_) {
+      if (used_blocks_ == kBlocks) throw std::bad_alloc();
+      capacity_ = bytes > kBlockBytes ? bytes : kBlockBytes;
+      capacity_ = capacity_ > total_ ? capacity_ : total_;  // doubling: few blocks, however much is taken
+      blocks_[used_blocks_++] = allocate(capacity_);
+      used_ = 0;
+    }
+    char* p = blocks_[used_blocks_ - 1] + used_;
+    used_ += bytes;
+    return reinterpret_cast<T*>(p);
+  }
+
+  ~Scratch() { release(); }
+
+ private:
+  static constexpr int kBlocks = 64;
+  static constexpr size_t kBlockBytes = size_t{1} << 20;
+
+  static char* allocate(size_t bytes) {
+    void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (p == nullptr) throw std::bad_alloc();
+    return static_cast<char*>(p);
+  }
+
+  void release() {
+    for (char*& block : blocks_) {
+      std::free(block);
+      block = nullptr;
+    }
+    used_blocks_ = 0;
+  }
+
+  char* blocks_[kBlocks] = {};
+  int used_blocks_ = 0;
+  size_t capacity_ = 0, used_ = 0, total_ = 0;
+};
+
+// Run body(i) for i in [0, count) on the executor's threads, each with an empty scratch.
+template <class F, class E>
+void parallel(const E& executor, int64_t count, const F& body) {
+  executor.run(
+      count,
+      [](void* context, int64_t i) {
+        Scratch::mine().reset();
+        (*static_cast<const F*>(context))(i);
+      },
+      const_cast<F*>(&body));
+}
+
+}  // namespace onepass::ONEPASS_ISA

@@ -1,0 +1,114 @@
+// The ops onepass::additive_*.
+#include "arguments.h"
+
+namespace onepass {
+namespace {
+
+using Grads4 = std::tuple<TorchTensor, TorchTensor, TorchTensor, TorchTensor>;
+using Grads3 = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
+
+std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v,
+                                             OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(query);
+  AdditiveForward args;
+  args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
+  const Shape& s = args.shape;
+  TorchTensor context = empty(query, in.with_heads(s, s.T, s.D));
+  TorchTensor weights = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.context = in.view("context", context);
+  args.weights = in.view("weights", weights);
+  static char nothing;  // an empty tensor's pointer may be null, which would mean scores alone
+  if (args.context.data == nullptr) args.context.data = &nothing;
+  kernels().additive_forward(args, executor());
+  return {context, weights};
+}
+
+TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(query);
+  AdditiveForward args;
+  args.shape = shape_of_call(query, keys, 0);
+  const Shape& s = args.shape;
+  TorchTensor scores = empty(query, in.with_heads(s, s.T, s.S));
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.weights = in.view("scores", scores);
+  kernels().additive_forward(args, executor());
+  return scores;
+}
+
+Grads3 score_gradients(Arguments& in, AdditiveBackward& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v,
+                       const OptionalTensor& lengths, const OptionalTensor& mask) {
+  const Shape& s = args.shape;
+  TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
+  TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
+  TorchTensor grad_v = empty(query, in.width_of_v(s));
+  TorchTensor grad_scores = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
+  TorchTensor partial_v = empty(query, {s.B, s.H, 1, s.A}, accumulator(query));
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.grad_query = in.view("grad_query", grad_query);
+  args.grad_keys = in.view("grad_keys", grad_keys);
+  args.grad_v = in.view("grad_v", grad_v);
+  args.grad_scores = in.view("grad_scores", grad_scores);
+  args.partial_v = in.view("partial_v", partial_v);
+  kernels().additive_backward(args, executor());
+  return {grad_query, grad_keys, grad_v};
+}
+
+Grads4 backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys, TorchTensor values,
+                TorchTensor v, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(query);
+  AdditiveBackward args;
+  args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
+  const Shape& s = args.shape;
+  TorchTensor grad_values = empty(query, in.with_heads(s, s.S, s.D));
+  args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+  args.weights = in.in("weights", weights, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.grad_context = in.in("grad_context", grad_context, in.with_heads(s, s.T, s.D));
+  args.grad_weights = in.in("grad_weights", grad_weights, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.grad_values = in.view("grad_values", grad_values);
+  auto [grad_query, grad_keys, grad_v] = score_gradients(in, args, query, keys, v, lengths, mask);
+  return {grad_query, grad_keys, grad_values, grad_v};
+}
+
+Grads3 scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths,
+                       OptionalTensor mask) {
+  Arguments in(query);
+  AdditiveBackward args;
+  args.shape = shape_of_call(query, keys, 0);
+  args.grad_weights = in.in("grad_scores", grad_scores, in.with_heads(args.shape, args.shape.T, args.shape.S));
+  return score_gradients(in, args, query, keys, v, lengths, mask);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
+  library.def(
+      "additive_forward(Tensor query, Tensor keys, Tensor values, Tensor v, Tensor? lengths, Tensor? mask)"
+      " -> (Tensor context, Tensor weights)");
+  library.def(
+      "additive_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, Tensor v,"
+      " Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("additive_scores(Tensor query, Tensor keys, Tensor v, Tensor? lengths, Tensor? mask) -> Tensor");
+  library.def(
+      "additive_scores_backward(Tensor grad_scores, Tensor query, Tensor keys, Tensor v, Tensor? lengths, Tensor? mask)"
+      " -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
+  library.impl("additive_forward", TORCH_BOX(&forward));
+  library.impl("additive_backward", TORCH_BOX(&backward));
+  library.impl("additive_scores", TORCH_BOX(&scores));
+  library.impl("additive_scores_backward", TORCH_BOX(&scores_backward));
+}
+
+}  // namespace onepass

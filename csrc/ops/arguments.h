@@ -1,0 +1,185 @@
+// From torch's tensors to the kernels' plain structs, with the checks that an op makes on its own: ops may be called directly.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <atomic>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/isa.h"
+#include "../cpu/kernels.h"
+
+namespace onepass {
+
+using TorchTensor = torch::stable::Tensor;
+using OptionalTensor = std::optional<TorchTensor>;
+using torch::headeronly::ScalarType;
+using Sizes = std::vector<int64_t>;
+
+#define ONEPASS_CHECK(condition, ...)                                                       \
+  do {                                                                                      \
+    if (!(condition)) throw std::runtime_error(::onepass::words("onepass: ", __VA_ARGS__)); \
+  } while (0)
+
+template <class... Parts>
+std::string words(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+inline std::string shape_of(const TorchTensor& x) {
+  std::string text = "[";
+  for (int64_t i = 0; i < x.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(x.size(i));
+  return text + "]";
+}
+
+inline Dtype dtype_of(const char* name, const TorchTensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default: throw std::runtime_error(words("onepass: ", name, " must be float32, float64, bfloat16 or float16"));
+  }
+}
+
+// What a dtype accumulates in.
+inline ScalarType accumulator(const TorchTensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Tensors of one call: it keeps copies that had to be made contiguous alive until the kernels have run.
+class Arguments {
+ public:
+  explicit Arguments(const TorchTensor& query) : dtype_(query.scalar_type()), rank_(query.dim()) {
+    ONEPASS_CHECK(rank_ == 3 || rank_ == 4, "query must be [B, T, A] or [B, H, T, A]; got ", shape_of(query));
+    dtype_of("query", query);
+  }
+
+  // [B, (H,) N, W] of exactly these sizes, of the query's dtype or the one given.
+  Tensor in(const char* name, const TorchTensor& given, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
+    ONEPASS_CHECK(given.is_cpu(), name, " must be on the cpu");
+    ONEPASS_CHECK(given.scalar_type() == dtype.value_or(dtype_), name, " has another dtype than the query");
+    bool fits = given.dim() == static_cast<int64_t>(sizes.size());
+    for (size_t i = 0; fits && i < sizes.size(); ++i) fits = given.size(static_cast<int64_t>(i)) == sizes[i];
+    ONEPASS_CHECK(fits, name, " must be ", text(sizes), "; got ", shape_of(given));
+    const bool unit = given.dim() == 0 || given.size(given.dim() - 1) <= 1 || given.stride(given.dim() - 1) == 1;
+    kept_.push_back(unit ? given : torch::stable::contiguous(given));
+    return view(name, kept_.back());
+  }
+
+  Tensor in(const char* name, const OptionalTensor& given, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
+    return given.has_value() ? in(name, *given, sizes, dtype) : Tensor{};
+  }
+
+  // A view of a contiguous tensor made for the kernels to write.
+  Tensor view(const char* name, const TorchTensor& x) const {
+    Tensor view;
+    view.data = x.mutable_data_ptr();
+    view.dtype = dtype_of(name, x);
+    const int64_t rank = x.dim();
+    if (rank >= 3) {
+      view.batch = x.stride(0);
+      view.head = rank == 4 ? x.stride(1) : 0;
+      view.row = x.stride(rank - 2);
+    } else if (rank == 2) {
+      view.head = x.stride(0);  // v [H, A]
+    }
+    return view;
+  }
+
+  Visibility visibility(const OptionalTensor& lengths, const OptionalTensor& mask, const Shape& shape) {
+    Visibility v;
+    if (lengths.has_value()) {
+      ONEPASS_CHECK(lengths->scalar_type() == ScalarType::Long && lengths->is_cpu(), "lengths must be int64 on the cpu");
+      const bool per_query = lengths->dim() == 2;
+      ONEPASS_CHECK((per_query || lengths->dim() == 1) && lengths->size(0) == shape.B && (!per_query || lengths->size(1) == shape.T),
+                    "lengths must be [B] = [", shape.B, "] or [B, T] = [", shape.B, ", ", shape.T, "]; got ", shape_of(*lengths));
+      v.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+      v.lengths_batch = lengths->stride(0);
+      v.lengths_step = per_query ? lengths->stride(1) : 0;
+      for (int64_t b = 0; b < shape.B; ++b)
+        for (int64_t t = 0; t < (per_query ? shape.T : 1); ++t) {
+          const int64_t n = v.lengths[b * v.lengths_batch + t * v.lengths_step];
+          ONEPASS_CHECK(n >= 0 && n <= shape.S, "lengths must lie in [0, ", shape.S, "], got ", n);
+        }
+    }
+    if (mask.has_value()) {
+      const Sizes sizes = with_heads(shape, shape.T, shape.S);
+      bool fits = mask->scalar_type() == ScalarType::Bool && mask->is_cpu() && mask->dim() == rank_;
+      for (int64_t i = 0; fits && i < rank_; ++i) fits = mask->size(i) == sizes[static_cast<size_t>(i)];
+      ONEPASS_CHECK(fits, "mask must be boolean ", text(sizes), " on the cpu; got ", shape_of(*mask));
+      v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+      v.mask_batch = mask->stride(0);
+      v.mask_head = rank_ == 4 ? mask->stride(1) : 0;
+      v.mask_step = mask->stride(rank_ - 2);
+      v.mask_source = mask->stride(rank_ - 1);
+    }
+    return v;
+  }
+
+  // [B, (H,) rows, width]
+  Sizes with_heads(const Shape& shape, int64_t rows, int64_t width) const {
+    return rank_ == 4 ? Sizes{shape.B, shape.H, rows, width} : Sizes{shape.B, rows, width};
+  }
+
+  Sizes width_of_v(const Shape& shape) const { return rank_ == 4 ? Sizes{shape.H, shape.A} : Sizes{shape.A}; }
+
+ private:
+  static std::string text(const Sizes& sizes) {
+    std::string text = "[";
+    for (size_t i = 0; i < sizes.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
+    return text + "]";
+  }
+
+  ScalarType dtype_;
+  int64_t rank_;
+  std::vector<TorchTensor> kept_;
+};
+
+// Sizes of a call; the ranks of keys and values are checked against them later.
+inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
+  const int64_t rank = query.dim();
+  ONEPASS_CHECK(rank == keys.dim(), "query ", shape_of(query), " and keys ", shape_of(keys), " must have the same rank");
+  return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
+}
+
+inline TorchTensor empty(const TorchTensor& like, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+inline const Kernels& kernels() {
+#if defined(__x86_64__)
+  switch (active_isa()) {
+    case Isa::avx512: return kernels_avx512;
+    case Isa::avx2: return kernels_avx2;
+    case Isa::baseline: break;
+  }
+#endif
+  return kernels_baseline;
+}
+
+// torch's own threads. Tasks are taken one by one, so that uneven ones spread evenly; no result depends on who takes which.
+inline Executor executor() {
+  return {static_cast<int>(torch::stable::get_num_threads()), [](int64_t count, void (*task)(void*, int64_t), void* context) {
+            const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+            const int64_t workers = threads < count ? threads : count;
+            if (workers <= 1) {
+              for (int64_t i = 0; i < count; ++i) task(context, i);
+              return;
+            }
+            std::atomic<int64_t> next{0};
+            torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+              for (int64_t i = next++; i < count; i = next++) task(context, i);
+            });
+          }};
+}
+
+}  // namespace onepass

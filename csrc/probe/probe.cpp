@@ -1,0 +1,107 @@
+// onepass._probe: which instruction set is in use, how the build was made, and what the machine can do at most. Free of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../cpu/isa.h"
+#include "ceilings.h"
+
+namespace py = pybind11;
+
+namespace onepass {
+namespace {
+
+const Ceilings& loops() {
+#if defined(__x86_64__)
+  switch (active_isa()) {
+    case Isa::avx512: return ceilings_avx512;
+    case Isa::avx2: return ceilings_avx2;
+    case Isa::baseline: break;
+  }
+#endif
+  return ceilings_baseline;
+}
+
+std::vector<std::string> isas() {
+  return {isa_names, isa_names + static_cast<int>(best_isa()) + 1};
+}
+
+std::string isa() {
+  return isa_names[static_cast<int>(active_isa())];
+}
+
+void force_isa(const std::string& name) {
+  for (const std::string& known : isas())
+    if (known == name) {
+      setenv("ONEPASS_ISA", name.c_str(), 1);
+      return;
+    }
+  std::string all;
+  for (const std::string& known : isas()) all += (all.empty() ? "" : ", ") + known;
+  throw py::value_error("this machine runs " + all + "; got '" + name + "'");
+}
+
+// Operations per second of `threads` threads at once: the best of several trials.
+template <class Loop>
+double rate(int threads, double seconds, const Loop& loop) {
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  int64_t rounds = 1;
+  for (auto start = Clock::now(); loop(rounds) > 0 && since(start) < seconds / 16; start = Clock::now()) rounds *= 2;
+  double best = 0;
+  for (int trial = 0; trial < 5; ++trial) {
+    std::vector<double> done(static_cast<size_t>(threads));
+    std::vector<std::thread> workers;
+    const auto start = Clock::now();
+    for (double& d : done) workers.emplace_back([&loop, &d, rounds] { d = loop(rounds); });
+    for (std::thread& worker : workers) worker.join();
+    const double elapsed = since(start);
+    double total = 0;
+    for (const double d : done) total += d;
+    best = total / elapsed > best ? total / elapsed : best;
+  }
+  return best;
+}
+
+std::map<std::string, double> ceilings(int threads, double seconds, int64_t bytes) {
+  if (threads < 1 || seconds <= 0 || bytes < 4096) throw py::value_error("ceilings needs threads >= 1, seconds > 0, bytes >= 4096");
+  const py::gil_scoped_release release;
+  const Ceilings& c = loops();
+  const int64_t count = bytes / threads / static_cast<int64_t>(sizeof(float));
+  const std::vector<float> data(static_cast<size_t>(count) * static_cast<size_t>(threads), 1.f);
+  std::atomic<int> next{0};
+  return {{"fma", rate(threads, seconds, c.fused_multiply_adds)},
+          {"reciprocal", rate(threads, seconds, c.reciprocals)},
+          {"read", rate(threads, seconds, [&](int64_t rounds) {
+             const float* part = data.data() + next++ % threads * count;
+             double total = 0;
+             for (int64_t i = 0; i < rounds; ++i) total += c.read(part, count);
+             return total;
+           })}};
+}
+
+std::map<std::string, std::string> build() {
+  return {{"compiler", __VERSION__}, {"flags", ONEPASS_FLAGS}, {"torch", ONEPASS_TORCH}, {"version", ONEPASS_VERSION}};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_probe, m) {
+  m.doc() = "Instruction set, build and measured ceilings of the CPU kernels; free of torch.";
+  m.def("isa", &isa, "The instruction set in use.");
+  m.def("isas", &isas, "Those that this machine runs, lowest first.");
+  m.def("force_isa", &force_isa, py::arg("name"), "Use this instruction set from now on (sets ONEPASS_ISA for the process).");
+  m.def("ceilings", &ceilings, py::arg("threads") = 1, py::arg("seconds") = 0.1, py::arg("bytes") = int64_t{1} << 28,
+        "Measured: float32 multiply-adds per second ('fma'), accurate float32 reciprocals per second ('reciprocal') and bytes read per "
+        "second from `bytes` of memory ('read'), all threads together.");
+  m.def("build", &build, "Compiler, flags, the torch built against, the version.");
+}
+
+}  // namespace onepass

@@ -1,0 +1,16 @@
+"""Fused attention for recurrent sequence-to-sequence models: the scores, the softmax and the context vector in one pass."""
+
+from onepass import reference
+from onepass._version import __version__
+from onepass.functional import additive_attention, additive_scores, multiplicative_attention
+from onepass.modules import AdditiveAttention, MultiplicativeAttention
+
+__all__ = [
+    "AdditiveAttention",
+    "MultiplicativeAttention",
+    "__version__",
+    "additive_attention",
+    "additive_scores",
+    "multiplicative_attention",
+    "reference",
+]

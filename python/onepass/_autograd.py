@@ -1,0 +1,152 @@
+"""Shapes without data (fakes) and gradients of the ops ``onepass::*``; forward and backward are each an op."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import register_autograd, register_fake
+
+Grads = tuple[Tensor | None, ...]
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What a dtype accumulates in, and weights are kept in: itself, or float32 for the half-width ones."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _weights_like(query: Tensor, keys: Tensor) -> Tensor:
+    return query.new_empty((*query.shape[:-1], keys.shape[-2]), dtype=_accumulator(query.dtype))
+
+
+def _context_like(query: Tensor, values: Tensor) -> Tensor:
+    return query.new_empty((*query.shape[:-1], values.shape[-1]))
+
+
+def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+@register_fake("onepass::additive_forward")
+def _(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _context_like(query, values), _weights_like(query, keys)
+
+
+@register_fake("onepass::additive_backward")
+def _(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    v: Tensor,
+    weights: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return _contiguous_like(query, keys, values, v)
+
+
+@register_fake("onepass::additive_scores")
+def _(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return query.new_empty((*query.shape[:-1], keys.shape[-2]))
+
+
+@register_fake("onepass::additive_scores_backward")
+def _(
+    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    return _contiguous_like(query, keys, v)
+
+
+@register_fake("onepass::multiplicative_forward")
+def _(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    keep_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    accumulator = _accumulator(query.dtype)
+    weights = _weights_like(query, keys) if keep_weights else query.new_empty((0,), dtype=accumulator)
+    return _context_like(query, values), weights, query.new_empty(query.shape[:-1], dtype=accumulator)
+
+
+@register_fake("onepass::multiplicative_backward")
+def _(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    weights: Tensor,
+    logsumexp: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return _contiguous_like(query, keys, values)
+
+
+def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _additive_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    query, keys, values, v, lengths, mask = inputs
+    _keep(ctx, query, keys, values, v, output[1], lengths, mask)
+
+
+def _additive_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+    if grad_context is None and grad_weights is None:
+        return (None,) * 6
+    query, keys, values, v, weights, lengths, mask = ctx.saved_tensors
+    grads = torch.ops.onepass.additive_backward(grad_context, grad_weights, query, keys, values, v, weights, lengths, mask)
+    return (*grads, None, None)
+
+
+def _scores_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    _keep(ctx, *inputs)
+
+
+def _scores_backward(ctx: Any, grad_scores: Tensor | None) -> Grads:
+    if grad_scores is None:
+        return (None,) * 5
+    query, keys, v, lengths, mask = ctx.saved_tensors
+    return (*torch.ops.onepass.additive_scores_backward(grad_scores, query, keys, v, lengths, mask), None, None)
+
+
+def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, keys, values, scale, lengths, mask, _ = inputs
+    _, weights, logsumexp = output
+    _keep(ctx, query, keys, values, weights, logsumexp, lengths, mask)
+    ctx.scale = scale
+    ctx.mark_non_differentiable(logsumexp)
+
+
+def _multiplicative_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Grads:
+    if grad_context is None and grad_weights is None:
+        return (None,) * 7
+    query, keys, values, weights, logsumexp, lengths, mask = ctx.saved_tensors
+    grads = torch.ops.onepass.multiplicative_backward(
+        grad_context, grad_weights, query, keys, values, ctx.scale, weights, logsumexp, lengths, mask
+    )
+    return (*grads, None, None, None, None)
+
+
+def _refuse_setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    pass
+
+
+def _refuse(ctx: Any, *grads: Tensor | None) -> Grads:
+    raise RuntimeError("onepass computes first derivatives only; for a second one name backend='reference'")
+
+
+register_autograd("onepass::additive_forward", _additive_backward, setup_context=_additive_setup)
+register_autograd("onepass::additive_scores", _scores_backward, setup_context=_scores_setup)
+register_autograd("onepass::multiplicative_forward", _multiplicative_backward, setup_context=_multiplicative_setup)
+for _op in ("additive_backward", "additive_scores_backward", "multiplicative_backward"):
+    register_autograd(f"onepass::{_op}", _refuse, setup_context=_refuse_setup)

@@ -1,0 +1,122 @@
+"""Checks of a call's arguments, and their one canonical form: every error names what it got and what it takes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Inputs(NamedTuple):
+    """Arguments as the ops take them: query ``[B, (H,) T, A]``, lengths int64, mask expanded to ``[B, (H,) T, S]``."""
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor | None
+    v: Tensor | None
+    lengths: Tensor | None
+    mask: Tensor | None
+    one_step: bool
+
+    def output(self, tensor: Tensor) -> Tensor:
+        """An op's ``[B, (H,) T, ...]`` result in the rank of the caller's query."""
+        return tensor.squeeze(-2) if self.one_step else tensor
+
+
+def check_inputs(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> Inputs:
+    """Raise on the first thing that is wrong, else return the canonical form."""
+    tensors = {"query": query, "keys": keys, "values": values, "v": v}
+    for name, tensor in tensors.items():
+        _check_kind(name, tensor, query)
+    if keys.dim() not in (3, 4):
+        raise ValueError(f"keys must be [B, S, A] or, with heads, [B, H, S, A]; got {_shape(keys)}")
+    heads = keys.dim() == 4
+    one_step = query.dim() == keys.dim() - 1
+    if one_step:
+        query = query.unsqueeze(-2)
+    if query.dim() != keys.dim():
+        raise ValueError(
+            f"query must be {'[B, H, T, A], or [B, H, A]' if heads else '[B, T, A], or [B, A]'} for one step, "
+            f"to go with keys {_shape(keys)}; got {_shape(tensors['query'])}"
+        )
+    _check_sizes("query", query, "keys", keys, "batch size and heads" if heads else "batch size", slice(0, -2))
+    _check_sizes("query", query, "keys", keys, "attention width A (the last dimension)", slice(-1, None))
+    if values is not None:
+        if values.dim() != keys.dim():
+            raise ValueError(f"values must have the rank of keys {_shape(keys)}; got {_shape(values)}")
+        _check_sizes("values", values, "keys", keys, "batch and source dimensions", slice(0, -1))
+    if v is not None:
+        wanted = [keys.shape[1], keys.shape[-1]] if heads else [keys.shape[-1]]
+        if list(v.shape) != wanted:
+            raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
+    lengths = _check_lengths(lengths, query, keys)
+    mask = _check_mask(mask, query, keys, one_step)
+    return Inputs(query, keys, values, v, lengths, mask, one_step)
+
+
+def _check_kind(name: str, tensor: Tensor | None, query: Tensor) -> None:
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16; got {tensor.dtype}")
+    if tensor.dtype != query.dtype:
+        raise TypeError(f"{name} must have the dtype of query, {query.dtype}; got {tensor.dtype}")
+    if tensor.device != query.device:
+        raise ValueError(f"{name} must be on the device of query, {query.device}; got {tensor.device}")
+
+
+def _check_sizes(name: str, tensor: Tensor, other_name: str, other: Tensor, what: str, dims: slice) -> None:
+    if tensor.shape[dims] != other.shape[dims]:
+        raise ValueError(f"{name} and {other_name} must agree in {what}; got {_shape(tensor)} and {_shape(other)}")
+
+
+def _check_lengths(lengths: Tensor | None, query: Tensor, keys: Tensor) -> Tensor | None:
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a torch.Tensor of integers; got {type(lengths).__name__}")
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"lengths must be int64 or int32; got {lengths.dtype}")
+    if lengths.device != query.device:
+        raise ValueError(f"lengths must be on the device of query, {query.device}; got {lengths.device}")
+    batch, steps = query.shape[0], query.shape[-2]
+    if list(lengths.shape) not in ([batch], [batch, steps]):
+        raise ValueError(f"lengths must be [B] = [{batch}] or, per query, [B, T] = [{batch}, {steps}]; got {_shape(lengths)}")
+    return lengths.to(torch.int64)
+
+
+def _check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a boolean tensor, True where a query attends; got {got}")
+    if mask.device != query.device:
+        raise ValueError(f"mask must be on the device of query, {query.device}; got {mask.device}")
+    full = [*query.shape[:-1], keys.shape[-2]]  # [B, (H,) T, S]
+    given = mask
+    if one_step and mask.dim() == 2:
+        mask = mask.unsqueeze(1)  # [B, S] of one step
+    if len(full) == 4 and mask.dim() == 3:
+        mask = mask.unsqueeze(1)  # one mask for all heads
+    broadcasts = mask.dim() <= len(full) and all(
+        size in (1, want) for size, want in zip(reversed(mask.shape), reversed(full), strict=False)
+    )
+    if not broadcasts:
+        hint = " (a padding mask [B, S] is written mask[:, None, :])" if given.dim() == 2 else ""
+        raise ValueError(f"mask must broadcast to {'[B, H, T, S]' if len(full) == 4 else '[B, T, S]'} = {full}; got {_shape(given)}{hint}")
+    return mask.expand(full)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

@@ -1,0 +1,118 @@
+"""One function per operation: check the arguments, pick a backend, call its op.
+
+Shapes: ``B`` batch, ``H`` heads, ``T`` queries (target positions, or beams: several queries over one memory), ``S`` source positions,
+``A`` attention width, ``D`` value width. All float arguments share one dtype (float32, float64, bfloat16 or float16) and one device.
+"""
+
+import torch
+from torch import Tensor
+
+from onepass import reference
+from onepass._backends import pick_backend
+from onepass._validate import check_inputs
+
+
+def additive_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    v: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    need_weights: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Additive attention: ``weights = softmax_s(v . tanh(query[t] + keys[s]))``, ``context = sum_s weights[t, s] values[s]``.
+
+    Bahdanau, Cho and Bengio 2015 (arXiv:1409.0473), equations 5 and 6 and appendix A.1.2; the projections ``W_a s`` and ``U_a h``
+    are the caller's, as ``query`` and ``keys``. Luong's *concat* score is the same after splitting its matrix in two.
+
+    Args:
+        query: ``[B, T, A]``, or ``[B, A]`` for one step; with heads ``[B, H, T, A]`` or ``[B, H, A]``.
+        keys: ``[B, S, A]`` or ``[B, H, S, A]``.
+        values: ``[B, S, D]`` or ``[B, H, S, D]``.
+        v: ``[A]`` or ``[H, A]``.
+        lengths: how many source positions are visible, in ``[0, S]``: integers ``[B]``, or ``[B, T]`` per query.
+        mask: boolean, True where a query attends; broadcastable to ``[B, T, S]`` (``[B, S]`` for one step; with heads also
+            ``[B, H, T, S]``). With ``lengths``, a position must be visible by both.
+        need_weights: also return the weights; a gradient may come back through them.
+        backend: ``"auto"``, ``"cpu"`` (compiled kernels) or ``"reference"`` (plain torch). A named backend never falls back.
+
+    Returns:
+        ``(context, weights)``: context ``[B, T, D]`` (``[B, D]`` for one step), weights ``[B, T, S]`` or None. Weights of positions that
+        are not visible are exactly 0; a query that sees none gets a context of zeros.
+
+    Raises:
+        TypeError: dtypes that are mixed or not supported. ValueError: ranks, sizes or devices that do not go together, an unknown
+        backend. RuntimeError: lengths outside ``[0, S]``, a backend that cannot serve the call, a second derivative.
+    """
+    inputs = check_inputs(query, keys, values, v, lengths, mask)
+    if pick_backend(backend, query) == "reference":
+        context, weights = reference.additive_attention(
+            inputs.query, keys, values, v, lengths=inputs.lengths, mask=inputs.mask, need_weights=True
+        )
+        assert weights is not None
+    else:
+        context, weights = torch.ops.onepass.additive_forward(inputs.query, keys, values, v, inputs.lengths, inputs.mask)
+    return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
+
+
+def additive_scores(
+    query: Tensor,
+    keys: Tensor,
+    v: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The raw scores ``v . tanh(query[t] + keys[s])``, for pointer networks and normalisers other than softmax.
+
+    Bahdanau et al. 2015, appendix A.1.2; Vinyals et al. 2015 (arXiv:1506.03134), equation 3. Arguments and errors as in
+    :func:`additive_attention`.
+
+    Returns:
+        ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible.
+    """
+    inputs = check_inputs(query, keys, None, v, lengths, mask)
+    if pick_backend(backend, query) == "reference":
+        scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask)
+    else:
+        scores = torch.ops.onepass.additive_scores(inputs.query, keys, v, inputs.lengths, inputs.mask)
+    return inputs.output(scores)
+
+
+def multiplicative_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scale: float = 1.0,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    need_weights: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Multiplicative attention: ``weights = softmax_s(scale * query[t] . keys[s])``, ``context = sum_s weights[t, s] values[s]``.
+
+    Luong, Pham and Manning 2015 (arXiv:1508.04025), equations 7 and 8, *dot*; for *general* project the query (or the keys) first.
+    ``scale = A ** -0.5`` gives the scaled dot product. Arguments, results and errors as in :func:`additive_attention`, without ``v``.
+    """
+    inputs = check_inputs(query, keys, values, None, lengths, mask)
+    if pick_backend(backend, query) == "reference":
+        context, weights = reference.multiplicative_attention(
+            inputs.query, keys, values, scale=scale, lengths=inputs.lengths, mask=inputs.mask, need_weights=need_weights
+        )
+    else:
+        keep = need_weights or _weights_are_small(inputs.query, keys, values)
+        context, weights, _ = torch.ops.onepass.multiplicative_forward(
+            inputs.query, keys, values, scale, inputs.lengths, inputs.mask, keep
+        )
+    return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights and weights is not None else None
+
+
+def _weights_are_small(query: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether training keeps the weights for the backward: only where they are at most twice the context, else they are recomputed."""
+    trains = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad)
+    return trains and keys.shape[-2] <= 2 * values.shape[-1]

@@ -1,0 +1,221 @@
+"""Layers: the projections of the papers around the functions of :mod:`onepass.functional`.
+
+Both take ``memory``, the encoder states, as keys and, unless ``values`` are given, as values. With ``num_heads > 1`` the attention width
+and the value width are split evenly over the heads; each head has its own weights and the contexts are put back side by side.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from onepass import functional, reference
+
+
+class _Attention(nn.Module):
+    """What both layers share: heads, dropout on the weights, and the call of the function."""
+
+    def __init__(self, dropout: float, num_heads: int, **split: int) -> None:
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
+        for name, width in split.items():
+            if width % num_heads:
+                raise ValueError(f"{name} must be a multiple of num_heads = {num_heads}; got {width}")
+        self.dropout = dropout
+        self.num_heads = num_heads
+
+    def _split(self, states: Tensor) -> Tensor:
+        """``[B, N, H * W]`` as ``[B, H, N, W]``, without a copy."""
+        return states if self.num_heads == 1 else states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _join(self, context: Tensor) -> Tensor:
+        return context if self.num_heads == 1 else context.transpose(1, 2).flatten(-2)
+
+    def _function(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+    def _attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        one_step = query.dim() == 2
+        if one_step:
+            query = query.unsqueeze(1)
+            mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 2 else mask
+        query, keys, values = self._split(query), self._split(keys), self._split(values.to(query.dtype))
+        if self.dropout > 0.0 and self.training:
+            # A call without value columns gives the weights alone; padding is cleared, since 0 * NaN is NaN in a plain product.
+            _, weights = self._function(query, keys, values[..., :0], lengths, mask, True)
+            assert weights is not None
+            if mask is not None and mask.dim() == 3 and self.num_heads > 1:
+                mask = mask.unsqueeze(1)
+            visible = reference.visible_positions(keys, query.shape[-2], lengths, mask)
+            weights = nn.functional.dropout(weights, self.dropout)
+            context = weights @ reference.without_unseen(values, visible)
+        else:
+            context, weights = self._function(query, keys, values, lengths, mask, need_weights)
+        context = self._join(context)
+        if one_step:
+            context, weights = context.squeeze(1), None if weights is None else weights.squeeze(-2)
+        return context, weights if need_weights else None
+
+
+class AdditiveAttention(_Attention):
+    """Additive attention with its projections: ``score = v . tanh(W_q query + W_k memory + b)``.
+
+    Bahdanau et al. 2015 (arXiv:1409.0473), appendix A.1.2. Luong's *concat* score (arXiv:1508.04025, equation 8),
+    ``v . tanh(W [query; memory])``, is this layer with ``W = [W_q, W_k]``.
+
+    Args:
+        query_dim: width of the decoder states.
+        key_dim: width of the encoder states.
+        hidden_dim: attention width A.
+        bias: whether ``query_layer`` has a bias ``b``.
+        normalize: use ``g v / |v|`` for ``v`` (per head), as in GNMT and TensorFlow's ``BahdanauAttention(normalize=True)``; ``g`` starts at
+            ``sqrt(1 / A)`` and the bias at 0.
+        dropout: probability with which a weight is dropped in training (Srivastava et al. 2014); returned weights are the dropped ones.
+        num_heads: heads; ``hidden_dim`` and the value width must be multiples of it.
+
+    Parameters: ``query_layer`` (Linear), ``key_layer`` (Linear, no bias), ``v`` ``[A]`` (``[H, A / H]`` with heads), ``g`` ``[]`` or ``[H]``.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        key_dim: int,
+        hidden_dim: int,
+        *,
+        bias: bool = True,
+        normalize: bool = False,
+        dropout: float = 0.0,
+        num_heads: int = 1,
+    ) -> None:
+        super().__init__(dropout, num_heads, hidden_dim=hidden_dim)
+        self.query_layer = nn.Linear(query_dim, hidden_dim, bias=bias)
+        self.key_layer = nn.Linear(key_dim, hidden_dim, bias=False)
+        per_head = hidden_dim // num_heads
+        self.v = nn.Parameter(torch.empty(hidden_dim if num_heads == 1 else (num_heads, per_head)))
+        self.g = nn.Parameter(torch.empty(() if num_heads == 1 else num_heads)) if normalize else None
+        bound = 1.0 / math.sqrt(per_head)
+        nn.init.uniform_(self.v, -bound, bound)
+        if self.g is not None:
+            nn.init.constant_(self.g, bound)
+            if bias:
+                nn.init.zeros_(self.query_layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        values: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from ``query`` (``[B, T, query_dim]`` or ``[B, query_dim]``) over ``memory`` (``[B, S, key_dim]``).
+
+        ``values`` (``[B, S, D]``) default to ``memory``; ``lengths``, ``mask`` and errors as in :func:`onepass.additive_attention`.
+        Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
+        """
+        keys = self.key_layer(memory)
+        return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, need_weights)
+
+    def _function(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        v = self.v
+        if self.g is not None:
+            v = self.g.unsqueeze(-1) * nn.functional.normalize(v, dim=-1)
+        return functional.additive_attention(
+            query, keys, values, v.to(query.dtype), lengths=lengths, mask=mask, need_weights=need_weights
+        )
+
+    def extra_repr(self) -> str:
+        return f"normalize={self.g is not None}, dropout={self.dropout}, num_heads={self.num_heads}"
+
+
+class MultiplicativeAttention(_Attention):
+    """Multiplicative attention (Luong et al. 2015, arXiv:1508.04025, equation 8).
+
+    ``"dot"``: ``query . memory``; ``"scaled_dot"``: the same over ``sqrt(A)`` (A per head); ``"general"``: ``(W query) . memory``.
+
+    Args:
+        query_dim, key_dim: widths of decoder and encoder states; equal unless ``score="general"``.
+        score: one of the three above.
+        bias: whether the projection of ``"general"`` has a bias.
+        dropout, num_heads: as in :class:`AdditiveAttention`.
+
+    Parameters: ``query_layer`` (Linear from ``query_dim`` to ``key_dim``) for ``"general"``, else none.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        key_dim: int,
+        score: str = "dot",
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
+        num_heads: int = 1,
+    ) -> None:
+        super().__init__(dropout, num_heads, key_dim=key_dim)
+        if score not in ("dot", "general", "scaled_dot"):
+            raise ValueError(f"score must be 'dot', 'general' or 'scaled_dot'; got {score!r}")
+        if score != "general" and query_dim != key_dim:
+            raise ValueError(f"score={score!r} needs query_dim == key_dim; got {query_dim} and {key_dim}: use 'general'")
+        self.score = score
+        self.scale = math.sqrt(num_heads / key_dim) if score == "scaled_dot" else 1.0
+        self.query_layer = nn.Linear(query_dim, key_dim, bias=bias) if score == "general" else None
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        values: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`AdditiveAttention.forward`."""
+        if self.query_layer is not None:
+            query = self.query_layer(query)
+        keys = memory.to(query.dtype)
+        return self._attend(query, keys, keys if values is None else values, lengths, mask, need_weights)
+
+    def _function(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        return functional.multiplicative_attention(
+            query, keys, values, scale=self.scale, lengths=lengths, mask=mask, need_weights=need_weights
+        )
+
+    def extra_repr(self) -> str:
+        return f"score={self.score!r}, dropout={self.dropout}, num_heads={self.num_heads}"

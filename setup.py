@@ -1,0 +1,134 @@
+"""Builds two extension modules where it can, and the pure Python package where it cannot.
+
+    onepass._C      torch ops on the libtorch stable ABI (one binary for every torch from 2.10 on); needs torch's headers
+    onepass._probe  instruction set, build and ceilings; needs pybind11 alone
+
+| environment  | default | meaning                                                                          |
+| ------------ | ------- | -------------------------------------------------------------------------------- |
+| ONEPASS_CPU  | auto    | 1: the CPU kernels must be built, else the install fails; 0: never; auto: if possible |
+| ONEPASS_JOBS | cores   | source files compiled at once                                                    |
+| CXX          | c++     | the compiler                                                                     |
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import pathlib
+import platform
+import runpy
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = pathlib.Path(__file__).parent
+VERSION = runpy.run_path(str(HERE / "python/onepass/_version.py"))["__version__"]
+CSRC = pathlib.Path("csrc")
+ISA_FLAGS = {
+    "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "_avx512.cpp": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
+}
+# No contraction: results must not depend on which product the compiler would fuse (csrc/cpu/simd.h).
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+TARGET_TORCH = "0x020a000000000000"  # 2.10, the oldest torch that the binary serves
+
+
+def torch_folder() -> pathlib.Path | None:
+    """Where torch is installed, without importing it; also from an isolated build, which hides the environment's packages."""
+    paths = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    spec = importlib.machinery.PathFinder.find_spec("torch", paths)
+    folder = pathlib.Path(spec.origin).parent if spec and spec.origin else None
+    return folder if folder and (folder / "include/torch/csrc/stable/library.h").exists() else None
+
+
+def torch_version(folder: pathlib.Path) -> str:
+    return str(runpy.run_path(str(folder / "version.py"))["__version__"])
+
+
+def why_not(folder: pathlib.Path | None) -> str | None:
+    """Why the CPU kernels cannot be built here, or None."""
+    if os.environ.get("ONEPASS_CPU", "auto") == "0":
+        return "ONEPASS_CPU=0"
+    if platform.system() not in ("Linux", "Darwin"):
+        return f"no build for {platform.system()} yet"
+    if folder is None:
+        return "no torch >= 2.10 in this environment: install it first, then `pip install --no-build-isolation onepass-attention`"
+    version = tuple(int(part) for part in torch_version(folder).split("+")[0].split(".")[:2])
+    return None if version >= (2, 10) else f"torch {torch_version(folder)} is there, 2.10 or newer is needed"
+
+
+def extensions(folder: pathlib.Path) -> list[Extension]:
+    import pybind11
+
+    def sources(*patterns: str) -> list[str]:
+        return sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
+
+    flags = [*FLAGS, f"-DONEPASS_FLAGS={chr(34)}{' '.join(FLAGS)}{chr(34)}"]
+    flags += [f"-DONEPASS_VERSION={chr(34)}{VERSION}{chr(34)}", f"-DONEPASS_TORCH={chr(34)}{torch_version(folder)}{chr(34)}"]
+    headers = sorted(str(path) for path in CSRC.rglob("*") if path.suffix in (".h", ".inc"))
+    ops = Extension(
+        "onepass._C",
+        sources("ops/*.cpp", "cpu/*.cpp"),
+        include_dirs=[str(folder / "include")],
+        library_dirs=[str(folder / "lib")],
+        libraries=["torch_cpu"],
+        extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"],
+        depends=headers,
+    )
+    probe = Extension(
+        "onepass._probe",
+        sources("probe/*.cpp"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args=flags,
+        extra_link_args=["-pthread"],
+        depends=headers,
+    )
+    return [ops, probe]
+
+
+class Build(build_ext):
+    """Compiles files side by side, each with the flags of its instruction set, and goes on without them where that fails."""
+
+    def build_extensions(self) -> None:
+        compile_one = self.compiler._compile
+
+        def with_isa(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
+            isa = next((flags for ending, flags in ISA_FLAGS.items() if src.endswith(ending)), [])
+            compile_one(obj, src, ext, cc_args, extra + (isa if platform.machine() == "x86_64" else []), pp_opts)
+
+        def compile_all(sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
+                        extra_postargs=None, depends=None):  # type: ignore[no-untyped-def]  # fmt: skip
+            _, objects, extra, pp_opts, build = self.compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            cc_args = self.compiler._get_cc_args(pp_opts, debug, extra_preargs)
+            jobs = int(os.environ.get("ONEPASS_JOBS", os.cpu_count() or 1))
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(lambda item: with_isa(item[0], *item[1], cc_args, extra, pp_opts), build.items()))
+            return objects
+
+        self.compiler.compile = compile_all
+        try:
+            super().build_extensions()
+        except Exception as problem:
+            if os.environ.get("ONEPASS_CPU", "auto") == "1":
+                raise
+            self.extensions = []
+            print(f"onepass: the CPU kernels were not built ({problem}); the package runs on its plain torch reference.\n"
+                  "onepass: install a C++20 compiler (Debian: apt-get install g++) and install onepass again.", file=sys.stderr)  # fmt: skip
+
+
+folder = torch_folder()
+reason = why_not(folder)
+if reason is not None:
+    if os.environ.get("ONEPASS_CPU", "auto") == "1":
+        raise SystemExit(f"onepass: ONEPASS_CPU=1, but the CPU kernels cannot be built: {reason}")
+    print(f"onepass: the CPU kernels are not built: {reason}", file=sys.stderr)
+
+setup(
+    version=VERSION,
+    ext_modules=[] if reason or folder is None else extensions(folder),
+    cmdclass={"build_ext": Build},
+)
