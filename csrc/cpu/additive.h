@@ -307,15 +307,20 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
     additive_score_gradient<R>(args, bh / shape.H, bh % shape.H, t0, t0 + block <= shape.T ? block : shape.T - t0);
   });
 
-  constexpr int64_t kChannels = 8 * kWidth<R>, kColumns = 16 * kWidth<R>;
-  const int64_t channel_blocks = (shape.A + kChannels - 1) / kChannels;
+  // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
+  // depends on the slice.
+  constexpr int64_t kUnit = 8 * kWidth<R>, kSlices = 256 * 1024 / sizeof(R), kTasks = 16, kColumns = 16 * kWidth<R>;
+  const int64_t fitting = kSlices / (shape.S + shape.T + 1), sharing = heads * shape.A / kTasks;
+  const int64_t least = (fitting < sharing ? fitting : sharing) / kUnit * kUnit;
+  const int64_t channels = least < kUnit ? kUnit : least;
+  const int64_t channel_blocks = (shape.A + channels - 1) / channels;
   const int64_t column_blocks = args.grad_values.data == nullptr ? 0 : (shape.D + kColumns - 1) / kColumns;
   const int64_t items = channel_blocks + column_blocks;
   parallel(executor, heads * items, [&](int64_t task) {
     const int64_t b = task / items / shape.H, h = task / items % shape.H, item = task % items;
     const auto width = [](int64_t first, int64_t step, int64_t end) { return first + step <= end ? step : end - first; };
     if (item < channel_blocks) {
-      score_inputs_gradient<R>(args, b, h, item * kChannels, width(item * kChannels, kChannels, shape.A));
+      score_inputs_gradient<R>(args, b, h, item * channels, width(item * channels, channels, shape.A));
     } else {
       const int64_t column = (item - channel_blocks) * kColumns;
       values_gradient<R>(args, b, h, column, width(column, kColumns, shape.D));

@@ -184,18 +184,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* e
         sum[t * SS + s] = add_ratio<R>(sum[t * SS + s], load<R>(weight + a), d);
       }
   const R factor = R(-2) * c.weighting.unit;
-  if constexpr (TT * SS <= W) {
-    const Vec<R> scores = sum_lanes<R, TT * SS>(sum) * factor + c.weighting.sum;
-    for (int t = 0; t < TT; ++t)
-      for (int s = 0; s < SS; ++s) out[t * stride + s] = scores[t * SS + s];
-  } else {
-    for (int k = 0; k < TT * SS; k += W) {
-      Vec<R> part[W];
-      for (int l = 0; l < W; ++l) part[l] = sum[k + l];
-      const Vec<R> scores = sum_lanes<R, W>(part) * factor + c.weighting.sum;
-      for (int l = 0; l < W; ++l) out[(k + l) / SS * stride + (k + l) % SS] = scores[l];
-    }
-  }
+  store_sums<R, TT, SS>(sum, out, stride, [&](Vec<R> x) __attribute__((always_inline)) { return x * factor + c.weighting.sum; });
 }
 
 template <class R>

@@ -132,10 +132,7 @@ ONEPASS_INLINE Vec<R> larger(Vec<R> a, Vec<R> b) {
 }
 
 template <class R, int... I>
-struct Lanes {};
-
-template <class R, int... I>
-ONEPASS_INLINE Vec<R> pick(Vec<R> a, Vec<R> b, Lanes<R, I...>) {
+ONEPASS_INLINE Vec<R> pick(Vec<R> a, Vec<R> b) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, I...);
 #else
@@ -143,35 +140,34 @@ ONEPASS_INLINE Vec<R> pick(Vec<R> a, Vec<R> b, Lanes<R, I...>) {
 #endif
 }
 
-template <class R, int Offset, class = std::make_integer_sequence<int, kWidth<R>>>
-struct Alternate;
-template <class R, int Offset, int... I>
-struct Alternate<R, Offset, std::integer_sequence<int, I...>> {
-  using type = Lanes<R, (2 * I + Offset)...>;
-};
-
-// Sums of neighbouring lanes: those of a in the lower half, those of b in the upper.
-template <class R>
-ONEPASS_INLINE Vec<R> add_neighbours(Vec<R> a, Vec<R> b) {
-  return pick<R>(a, b, typename Alternate<R, 0>::type{}) + pick<R>(a, b, typename Alternate<R, 1>::type{});
+// Halve two vectors into one: lane i becomes the sum of lanes i and i ^ H, of b where i has the bit H, else of a. A blend, one
+// permutation and one addition.
+template <class R, int H, int... I>
+ONEPASS_INLINE Vec<R> halve(Vec<R> a, Vec<R> b, std::integer_sequence<int, I...>) {
+  constexpr int W = kWidth<R>;
+  return pick<R, (I & H ? I + W : I)...>(a, b) + pick<R, (I & H ? (I ^ H) + W : I ^ H)...>(a, b);
 }
 
-// The sums over the lanes of N vectors (N a power of two, at most the width), in the first N lanes of the result. Every vector is
-// summed by the same tree, whatever N is.
-template <class R, int N>
-ONEPASS_INLINE Vec<R> sum_lanes(Vec<R> (&x)[N]) {
-  int count = N;
+template <class R, int H, int N>
+ONEPASS_INLINE Vec<R> sum_lanes_from(Vec<R>* x) {
+  constexpr auto lanes = std::make_integer_sequence<int, kWidth<R>>{};
+  if constexpr (H == kWidth<R>) {
+    return x[0];
+  } else if constexpr (N == 1) {
+    x[0] = halve<R, H>(x[0], x[0], lanes);
+    return sum_lanes_from<R, 2 * H, 1>(x);
+  } else {
 #pragma GCC unroll 8
-  for (int width = kWidth<R>; width > 1; width /= 2) {
-    if (count == 1) {
-      x[0] = add_neighbours<R>(x[0], x[0]);
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < count / 2; ++i) x[i] = add_neighbours<R>(x[2 * i], x[2 * i + 1]);
-      count /= 2;
-    }
+    for (int i = 0; i < N / 2; ++i) x[i] = halve<R, H>(x[2 * i], x[2 * i + 1], lanes);
+    return sum_lanes_from<R, 2 * H, N / 2>(x);
   }
-  return x[0];
+}
+
+// The sums over the lanes of N vectors (N a power of two, at most the width), in the first N lanes of the result; x is lost. Every
+// vector is summed by the same tree, whatever N is.
+template <class R, int N>
+ONEPASS_INLINE Vec<R> sum_lanes(Vec<R>* x) {
+  return sum_lanes_from<R, 1, N>(x);
 }
 
 template <class R>
