@@ -31,21 +31,25 @@ def check_inputs(
     v: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
+    *,
+    lacks: str = "",
 ) -> Inputs:
-    """Raise on the first thing that is wrong, else return the canonical form."""
+    """Raise on the first thing that is wrong, else return the canonical form; ``lacks`` names a tensor that it does not take."""
     tensors = {"query": query, "keys": keys, "values": values, "v": v}
+    tensors.pop(lacks, None)
     for name, tensor in tensors.items():
         _check_kind(name, tensor, query)
     if keys.dim() not in (3, 4):
         raise ValueError(f"keys must be [B, S, A] or, with heads, [B, H, S, A]; got {_shape(keys)}")
     heads = keys.dim() == 4
     one_step = query.dim() == keys.dim() - 1
+    given = query
     if one_step:
         query = query.unsqueeze(-2)
     if query.dim() != keys.dim():
         raise ValueError(
             f"query must be {'[B, H, T, A], or [B, H, A]' if heads else '[B, T, A], or [B, A]'} for one step, "
-            f"to go with keys {_shape(keys)}; got {_shape(tensors['query'])}"
+            f"to go with keys {_shape(keys)}; got {_shape(given)}"
         )
     _check_sizes("query", query, "keys", keys, "batch size and heads" if heads else "batch size", slice(0, -2))
     _check_sizes("query", query, "keys", keys, "attention width A (the last dimension)", slice(-1, None))
@@ -63,8 +67,6 @@ def check_inputs(
 
 
 def _check_kind(name: str, tensor: Tensor | None, query: Tensor) -> None:
-    if tensor is None:
-        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:

@@ -75,7 +75,7 @@ def additive_scores(
     Returns:
         ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible.
     """
-    inputs = check_inputs(query, keys, None, v, lengths, mask)
+    inputs = check_inputs(query, keys, None, v, lengths, mask, lacks="values")
     if pick_backend(backend, query) == "reference":
         scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask)
     else:
@@ -99,7 +99,7 @@ def multiplicative_attention(
     Luong, Pham and Manning 2015 (arXiv:1508.04025), equations 7 and 8, *dot*; for *general* project the query (or the keys) first.
     ``scale = A ** -0.5`` gives the scaled dot product. Arguments, results and errors as in :func:`additive_attention`, without ``v``.
     """
-    inputs = check_inputs(query, keys, values, None, lengths, mask)
+    inputs = check_inputs(query, keys, values, None, lengths, mask, lacks="v")
     if pick_backend(backend, query) == "reference":
         context, weights = reference.multiplicative_attention(
             inputs.query, keys, values, scale=scale, lengths=inputs.lengths, mask=inputs.mask, need_weights=need_weights

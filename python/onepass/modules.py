@@ -19,6 +19,8 @@ class _Attention(nn.Module):
         super().__init__()
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1; got {num_heads}")
         for name, width in split.items():
             if width % num_heads:
                 raise ValueError(f"{name} must be a multiple of num_heads = {num_heads}; got {width}")
@@ -52,6 +54,8 @@ class _Attention(nn.Module):
         mask: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        if values.shape[-1] % self.num_heads:
+            raise ValueError(f"the width of values must be a multiple of num_heads = {self.num_heads}; got {values.shape[-1]}")
         one_step = query.dim() == 2
         if one_step:
             query = query.unsqueeze(1)
