@@ -9,7 +9,7 @@ template <class R>
 void additive_forward(const AdditiveForward& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H;
-  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, 256);
+  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kMostQueries);
   const int64_t blocks = (shape.T + block - 1) / block;
   parallel(executor, heads * blocks, [&](int64_t item) {
     Scratch& scratch = Scratch::mine();
@@ -48,7 +48,7 @@ void additive_score_gradient(const AdditiveBackward& args, int64_t b, int64_t h,
   if (args.grad_context.data != nullptr) {
     const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
     const R** upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride);
+    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
   } else {
     for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
   }
@@ -300,7 +300,7 @@ template <class R>
 void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H;
-  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, 256);
+  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kMostQueries);
   const int64_t blocks = (shape.T + block - 1) / block;
   parallel(executor, heads * blocks, [&](int64_t item) {
     const int64_t bh = item / blocks, t0 = item % blocks * block;

@@ -6,6 +6,10 @@
 
 namespace onepass::ONEPASS_ISA {
 
+constexpr int kTileRows = kRegisters == 32 ? 6 : 3;  // times four vectors of columns: sums of a tile, all in registers
+constexpr int64_t kMostQueries = 256;                // that any caller takes at once
+constexpr int64_t kMany = 16;                        // rows for which transposing the others pays
+
 // The sums over the lanes of M * N vectors, each passed through f, as an M by N block of `out`.
 template <class R, int M, int N, class F>
 ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) {
@@ -38,30 +42,6 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const R* const* right, int64_
       for (int j = 0; j < N; ++j)
         sum[i * N + j] = fma<R>(load_first<R>(left[i] + c, n - c), load_first<R>(right[j] + c, n - c), sum[i * N + j]);
   store_sums<R, M, N>(sum, out, stride, [](Vec<R> x) __attribute__((always_inline)) { return x; });
-}
-
-// out[i, j] = left[i] . right[j] for i < m, j < p. Rows of `right` in blocks that stay in the first-level cache.
-template <class R>
-void dot_products(const R* const* left, int64_t m, const R* const* right, int64_t p, int64_t n, R* out, int64_t stride) {
-  constexpr int kTile = kRegisters == 32 ? 4 : 2;
-  constexpr int64_t kBlockBytes = 24 * 1024;
-  int64_t block = kBlockBytes / (n * static_cast<int64_t>(sizeof(R)) + 1) / 4 * 4;
-  block = block < 4 ? 4 : block;
-  for (int64_t first = 0; first < p; first += block) {
-    const int64_t end = first + block < p ? first + block : p;
-    for (int64_t i = 0; i < m;) {
-      const auto row_of_tiles = [&](auto rows) {
-        constexpr int M = decltype(rows)::value;
-        int64_t j = first;
-        for (; j + 4 <= end; j += 4) dot_tile<R, M, 4>(left + i, right + j, n, out + i * stride + j, stride);
-        for (; j < end; ++j) dot_tile<R, M, 1>(left + i, right + j, n, out + i * stride + j, stride);
-        i += M;
-      };
-      if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{});
-      else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{});
-      else row_of_tiles(std::integral_constant<int, 1>{});
-    }
-  }
 }
 
 // out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on; the rows are
@@ -101,25 +81,16 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, cons
     }
 }
 
-// N vectors of columns of weighted_sums. With more than one tile of results, rows are first packed: as they lie, a power of two apart,
-// few of them fit into the first-level cache at once.
-template <class R, int N, bool Whole>
-void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* rows, int64_t n, int64_t offset, int64_t last,
-                 R* const* out, int64_t m, bool add) {
-  constexpr int W = kWidth<R>, kRows = kRegisters == 32 ? 6 : 3, kPanel = 96;
+// N vectors of columns of a product: fill(panel, first, count) packs rows first .. first + count of them, N vectors each, or returns
+// false where the rows are better read as they lie.
+template <class R, int N, bool Whole, class Fill>
+void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* rows, const Fill& fill, int64_t n, int64_t offset,
+                 int64_t last, R* const* out, int64_t m, bool add) {
+  constexpr int W = kWidth<R>, kPanel = 96;
   alignas(64) R panel[kPanel * N * W];
   for (int64_t first = 0; first == 0 || first < n; first += kPanel) {
     const int64_t count = n - first < kPanel ? n - first : kPanel;
-    const R* packed = nullptr;
-    if (m > kRows) {
-      for (int64_t j = 0; j < count; ++j)
-#pragma GCC unroll 4
-        for (int k = 0; k < N; ++k) {
-          const R* from = rows[first + j] + offset + k * W;
-          store<R>(panel + (j * N + k) * W, Whole || k < N - 1 ? load<R>(from) : load_first<R>(from, last));
-        }
-      packed = panel;
-    }
+    const R* packed = fill(panel, first, count) ? panel : nullptr;
     const auto tile = [&](auto tile_rows, int64_t i) {
       constexpr int M = decltype(tile_rows)::value;
       const R* w = weights + i * row + first * column;
@@ -127,22 +98,127 @@ void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* 
       else sum_tile<R, M, N, Whole>(w, row, column, nullptr, rows + first, count, offset, last, out + i, add || first > 0);
     };
     int64_t i = 0;
-    for (; i + kRows <= m; i += kRows) tile(std::integral_constant<int, kRows>{}, i);
+    for (; i + kTileRows <= m; i += kTileRows) tile(std::integral_constant<int, kTileRows>{}, i);
     if (m - i >= 4) tile(std::integral_constant<int, 4>{}, i), i += 4;
     if (m - i >= 2) tile(std::integral_constant<int, 2>{}, i), i += 2;
     if (m - i >= 1) tile(std::integral_constant<int, 1>{}, i);
   }
 }
 
-// out[i, 0:width] = sum over j < n of weights[i * row + j * column] * rows[j, 0:width], i < m; added to `out` if asked.
+// All columns, four vectors at a time: f(vectors, whether the last one is whole, first column, columns of the last vector).
+template <class R, class F>
+void by_columns(int64_t width, const F& f) {
+  constexpr int W = kWidth<R>;
+  int64_t offset = 0;
+  for (; offset + 4 * W <= width; offset += 4 * W) f(std::integral_constant<int, 4>{}, std::true_type{}, offset, int64_t{W});
+  const int64_t rest = width - offset, last = rest % W == 0 ? W : rest % W;
+  const auto edge = [&](auto vectors) {
+    if (last == W) f(vectors, std::true_type{}, offset, last);
+    else f(vectors, std::false_type{}, offset, last);
+  };
+  switch ((rest + W - 1) / W) {
+    case 4: return edge(std::integral_constant<int, 4>{});
+    case 3: return edge(std::integral_constant<int, 3>{});
+    case 2: return edge(std::integral_constant<int, 2>{});
+    case 1: return edge(std::integral_constant<int, 1>{});
+  }
+}
+
+// out[i, 0:width] = sum over j < n of weights[i * row + j * column] * rows[j, 0:width], i < m; added to `out` if asked. With more than
+// one tile of results the rows are packed: as they lie, often a power of two apart, few of them fit into the first-level cache at once.
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const* rows, int64_t n, int64_t width, R* const* out,
                    int64_t m, bool add = false) {
+  by_columns<R>(width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
+    constexpr int N = decltype(vectors)::value, W = kWidth<R>;
+    const auto fill = [&](R* panel, int64_t first, int64_t count) {
+      if (m <= kTileRows) return false;
+      for (int64_t j = 0; j < count; ++j)
+#pragma GCC unroll 4
+        for (int k = 0; k < N; ++k) {
+          const R* from = rows[first + j] + offset + k * W;
+          store<R>(panel + (j * N + k) * W, whole || k < N - 1 ? load<R>(from) : load_first<R>(from, last));
+        }
+      return true;
+    };
+    sum_columns<R, N, decltype(whole)::value>(weights, row, column, rows, fill, n, offset, last, out, m, add);
+  });
+}
+
+// W vectors as the rows of a square, transposed: log2(W) rounds in which blocks of H lanes change places.
+template <class R, int H, int... I>
+ONEPASS_INLINE void transpose_round(Vec<R>* x, std::integer_sequence<int, I...>) {
   constexpr int W = kWidth<R>;
-  int64_t offset = 0;
-  for (; offset + 4 * W <= width; offset += 4 * W) sum_columns<R, 4, true>(weights, row, column, rows, n, offset, W, out, m, add);
-  for (; offset + W <= width; offset += W) sum_columns<R, 1, true>(weights, row, column, rows, n, offset, W, out, m, add);
-  if (offset < width) sum_columns<R, 1, false>(weights, row, column, rows, n, offset, width - offset, out, m, add);
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i)
+    if ((i & H) == 0) {
+      const Vec<R> a = x[i], b = x[i + H];
+      x[i] = pick<R, (I & H ? (I ^ H) + W : I)...>(a, b);
+      x[i + H] = pick<R, (I & H ? I + W : I ^ H)...>(a, b);
+    }
+}
+
+template <class R, int H = kWidth<R> / 2>
+ONEPASS_INLINE void transpose(Vec<R>* x) {
+  transpose_round<R, H>(x, std::make_integer_sequence<int, kWidth<R>>{});
+  if constexpr (H > 1) transpose<R, H / 2>(x);
+}
+
+// The same products with the rows of `right` transposed into panels, which pays where many rows of `left` use them. Rows of `left` lie
+// one stride apart.
+template <class R>
+void packed_dot_products(const R* const* left, int64_t m, const R* const* right, int64_t p, int64_t n, R* out, int64_t stride) {
+  R* rows[kMostQueries];
+  for (int64_t i = 0; i < m; ++i) rows[i] = out + i * stride;
+  by_columns<R>(p, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
+    constexpr int N = decltype(vectors)::value, W = kWidth<R>;
+    const auto fill = [&](R* panel, int64_t first, int64_t count) {
+      for (int k = 0; k < N; ++k) {
+        const int64_t lanes = whole || k < N - 1 ? W : last;
+        for (int64_t c = 0; c < count; c += W) {
+          const int64_t columns = count - c < W ? count - c : W;
+          Vec<R> x[W];
+#pragma GCC unroll 16
+          for (int l = 0; l < W; ++l) {
+            if (l >= lanes) x[l] = Vec<R>{};
+            else if (columns == W) x[l] = load<R>(right[offset + k * W + l] + first + c);
+            else x[l] = load_first<R>(right[offset + k * W + l] + first + c, columns);
+          }
+          transpose<R>(x);
+          for (int64_t l = 0; l < columns; ++l) store<R>(panel + ((c + l) * N + k) * W, x[l]);
+        }
+      }
+      return true;
+    };
+    sum_columns<R, N, decltype(whole)::value>(left[0], m > 1 ? left[1] - left[0] : 0, 1, nullptr, fill, n, offset, last, rows, m, false);
+  });
+}
+
+// out[i, j] = left[i] . right[j] for i < m, j < p. `many`: whether a call has so many rows of `left` in all that transposing `right` pays;
+// the two ways round differently, so that this must not depend on how the rows are shared out. Here rows of `right` come in blocks that
+// stay in the first-level cache.
+template <class R>
+void dot_products(const R* const* left, int64_t m, const R* const* right, int64_t p, int64_t n, R* out, int64_t stride, bool many) {
+  if (many) return packed_dot_products<R>(left, m, right, p, n, out, stride);
+  constexpr int kTile = kRegisters == 32 ? 4 : 2;
+  constexpr int64_t kBlockBytes = 24 * 1024;
+  int64_t block = kBlockBytes / (n * static_cast<int64_t>(sizeof(R)) + 1) / 4 * 4;
+  block = block < 4 ? 4 : block;
+  for (int64_t first = 0; first < p; first += block) {
+    const int64_t end = first + block < p ? first + block : p;
+    for (int64_t i = 0; i < m;) {
+      const auto row_of_tiles = [&](auto rows) {
+        constexpr int M = decltype(rows)::value;
+        int64_t j = first;
+        for (; j + 4 <= end; j += 4) dot_tile<R, M, 4>(left + i, right + j, n, out + i * stride + j, stride);
+        for (; j < end; ++j) dot_tile<R, M, 1>(left + i, right + j, n, out + i * stride + j, stride);
+        i += M;
+      };
+      if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{});
+      else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{});
+      else row_of_tiles(std::integral_constant<int, 1>{});
+    }
+  }
 }
 
 }  // namespace onepass::ONEPASS_ISA

@@ -10,8 +10,8 @@ constexpr int64_t kQueryBlock = 128;
 // scores[t * stride + i] = scale * q[t] . k[i]
 template <class R>
 void multiplicative_scores(const R* const* query, int64_t queries, const R* const* keys, int64_t n, int64_t width, R scale, R* scores,
-                           int64_t stride) {
-  dot_products<R>(query, queries, keys, n, width, scores, stride);
+                           int64_t stride, bool many) {
+  dot_products<R>(query, queries, keys, n, width, scores, stride, many);
   if (scale == R(1)) return;
   for (int64_t t = 0; t < queries; ++t)
     for (int64_t i = 0; i < n; ++i) scores[t * stride + i] *= scale;
@@ -32,7 +32,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     R* scores = scratch.take<R>(queries * stride);
     const R** query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
     const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, visible.index);
-    multiplicative_scores<R>(query, queries, keys, n, shape.A, R(args.scale), scores, stride);
+    multiplicative_scores<R>(query, queries, keys, n, shape.A, R(args.scale), scores, stride, shape.T >= kMany);
     R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t) {
       R* row = scores + t * stride;
@@ -57,7 +57,7 @@ void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int
       gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, args.shape.S, buffer);
     return;
   }
-  multiplicative_scores<R>(query, queries, keys, n, args.shape.A, R(args.scale), weights, stride);
+  multiplicative_scores<R>(query, queries, keys, n, args.shape.A, R(args.scale), weights, stride, args.shape.T >= kMany);
   for (int64_t t = 0; t < queries; ++t) {
     R* row = weights + t * stride;
     const R logsumexp = *reinterpret_cast<const R*>(args.logsumexp.at(b, h, t0 + t));
@@ -99,7 +99,7 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
     Visible visible = whole;
     if (visible.seen != nullptr) visible.seen += t0 * n;
     weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys, weights, stride, buffer);
-    if (through_context) dot_products<R>(upstream + t0, queries, values, n, shape.D, grad, stride);
+    if (through_context) dot_products<R>(upstream + t0, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
     else __builtin_memset(grad, 0, static_cast<size_t>(queries * stride) * sizeof(R));
     for (int64_t t = 0; t < queries; ++t) {
       R* g = grad + t * stride;

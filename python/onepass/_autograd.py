@@ -120,11 +120,11 @@ def _scores_backward(ctx: Any, grad_scores: Tensor | None) -> Grads:
 
 
 def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, keys, values, scale, lengths, mask, _ = inputs
+    query, keys, values, scale, lengths, mask, keep_weights = inputs
     _, weights, logsumexp = output
     _keep(ctx, query, keys, values, weights, logsumexp, lengths, mask)
     ctx.scale = scale
-    ctx.mark_non_differentiable(logsumexp)
+    ctx.mark_non_differentiable(logsumexp, *([] if keep_weights else [weights]))
 
 
 def _multiplicative_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Grads:
