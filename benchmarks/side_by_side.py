@@ -1,7 +1,7 @@
-"""onepass beside its peers on this machine: `python benchmarks/side_by_side.py`. No speed is printed for a result that is wrong.
+"""onepass beside its peers on this machine: `python benchmarks/side_by_side.py`. A result that is wrong has no speed.
 
-Every time is a median over rounds in which all providers take turns; ratios are medians of the rounds' own ratios, so that a machine
-whose speed drifts does not bend them. `--bars` adds peak memory and scaling over threads.
+Every time is a median over rounds in which all providers take turns; ratios are medians of the rounds' own ratios, so that a
+machine whose speed drifts does not bend them. `--bars` adds peak memory and scaling over threads.
 """
 
 import argparse
@@ -17,22 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 from workloads import SHAPES, Workload, expected, providers, workloads
 
 import onepass
 from onepass import _probe
 
-try:
-    from tqdm import tqdm
-except ImportError:  # the bar is a comfort
-    def tqdm(items: Any, **_: Any) -> Any:
-        return items
-
 
 def wrong(workload: Workload, results: dict[str, tuple[Tensor, ...]]) -> dict[str, str]:
-    """Providers whose context or a gradient is off by more than twice what eager is off, plus one rounding of the largest entry."""
+    """Providers whose context or a gradient is off by more than twice what eager is, plus one rounding of the largest entry."""
     want = expected(workload)
-    problems = {}
+    problems: dict[str, str] = {}
     for position, exact in enumerate(want):
         off = {name: float((got[position].double() - exact).abs().max()) for name, got in results.items()}
         allowed = 2 * off["eager"] + float(exact.abs().max()) * torch.finfo(torch.float32).eps
@@ -171,10 +166,9 @@ def main() -> int:
         for workload in tqdm(workloads(family), desc=family, leave=False):
             records = list(compare(workload, options.rounds, _probe.ceilings(threads)["fma"]))
             everything["speed"] += records
-            tqdm_write = getattr(tqdm, "write", print)
-            tqdm_write(f"{family}  {workload}")
+            tqdm.write(f"{family}  {workload}")
             for record in records:
-                tqdm_write(show(record))
+                tqdm.write(show(record))
     if options.bars:
         print("peak memory of additive forward + backward, over 4 BTS + B (T + S) A floats")
         for row in memory_rows():
@@ -183,7 +177,7 @@ def main() -> int:
         print(f"{threads} threads over one")
         for row in tqdm(scaling_rows(options.rounds), desc="scaling", leave=False):
             everything["scaling"].append(row)
-            getattr(tqdm, "write", print)(f"  {row['family']:<15} {row['shape']}  {row['direction']:<19} {row['speed-up']:.2f}x")
+            tqdm.write(f"  {row['family']:<15} {row['shape']}  {row['direction']:<19} {row['speed-up']:.2f}x")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(everything, file, indent=1)

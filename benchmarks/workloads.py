@@ -76,8 +76,8 @@ def sdpa(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def jax_provider(family: str) -> Callable[[Workload, bool], Callable[[], object]]:
     """jax.jit on the CPU; raises ImportError where jax is not installed."""
-    import jax
-    import jax.numpy as jnp
+    import jax  # type: ignore[import-not-found]
+    import jax.numpy as jnp  # type: ignore[import-not-found]
 
     def context(query, keys, values, *v):  # type: ignore[no-untyped-def]
         if family == "additive":
@@ -115,7 +115,9 @@ def torch_provider(function: Attention) -> Callable[[Workload, bool], Callable[[
 
 def providers(family: str) -> tuple[dict[str, Callable[[Workload, bool], Callable[[], object]]], dict[str, str]]:
     """Those that are there, and why the others are not. ``onepass`` is the first, ``eager`` the second."""
-    functional: Attention = onepass.additive_attention if family == "additive" else onepass.multiplicative_attention
+    functional: Callable[..., tuple[Tensor, Tensor | None]] = (
+        onepass.additive_attention if family == "additive" else onepass.multiplicative_attention
+    )
     eager = eager_additive if family == "additive" else eager_multiplicative
     there = {
         "onepass": torch_provider(lambda *inputs: functional(*inputs, backend="cpu")[0]),

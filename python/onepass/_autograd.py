@@ -1,13 +1,19 @@
 """Shapes without data (fakes) and gradients of the ops ``onepass::*``; forward and backward are each an op."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
 Grads = tuple[Tensor | None, ...]
+Fake = TypeVar("Fake", bound=Callable[..., object])
+
+
+def fake(op: str) -> Callable[[Fake], Fake]:
+    """Register the decorated function as what the op returns for tensors without data."""
+    return cast(Callable[[Fake], Fake], register_fake(f"onepass::{op}"))
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -27,13 +33,13 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
 
-@register_fake("onepass::additive_forward")
-def _(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+@fake("additive_forward")
+def _additive_forward_like(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return _context_like(query, values), _weights_like(query, keys)
 
 
-@register_fake("onepass::additive_backward")
-def _(
+@fake("additive_backward")
+def _additive_backward_like(
     grad_context: Tensor | None,
     grad_weights: Tensor | None,
     query: Tensor,
@@ -47,20 +53,20 @@ def _(
     return _contiguous_like(query, keys, values, v)
 
 
-@register_fake("onepass::additive_scores")
-def _(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+@fake("additive_scores")
+def _additive_scores_like(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     return query.new_empty((*query.shape[:-1], keys.shape[-2]))
 
 
-@register_fake("onepass::additive_scores_backward")
-def _(
+@fake("additive_scores_backward")
+def _additive_scores_backward_like(
     grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, ...]:
     return _contiguous_like(query, keys, v)
 
 
-@register_fake("onepass::multiplicative_forward")
-def _(
+@fake("multiplicative_forward")
+def _multiplicative_forward_like(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -74,8 +80,8 @@ def _(
     return _context_like(query, values), weights, query.new_empty(query.shape[:-1], dtype=accumulator)
 
 
-@register_fake("onepass::multiplicative_backward")
-def _(
+@fake("multiplicative_backward")
+def _multiplicative_backward_like(
     grad_context: Tensor | None,
     grad_weights: Tensor | None,
     query: Tensor,

@@ -12,7 +12,7 @@ def _load() -> str | None:
     if spec is None or spec.origin is None:
         return "the CPU kernels were not built (no C++ compiler or no torch at install time; see `python -m onepass info`)"
     try:
-        torch.ops.load_library(spec.origin)
+        torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
     except OSError as problem:
         return f"the CPU kernels in {pathlib.Path(spec.origin).name} do not load into torch {torch.__version__}: {problem}"
     return None

@@ -29,7 +29,7 @@ class _Attention(nn.Module):
 
     def _split(self, states: Tensor) -> Tensor:
         """``[B, N, H * W]`` as ``[B, H, N, W]``, without a copy."""
-        return states if self.num_heads == 1 else states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return states if self.num_heads == 1 else states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def _join(self, context: Tensor) -> Tensor:
         return context if self.num_heads == 1 else context.transpose(1, 2).flatten(-2)
@@ -148,7 +148,7 @@ class AdditiveAttention(_Attention):
         mask: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        v = self.v
+        v: Tensor = self.v
         if self.g is not None:
             v = self.g.unsqueeze(-1) * nn.functional.normalize(v, dim=-1)
         return functional.additive_attention(

@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both first make .venv and install the package into it.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc -type f)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m onepass info
+	$(BIN)/python benchmarks/side_by_side.py --rounds 3
+	$(BIN)/python examples/g2p/train.py
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py
+	cd examples/g2p && ../../$(BIN)/mypy .
+
+# torch first and by itself: the build takes its headers from the environment (see setup.py).
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=2.13" wheel
+	ONEPASS_CPU=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,demo]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist python/*.egg-info python/onepass/*.so

@@ -1,0 +1,124 @@
+"""Every way to install: editable, from the sdist, as a wheel, without a compiler, without torch's headers."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CHECK = """
+import torch, onepass, pathlib, sys, warnings
+assert pathlib.Path(onepass.__file__).resolve().is_relative_to(pathlib.Path(sys.argv[1]).resolve()), onepass.__file__
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        context, _ = onepass.additive_attention(torch.ones(1, 1, 4), torch.ones(1, 2, 4), torch.ones(1, 2, 3), torch.ones(4))
+assert torch.equal(context, torch.ones(1, 1, 3))
+print(len([w for w in caught if "onepass" in str(w.message)]), *(w.message for w in caught))
+"""
+
+
+def run(*command: object, **environment: str) -> str:
+    """A command's output; its failure is the test's."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env={**inherited, **environment}, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The tree as it is tracked, without what earlier builds left in it."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("csrc", "kernels", "python", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
+        else:
+            shutil.copy(path, folder / name)
+    return folder
+
+
+def fresh_environment(folder: pathlib.Path) -> pathlib.Path:
+    """A new virtual environment's python, which sees this one's torch and build tools but not its onepass."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin/python"
+    packages = pathlib.Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    for path in pathlib.Path(sysconfig.get_path("purelib")).iterdir():
+        if "onepass" not in path.name and path.name != "__pycache__":
+            (packages / path.name).symlink_to(path)
+    return python
+
+
+def pip(python: pathlib.Path, *arguments: object, **environment: str) -> str:
+    return run(python, "-m", "pip", *arguments, "--no-build-isolation", "--no-deps", "-v", **environment)
+
+
+def test_editable(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    python = fresh_environment(tmp_path / "environment")
+    pip(python, "install", "-e", source, ONEPASS_CPU="1")
+    assert run(python, "-c", CHECK, source).startswith("0")
+    assert "backend     cpu on cpu: available" in run(python, "-m", "onepass", "info", "--no-measure")
+
+
+def test_sdist_to_wheel_to_fresh_environment(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    build = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); print(b.build_sdist(sys.argv[2]))"
+    run(sys.executable, "-c", build, source, tmp_path)
+    (sdist,) = tmp_path.glob("onepass_attention-*.tar.gz")
+    pip(pathlib.Path(sys.executable), "wheel", sdist, "-w", tmp_path, ONEPASS_CPU="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.startswith("onepass/_C.") for name in names)
+    assert {"onepass/py.typed", "onepass/_probe.pyi", "onepass/kernels/__init__.py"} <= set(names)
+    python = fresh_environment(tmp_path / "environment")
+    pip(python, "install", wheel)
+    assert run(python, "-c", CHECK, tmp_path / "environment").startswith("0")
+
+
+def test_without_a_compiler(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """It installs, works on the reference, and says once what is missing."""
+    python = fresh_environment(tmp_path / "environment")
+    said = pip(python, "install", source, CXX="/nonexistent/c++", CC="/nonexistent/cc")
+    assert "install a C++20 compiler" in said
+    out = run(python, "-c", CHECK, tmp_path / "environment")
+    assert out.startswith("1 onepass runs its plain torch reference")
+    assert "were not built" in out
+    assert "not available: the CPU kernels were not built" in run(python, "-m", "onepass", "info")
+
+
+def test_without_a_compiler_but_told_to_build(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    python = fresh_environment(tmp_path / "environment")
+    with pytest.raises(AssertionError, match="/nonexistent/c"):
+        pip(python, "install", source, CXX="/nonexistent/c++", CC="/nonexistent/cc", ONEPASS_CPU="1")
+
+
+def test_torch_is_found_from_an_isolated_build(source: pathlib.Path) -> None:
+    """An isolated build hides the environment's packages, but not where they lie."""
+    ask = "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]; import importlib.util as u, sysconfig, pathlib"
+    code = (source / "setup.py").read_text().split("def torch_version")[0].replace("from setuptools import Extension, setup", "")
+    code = code.replace("from setuptools.command.build_ext import build_ext", "").replace(
+        "HERE = pathlib.Path(__file__).parent", f"HERE = pathlib.Path({str(source)!r})"
+    )
+    assert "torch" in run(sys.executable, "-c", f"{code}\n{ask}\nprint(torch_folder())")
+
+
+def test_sanitizers(tmp_path: pathlib.Path) -> None:
+    """All kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on buffers of exactly the right size."""
+    flags = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-ffp-contract=off"]
+    flags.append("-Wno-psabi")
+    sets: dict[str, list[str]] = {"baseline": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+    sets["avx512"] = [*sets["avx2"], "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+    compiler = os.environ.get("CXX", "c++")
+    if os.uname().machine != "x86_64":
+        sets = {name: [] for name in sets}
+    for name, isa in sets.items():
+        run(compiler, *flags, *isa, "-c", ROOT / f"csrc/cpu/kernels_{name}.cpp", "-o", tmp_path / f"{name}.o")
+    run(compiler, *flags, ROOT / "tests/cpp/sanitize.cpp", *sorted(tmp_path.glob("*.o")), "-o", tmp_path / "sanitize")
+    assert "runs clean" in run(tmp_path / "sanitize")
