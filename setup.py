@@ -31,7 +31,8 @@ ISA_FLAGS = {
     "_avx512.cpp": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
 }
 # No contraction: results must not depend on which product the compiler would fuse (csrc/cpu/simd.h).
-FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS += ["-Wall", "-Wno-psabi"]
 TARGET_TORCH = "0x020a000000000000"  # 2.10, the oldest torch that the binary serves
 
 
@@ -116,19 +117,20 @@ class Build(build_ext):
             if os.environ.get("ONEPASS_CPU", "auto") == "1":
                 raise
             self.extensions = []
-            print(f"onepass: the CPU kernels were not built ({problem}); the package runs on its plain torch reference.\n"
-                  "onepass: install a C++20 compiler (Debian: apt-get install g++) and install onepass again.", file=sys.stderr)  # fmt: skip
+            print(f"onepass: the CPU kernels were not built ({problem}); the package runs on its plain torch reference.", file=sys.stderr)
+            print("onepass: install a C++20 compiler (Debian: apt-get install g++), then onepass again.", file=sys.stderr)
 
 
-folder = torch_folder()
-reason = why_not(folder)
-if reason is not None:
-    if os.environ.get("ONEPASS_CPU", "auto") == "1":
-        raise SystemExit(f"onepass: ONEPASS_CPU=1, but the CPU kernels cannot be built: {reason}")
-    print(f"onepass: the CPU kernels are not built: {reason}", file=sys.stderr)
+def main() -> None:
+    folder = torch_folder()
+    reason = why_not(folder)
+    if reason is not None:
+        if os.environ.get("ONEPASS_CPU", "auto") == "1":
+            raise SystemExit(f"onepass: ONEPASS_CPU=1, but the CPU kernels cannot be built: {reason}")
+        print(f"onepass: the CPU kernels are not built: {reason}", file=sys.stderr)
+    modules = [] if reason or folder is None else extensions(folder)
+    setup(version=VERSION, ext_modules=modules, cmdclass={"build_ext": Build})
 
-setup(
-    version=VERSION,
-    ext_modules=[] if reason or folder is None else extensions(folder),
-    cmdclass={"build_ext": Build},
-)
+
+if __name__ == "__main__":
+    main()

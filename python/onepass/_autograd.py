@@ -34,7 +34,9 @@ def _contiguous_like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @fake("additive_forward")
-def _additive_forward_like(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _additive_forward_like(
+    query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return _context_like(query, values), _weights_like(query, keys)
 
 

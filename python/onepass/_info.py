@@ -20,7 +20,8 @@ def probe() -> Any:
 
 def lines(measure: bool = True) -> list[str]:
     """What is there, a line each."""
-    out = [f"onepass     {__version__}", f"torch       {torch.__version__}", f"python      {platform.python_version()} on {platform.machine()}"]
+    out = [f"onepass     {__version__}", f"torch       {torch.__version__}"]
+    out.append(f"python      {platform.python_version()} on {platform.machine()}")
     devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     for name in _backends.NAMES:
         for device in devices:

@@ -89,12 +89,13 @@ class AdditiveAttention(_Attention):
         key_dim: width of the encoder states.
         hidden_dim: attention width A.
         bias: whether ``query_layer`` has a bias ``b``.
-        normalize: use ``g v / |v|`` for ``v`` (per head), as in GNMT and TensorFlow's ``BahdanauAttention(normalize=True)``; ``g`` starts at
-            ``sqrt(1 / A)`` and the bias at 0.
+        normalize: use ``g v / |v|`` for ``v`` (per head), as in GNMT and TensorFlow's ``BahdanauAttention(normalize=True)``;
+            ``g`` starts at ``sqrt(1 / A)`` and the bias at 0.
         dropout: probability with which a weight is dropped in training (Srivastava et al. 2014); returned weights are the dropped ones.
         num_heads: heads; ``hidden_dim`` and the value width must be multiples of it.
 
-    Parameters: ``query_layer`` (Linear), ``key_layer`` (Linear, no bias), ``v`` ``[A]`` (``[H, A / H]`` with heads), ``g`` ``[]`` or ``[H]``.
+    Parameters: ``query_layer`` (Linear), ``key_layer`` (Linear, no bias), ``v`` ``[A]`` (``[H, A / H]`` with heads), ``g`` ``[]``
+    or ``[H]``.
     """
 
     def __init__(
