@@ -30,6 +30,22 @@ inline int64_t query_block(int64_t T, int64_t S, int64_t heads, int threads, int
   return block < T ? (block + 3) / 4 * 4 : (T < 1 ? 1 : T);
 }
 
+// The sum of a row's visible entries, given a vector or one at a time. Each goes to the lane of its position, whatever others a block of
+// queries sees: how queries are shared out in blocks must not show in the last bit.
+template <class R, class FV, class F1>
+ONEPASS_INLINE R sum_by_position(const Visible& visible, const FV& vector, const F1& one) {
+  constexpr int W = kWidth<R>;
+  Vec<R> sums[1] = {};
+  if (visible.index == nullptr) {
+    for (int64_t i = 0; i < visible.count; i += W) sums[0] += vector(i);
+  } else {
+    R lanes[W] = {};
+    for (int64_t i = 0; i < visible.count; ++i) lanes[visible.index[i] % W] += one(i);
+    sums[0] = load<R>(lanes);
+  }
+  return sum_lanes<R, 1>(sums)[0];
+}
+
 // Scores to weights, in place; the row has whole vectors. Unseen positions get 0, a query that sees nothing gets zeros. Returns
 // log sum exp of the scores (-inf where nothing is seen).
 template <class R>
@@ -48,13 +64,8 @@ R softmax_row(R* row, const Visible& visible, int64_t query) {
   Vec<R> top = splat<R>(-infinity);
   for (int64_t i = 0; i < whole; i += W) top = larger<R>(load<R>(row + i), top);
   const R largest = largest_lane<R>(top);
-  Vec<R> sums[1] = {};
-  for (int64_t i = 0; i < whole; i += W) {
-    const Vec<R> e = exp_nonpositive<R>(load<R>(row + i) - largest);
-    store<R>(row + i, e);
-    sums[0] += e;
-  }
-  const R sum = sum_lanes<R, 1>(sums)[0];
+  for (int64_t i = 0; i < whole; i += W) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - largest));
+  const R sum = sum_by_position<R>(visible, [&](int64_t i) { return load<R>(row + i); }, [&](int64_t i) { return row[i]; });
   for (int64_t i = 0; i < whole; i += W) store<R>(row + i, load<R>(row + i) / sum);
   if (visible.seen != nullptr)
     for (int64_t i = 0; i < n; ++i)
@@ -126,14 +137,13 @@ void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int
   if (visible.seen != nullptr)
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) grad[i] = 0;
-  Vec<R> dot[1] = {};
-  int64_t i = 0;
-  for (; i + W <= n; i += W) dot[0] = fma<R>(load<R>(weights + i), load<R>(grad + i), dot[0]);
-  if (i < n) dot[0] = fma<R>(load_first<R>(weights + i, n - i), load_first<R>(grad + i, n - i), dot[0]);
-  const R mean = sum_lanes<R, 1>(dot)[0];
-  for (i = 0; i < n; ++i) grad[i] = weights[i] * (grad[i] - mean);
+  const auto vector = [&](int64_t i) {
+    return i + W <= n ? load<R>(weights + i) * load<R>(grad + i) : load_first<R>(weights + i, n - i) * load_first<R>(grad + i, n - i);
+  };
+  const R mean = sum_by_position<R>(visible, vector, [&](int64_t i) { return weights[i] * grad[i]; });
+  for (int64_t i = 0; i < n; ++i) grad[i] = weights[i] * (grad[i] - mean);
   if (visible.seen != nullptr)
-    for (i = 0; i < n; ++i)
+    for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) grad[i] = 0;
 }
 

@@ -54,7 +54,7 @@ inline Visible visible_to(Scratch& scratch, const Visibility& v, int64_t S, int6
     all = all && seers == queries;
     index[count++] = static_cast<int32_t>(s);
   }
-  if (all) return {count, index, nullptr};
+  if (all) return {count, count == longest ? nullptr : index, nullptr};
   auto* seen = scratch.take<uint8_t>(queries * count);
   for (int64_t t = 0; t < queries; ++t)
     for (int64_t i = 0; i < count; ++i) seen[t * count + i] = sees(t, index[i]);
