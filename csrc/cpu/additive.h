@@ -133,6 +133,25 @@ struct Slice {
   }
 };
 
+// v in a slice. It factors out of the sums for dq and dk, but for an infinite or NaN one: g v must then be in each term, as in the
+// eager formula, where opposite infinities make a NaN.
+template <class R>
+struct Factors {
+  R *early, *late;  // early * late = 4 v
+  bool finite;
+
+  Factors(Scratch& scratch, const Tensor& v, int64_t h, int64_t column, int64_t width)
+      : early(scratch.take<R>(padded<R>(width))), late(scratch.take<R>(padded<R>(width))) {
+    read_row<R>(early, v.at(0, h, 0) + column * size_of(v.dtype), v.dtype, width);
+    for (int64_t c = width; c < padded<R>(width); ++c) early[c] = 0;
+    finite = all_finite<R>(early, width);
+    for (int64_t c = 0; c < padded<R>(width); ++c) {
+      late[c] = finite ? R(4) * early[c] : R(4);
+      early[c] = finite ? R(1) : early[c];
+    }
+  }
+};
+
 // Sums of g r over the fast pairs and of g tanh over the direct ones, per channel, and of g over the fast ones.
 template <class R>
 struct VectorGradient {
@@ -182,7 +201,7 @@ ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const R* g, Vec<R
 
 // Q queries against all keys of a slice. dq, dk: vector by vector, as the slices.
 template <class R, int Q>
-void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const R* g, const uint8_t* seen, R* dq, R* dk,
+void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factors<R>& v, const R* g, const uint8_t* seen, R* dq, R* dk,
                    VectorGradient<R>& dv) {
   constexpr int W = kWidth<R>;
   constexpr R kMerged = (Limits<R>::product / Q - 1) / R(2.8853900817779268);
@@ -193,7 +212,9 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const R* g, 
     least = size < least ? size : least;
     most = size <= most ? most : size + R(0) * most;
   }
-  const auto in_range = [&](R smallest, R largest) { return most + largest <= Limits<R>::single && least + smallest >= R(kSmall); };
+  const auto in_range = [&](R smallest, R largest) {
+    return most + largest <= Limits<R>::single && least + smallest >= R(kSmall) && v.finite;
+  };
   const bool uniform = in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
   for (int64_t c = 0; c < k.width; c += W) {
     Vec<R> eq[Q], sum[Q] = {}, fast = {}, direct = {};  // sums of sums: the error grows with the root of their number
@@ -215,7 +236,7 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const R* g, 
             if (seen != nullptr && seen[s * Q + i] == 0) continue;
             Vec<R> tangent, slope;
             tanh_and_slope<R>(q.at(t + i, c) + k.at(s, c), tangent, slope);
-            const Vec<R> gi = splat<R>(g[s * Q + i]), w = slope * R(0.25);
+            const Vec<R> gi = splat<R>(g[s * Q + i]), w = load<R>(v.early + c) * slope * R(0.25);
             sum[i] = fma<R>(gi, w, sum[i]);
             key_sum = fma<R>(gi, w, key_sum);
             direct = fma<R>(gi, tangent, direct);
@@ -253,6 +274,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
   const Slice<R> q(scratch, args.query, b, h, seers.index, seers.count, column, width);
   const Slice<R> k(scratch, args.keys, b, h, visible.index, n, column, width);
+  const Factors<R> v(scratch, args.v, h, column, width);
   const auto zeros = [&](int64_t count) {
     R* p = scratch.take<R>(count);
     __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
@@ -271,20 +293,18 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     if (seen != nullptr)
       for (int64_t s = 0; s < n; ++s)
         for (int i = 0; i < Q; ++i) seen[s * Q + i] = visible.sees(seers.index[t + i], s);
-    gradient_tile<R, Q>(q, t, k, g, seen, dq, dk, dv);
+    gradient_tile<R, Q>(q, t, k, v, g, seen, dq, dk, dv);
   };
   int64_t t = 0;
   for (; t + 4 <= seers.count; t += 4) tile(std::integral_constant<int, 4>{}, t);
   if (t + 2 <= seers.count) tile(std::integral_constant<int, 2>{}, t), t += 2;
   if (t < seers.count) tile(std::integral_constant<int, 1>{}, t);
 
-  R* v = zeros(whole);
-  read_row<R>(v, args.v.at(0, h, 0) + column * size_of(args.v.dtype), args.v.dtype, width);
   const auto write = [&](const Tensor& to, const int32_t* index, int64_t count, const R* sums) {
     const Output<R> out(scratch, to, b, h, 0, count, width, index, column);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += W) {
-        const Vec<R> gradient = R(4) * load<R>(v + c) * load<R>(sums + c * count + i * W);
+        const Vec<R> gradient = load<R>(v.late + c) * load<R>(sums + c * count + i * W);
         if (c + W <= width) store<R>(out.rows[i] + c, gradient);
         else store_first<R>(out.rows[i] + c, gradient, width - c);
       }

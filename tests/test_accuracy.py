@@ -1,0 +1,121 @@
+"""Contract 3: errors against the fp64 reference are at most twice eager's plus one rounding, in any shape, dtype or range."""
+
+import pytest
+import torch
+from cases import DTYPES, FAMILIES, MASKS, RANGES, Dims, build, call, garbage, results
+from tolerance import check
+
+SHAPES = [
+    Dims(1, 1, 1, 1, 1),
+    Dims(2, 3, 5, 7, 11),
+    Dims(1, 1, 37, 64, 16),
+    Dims(3, 17, 31, 33, 65),
+    Dims(2, 64, 64, 64, 64),
+    Dims(1, 131, 67, 19, 40),
+    Dims(2, 5, 23, 519, 130),
+    Dims(1, 3, 1031, 24, 9),
+    Dims(2, 1, 129, 100, 515),
+    Dims(1, 257, 3, 12, 5),
+    Dims(5, 2, 2, 3, 300),
+    Dims(2, 3, 17, 40, 21, heads=3),
+    Dims(1, 2, 5, 16, 8, heads=1),
+]
+EMPTY = [
+    Dims(0, 3, 5, 7, 4),
+    Dims(2, 0, 5, 7, 4),
+    Dims(2, 3, 0, 7, 4),
+    Dims(2, 3, 5, 0, 4),
+    Dims(2, 3, 5, 7, 0),
+    Dims(2, 3, 0, 0, 0),
+    Dims(0, 0, 0, 0, 0),
+    Dims(2, 3, 0, 7, 4, heads=2),
+    Dims(2, 3, 5, 0, 4, heads=2),
+]
+
+
+def test_fresh_memory_is_nan() -> None:
+    """The suite's poison works: an element that no kernel writes is NaN."""
+    assert torch.empty(3).isnan().all()
+    assert torch.zeros(2).new_empty(3).isnan().all()
+
+
+@pytest.mark.parametrize("dims", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes(family: str, dtype: torch.dtype, dims: Dims, backend: str, isa: str) -> None:
+    """Sizes of one, odd, prime, and larger than a tile in every dimension."""
+    case = build(family, dims, dtype)
+    check(results(case, backend), case)
+
+
+@pytest.mark.parametrize("span", RANGES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranges(family: str, dtype: torch.dtype, span: str, backend: str, isa: str) -> None:
+    """All finite inputs, however small, large or cancelling, are exact in the contract's sense."""
+    case = build(family, Dims(2, 7, 21, 37, 10), dtype, span=span)
+    check(results(case, backend), case)
+
+
+@pytest.mark.parametrize("hidden", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks(family: str, dtype: torch.dtype, hidden: str, backend: str, isa: str) -> None:
+    """Lengths and masks of every kind, with NaN in what no query sees."""
+    case = build(family, Dims(4, 6, 41, 20, 13), dtype, hidden=hidden)
+    check(results(garbage(case, torch.nan), backend), case)
+
+
+@pytest.mark.parametrize("hidden", MASKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_with_heads(family: str, hidden: str, backend: str) -> None:
+    """Lengths and masks are shared by the heads, unless a mask has a dimension for them."""
+    case = build(family, Dims(3, 4, 19, 10, 7, heads=2), hidden=hidden)
+    check(results(garbage(case, torch.nan), backend), case)
+
+
+@pytest.mark.parametrize("dims", EMPTY, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("hidden", ["none", "lengths", "padding"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_empty_dimensions(family: str, hidden: str, dtype: torch.dtype, dims: Dims, backend: str) -> None:
+    """Contract 6: any dimension may be empty."""
+    case = build(family, dims, dtype, hidden=hidden)
+    found = results(case, backend)
+    check(found, case)
+    if family != "scores" and dims.source == 0:
+        assert not found["context"].any()
+    if family != "scores" and dims.width == 0 and hidden == "none":
+        assert (found["weights"] == torch.tensor(1 / max(dims.source, 1)).to(dtype)).all()
+
+
+@pytest.mark.parametrize(("values_width", "source"), [(4, 64), (64, 4), (256, 512), (257, 40), (3, 7)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", ["none", "both"])
+def test_weights_that_are_not_asked_for(hidden: str, dtype: torch.dtype, values_width: int, source: int, backend: str, isa: str) -> None:
+    """Kept or recomputed for the backward, gradients are right when no weights are returned."""
+    for family in ("additive", "multiplicative"):
+        case = build(family, Dims(2, 5, source, 12, values_width), dtype, hidden=hidden).replace(grad_weights=None)
+        found = results(case, backend)
+        assert "weights" not in found
+        wanted = case.replace(grad_weights=torch.zeros_like(build(family, Dims(2, 5, source, 12, values_width), dtype).grad_weights))
+        check({**found, "weights": results(wanted, backend)["weights"]}, wanted)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, -2.5, 1e-3])
+def test_scale(scale: float, backend: str) -> None:
+    """Multiplicative scores are scaled, by any number."""
+    case = build("multiplicative", Dims(2, 3, 17, 9, 5)).replace(scale=scale)
+    check(results(case, backend), case)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("hidden", ["none", "lengths", "padding"])
+@pytest.mark.parametrize("heads", [0, 2])
+def test_one_step(family: str, heads: int, hidden: str, backend: str) -> None:
+    """A query without T gives the results of T = 1 without T, bit for bit; its mask may be ``[B, S]``."""
+    case = build(family, Dims(3, 1, 11, 8, 6, heads=heads), hidden=hidden)
+    mask = None if case.mask is None else case.mask.squeeze(1)
+    stepped = call(case.replace(query=case.query.squeeze(-2), mask=mask), backend)
+    for got, expected in zip(stepped, call(case, backend), strict=True):
+        assert torch.equal(got, expected.squeeze(-2))

@@ -1,0 +1,89 @@
+"""Contract 7: a named backend never falls back; ``auto`` takes the best that serves, and says so if that is the reference."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import FAMILIES, build, call
+
+import onepass
+from onepass import _backends, _library
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As on a machine without a compiler."""
+    reason = "the CPU kernels were left at home"
+    monkeypatch.setattr(_library, "error", reason)
+    _backends._say_once.cache_clear()
+    yield reason
+    _backends._say_once.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "CPU", "triton"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unknown(family: str, name: str) -> None:
+    """An unknown backend is named, beside those that there are."""
+    with pytest.raises(ValueError, match=rf"backend must be one of \('auto', 'cpu', 'reference'\); got '{name}'"):
+        call(build(family), name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_named_and_not_built(family: str, nothing_compiled: str) -> None:
+    """``cpu`` raises the reason why it is not there."""
+    with pytest.raises(RuntimeError, match=f"backend 'cpu' cannot serve this call: {nothing_compiled}"):
+        call(build(family), "cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_named_and_wrong_device(family: str, backend: str) -> None:
+    """``cpu`` names the device that it got and the one that it takes."""
+    case = build(family)
+    elsewhere = case.replace(**{name: tensor.to("meta") for name, tensor in case.inputs().items()})
+    with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot serve this call: .*serves tensors on the cpu, not on meta"):
+        call(elsewhere, "cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_takes_the_kernels(family: str, backend: str) -> None:
+    """``auto`` gives the bits of the backend under test, without a word where that is compiled."""
+    case = build(family)
+    with warnings.catch_warnings():
+        if backend != "reference":
+            warnings.simplefilter("error")
+        found = call(case, "auto")
+    for got, expected in zip(found, call(case, backend), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.filterwarnings("default")
+def test_auto_says_once_that_it_takes_the_reference(nothing_compiled: str) -> None:
+    """Nothing compiled: one warning with the reason, pointing at the caller, and the reference's result."""
+    case = build("additive")
+    with pytest.warns(UserWarning, match=f"plain torch reference.*{nothing_compiled}") as caught:
+        context, _ = onepass.additive_attention(case.query, case.keys, case.values, case.v)
+    assert caught[0].filename == __file__
+    assert torch.equal(context, call(case, "reference")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for family in FAMILIES:
+            call(build(family), "auto")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_serves_other_devices(family: str, backend: str) -> None:
+    """A device that no kernel serves gets the reference, with a warning."""
+    case = build(family)
+    elsewhere = case.replace(**{name: tensor.to("meta") for name, tensor in case.inputs().items()})
+    _backends._say_once.cache_clear()
+    with pytest.warns(UserWarning, match="not on meta"):
+        outputs = call(elsewhere, "auto")
+    assert all(output is not None and output.device.type == "meta" for output in outputs)
+
+
+def test_reasons(nothing_compiled: str) -> None:
+    """All reasons are given at once, and none for the reference."""
+    assert _backends.not_supported_reasons("reference", torch.device("meta")) == []
+    assert _backends.not_supported_reasons("cpu", torch.device("cpu")) == [nothing_compiled]
+    assert len(_backends.not_supported_reasons("cpu", torch.device("meta"))) == 2

@@ -1,0 +1,234 @@
+"""What both layers share: projections kept elsewhere, they are modules like any other of torch."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import onepass
+
+pytestmark = pytest.mark.usefixtures("backend")
+B, T, S, Q, K = 3, 4, 11, 6, 8
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "additive": lambda **options: onepass.AdditiveAttention(Q, K, 10, **options),
+    "normalized": lambda **options: onepass.AdditiveAttention(Q, K, 10, normalize=True, **options),
+    "without bias": lambda **options: onepass.AdditiveAttention(Q, K, 10, bias=False, **options),
+    "general": lambda **options: onepass.MultiplicativeAttention(Q, K, "general", **options),
+    "general with bias": lambda **options: onepass.MultiplicativeAttention(Q, K, "general", bias=True, **options),
+    "dot": lambda **options: onepass.MultiplicativeAttention(K, K, **options),
+    "scaled dot": lambda **options: onepass.MultiplicativeAttention(K, K, "scaled_dot", **options),
+}
+each_layer = pytest.mark.parametrize("kind", LAYERS)
+each_heads = pytest.mark.parametrize("heads", [1, 2])
+
+
+def make(kind: str, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return LAYERS[kind](**options)
+
+
+def states(kind: str, steps: int | None = T, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """A query, a memory and lengths of which one is 0."""
+    width = K if "dot" in kind else Q
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(B, *([] if steps is None else [steps]), width, generator=generator)
+    return query.to(dtype), torch.randn(B, S, K, generator=generator).to(dtype), torch.tensor([S, 0, 4])
+
+
+def outcome(layer: nn.Module, kind: str, **options: object) -> tuple[Tensor, ...]:
+    """Context, weights, and the gradients of the parameters, query and memory."""
+    query, memory, lengths = states(kind, **options)  # type: ignore[arg-type]
+    query.requires_grad_()
+    memory.requires_grad_()
+    context, weights = layer(query, memory, lengths=lengths, need_weights=True)
+    grads = torch.autograd.grad(context.square().sum() + weights.square().sum(), [query, memory, *layer.parameters()])
+    return context.detach(), weights.detach(), *grads
+
+
+def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for got, want in zip(found, expected, strict=True):
+        assert torch.equal(got, want)
+
+
+@each_layer
+@each_heads
+def test_copies(kind: str, heads: int) -> None:
+    """deepcopy, pickle, torch.save and a state_dict give a layer with the same results and gradients."""
+    layer = make(kind, num_heads=heads)
+    expected = outcome(layer, kind)
+    assert_equal(outcome(copy.deepcopy(layer), kind), expected)
+    assert_equal(outcome(pickle.loads(pickle.dumps(layer)), kind), expected)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    assert_equal(outcome(torch.load(file, weights_only=False), kind), expected)
+    torch.manual_seed(7)
+    other = LAYERS[kind](num_heads=heads)
+    assert other.load_state_dict(layer.state_dict(), strict=True)
+    assert_equal(outcome(other, kind), expected)
+    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
+
+
+@each_layer
+@each_heads
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_dtypes(kind: str, heads: int, dtype: torch.dtype) -> None:
+    """``.to(dtype)`` converts the parameters, and the layer serves inputs of the dtype."""
+    layer = make(kind, num_heads=heads).to(dtype)
+    assert all(parameter.dtype == dtype for parameter in layer.parameters())
+    expected = outcome(make(kind, num_heads=heads), kind)
+    for got, want in zip(outcome(layer, kind, dtype=dtype), expected, strict=True):
+        assert got.dtype == dtype
+        tolerance = {torch.float64: 1e-5, torch.bfloat16: 0.06, torch.float16: 0.01}[dtype]
+        torch.testing.assert_close(got.float(), want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+
+
+@each_layer
+@each_heads
+def test_one_step(kind: str, heads: int) -> None:
+    """A query ``[B, query_dim]`` gives the results of T = 1 without T; a mask may be ``[B, S]``."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind, None)
+    context, weights = layer(query, memory, lengths=lengths, need_weights=True)
+    for options in ({"lengths": lengths}, {"mask": torch.arange(S) < lengths[:, None]}):
+        found, found_weights = layer(query, memory, need_weights=True, **options)
+        assert torch.equal(found, context)
+        assert torch.equal(found_weights, weights)
+    whole, whole_weights = layer(query[:, None], memory, lengths=lengths, need_weights=True)
+    assert torch.equal(whole[:, 0], context)
+    assert torch.equal(whole_weights.squeeze(-2), weights)
+    assert list(context.shape) == [B, K]
+    assert list(weights.shape) == ([B, S] if heads == 1 else [B, heads, S])
+
+
+@each_layer
+@each_heads
+def test_weights_only_if_asked_for(kind: str, heads: int) -> None:
+    """``need_weights`` changes nothing but the second result."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind)
+    context, weights = layer(query, memory, lengths=lengths)
+    assert weights is None
+    torch.testing.assert_close(context, layer(query, memory, lengths=lengths, need_weights=True)[0], rtol=1e-6, atol=1e-6)
+
+
+@each_layer
+@each_heads
+def test_values_apart_from_the_memory(kind: str, heads: int) -> None:
+    """Values of another width; the memory itself where none are given."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind)
+    context, weights = layer(query, memory, lengths=lengths, need_weights=True)
+    assert torch.equal(layer(query, memory, memory, lengths=lengths, need_weights=True)[0], context)
+    values = torch.randn(B, S, 4 * heads)
+    found, again = layer(query, memory, values, lengths=lengths, need_weights=True)
+    assert list(found.shape) == [B, T, 4 * heads]
+    assert torch.equal(again, weights)
+    per_head = values.unflatten(-1, (heads, 4)).transpose(1, 2)
+    expected = (weights.unflatten(1, (heads, -1)) if heads == 1 else weights).reshape(B, heads, T, S) @ per_head
+    torch.testing.assert_close(found, expected.transpose(1, 2).flatten(-2))
+
+
+@each_layer
+@each_heads
+@pytest.mark.parametrize("hidden", ["padding", "holes"])
+def test_masks(kind: str, heads: int, hidden: str) -> None:
+    """Masks broadcast over T and, with heads, over H; padding of NaN reaches neither results nor gradients of parameters."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind)
+    mask = (torch.arange(S) < lengths[:, None])[:, None]
+    if hidden == "holes":
+        mask = mask & (torch.arange(S) % 3 != torch.arange(T)[:, None] % 3)
+    expected, weights = layer(query, memory, mask=mask, need_weights=True)
+    assert not weights.masked_select(~(mask if heads == 1 else mask[:, None])).any()
+    assert not expected[1].any()
+    dirty = memory.masked_fill(~mask.any(1)[..., None], torch.nan)
+    found = layer(query, dirty, mask=mask, need_weights=True)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], weights)
+
+
+@each_heads
+@pytest.mark.parametrize("kind", ["additive", "normalized", "general"])
+def test_autocast(kind: str, heads: int) -> None:
+    """Under autocast the projections give bf16, the attention serves it, and parameters get float32 gradients."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        context, weights = layer(query, memory, lengths=lengths, need_weights=True)
+    assert context.dtype == weights.dtype == torch.bfloat16
+    expected = layer(query, memory, lengths=lengths, need_weights=True)
+    torch.testing.assert_close(context.float(), expected[0], rtol=0.03, atol=0.03)
+    (context.float().square().sum() + weights.float().square().sum()).backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+
+
+@each_layer
+def test_memory_of_another_dtype(kind: str) -> None:
+    """Without autocast, a memory of another dtype raises torch's or the library's error, never a silent conversion to garbage."""
+    layer = make(kind)
+    query, memory, lengths = states(kind)
+    if "dot" in kind or "general" in kind:
+        context, _ = layer(query, memory.bfloat16(), lengths=lengths)
+        assert context.dtype == query.dtype
+    else:
+        with pytest.raises(RuntimeError, match="dtype"):
+            layer(query, memory.bfloat16(), lengths=lengths)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 1.0}, {"dropout": -0.1}])
+@each_layer
+def test_dropout_out_of_range(kind: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=rf"dropout must lie in \[0, 1\); got {options['dropout']}"):
+        make(kind, **options)
+
+
+def test_heads_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="hidden_dim must be a multiple of num_heads = 3; got 10"):
+        onepass.AdditiveAttention(Q, K, 10, num_heads=3)
+    with pytest.raises(ValueError, match="key_dim must be a multiple of num_heads = 3; got 8"):
+        onepass.MultiplicativeAttention(Q, K, "general", num_heads=3)
+    for heads in (0, -1):
+        with pytest.raises(ValueError, match=f"num_heads must be .*got {heads}"):
+            onepass.AdditiveAttention(Q, K, 10, num_heads=heads)
+
+
+def test_values_that_do_not_divide() -> None:
+    """A value width that the heads do not divide is named."""
+    layer = onepass.AdditiveAttention(Q, K, 10, num_heads=2)
+    with pytest.raises(ValueError, match=r"the width of values must be a multiple of num_heads = 2; got 7"):
+        layer(torch.zeros(B, T, Q), torch.zeros(B, S, K), torch.zeros(B, S, 7))
+
+
+def test_scores_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match="score must be 'dot', 'general' or 'scaled_dot'; got 'cosine'"):
+        onepass.MultiplicativeAttention(K, K, "cosine")
+    with pytest.raises(ValueError, match="score='dot' needs query_dim == key_dim; got 6 and 8: use 'general'"):
+        onepass.MultiplicativeAttention(Q, K)
+
+
+@each_layer
+@each_heads
+@pytest.mark.parametrize("sizes", [(0, T, S), (B, 0, S), (B, T, 0)], ids=str)
+def test_empty(kind: str, heads: int, sizes: tuple[int, int, int]) -> None:
+    """Empty batches, targets and sources."""
+    query, memory, _ = states(kind)
+    layer = make(kind, num_heads=heads)
+    batch, steps, source = sizes
+    context, weights = layer(query[:batch, :steps], memory[:batch, :source], need_weights=True)
+    assert list(context.shape) == [batch, steps, K]
+    assert not context.any()
+    assert list(weights.shape) == ([batch, steps, source] if heads == 1 else [batch, heads, steps, source])
+
+
+def test_repr() -> None:
+    """``print`` shows what a layer was made with."""
+    assert "normalize=True, dropout=0.1, num_heads=2" in repr(make("normalized", dropout=0.1, num_heads=2))
+    assert "score='general', dropout=0.1, num_heads=2" in repr(make("general", dropout=0.1, num_heads=2))

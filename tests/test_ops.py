@@ -1,0 +1,142 @@
+"""The ops under the functions: their schemas, fakes and autograd are what torch expects of them."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, Case, Dims, bits, build, call
+
+DIMS = [Dims(2, 3, 5, 8, 4), Dims(2, 3, 5, 8, 4, heads=2), Dims(1, 4, 37, 12, 5)]
+HIDDEN = ["none", "lengths", "holes", "both"]
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def common(case: Case) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Lengths and mask as the ops take them: int64, and expanded."""
+    full = (*case.query.shape[:-1], case.keys.shape[-2])
+    mask = case.mask[:, None] if case.mask is not None and case.mask.dim() < len(full) else case.mask
+    return case.lengths, None if mask is None else mask.expand(full)
+
+
+def forward_arguments(case: Case, keep_weights: bool = True) -> tuple[Any, ...]:
+    lengths, mask = common(case)
+    if case.family == "additive":
+        return case.query, case.keys, case.values, case.v, lengths, mask
+    if case.family == "scores":
+        return case.query, case.keys, case.v, lengths, mask
+    return case.query, case.keys, case.values, case.scale, lengths, mask, keep_weights
+
+
+FORWARD = {"additive": "additive_forward", "scores": "additive_scores", "multiplicative": "multiplicative_forward"}
+
+
+def op(name: str) -> Any:
+    return getattr(torch.ops.onepass, name).default
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("dims", DIMS[:2], ids=str)
+@pytest.mark.parametrize("family", FORWARD)
+def test_forward(family: str, dims: Dims, hidden: str, dtype: torch.dtype, requires_grad: bool) -> None:
+    """``torch.library.opcheck`` on the forward ops."""
+    case = build(family, dims, dtype, hidden=hidden)
+    case = case.replace(**{name: tensor.requires_grad_(requires_grad) for name, tensor in case.inputs().items()})
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op(FORWARD[family]), forward_arguments(case), test_utils=tests)
+
+
+@pytest.mark.parametrize("keep_weights", [False, True])
+@pytest.mark.parametrize("family", FORWARD)
+def test_forward_traced(family: str, keep_weights: bool) -> None:
+    """The same through AOTAutograd with dynamic shapes, gradients compared."""
+    case = build(family, hidden="both")
+    case = case.replace(**{name: tensor.requires_grad_() for name, tensor in case.inputs().items()})
+    torch.library.opcheck(op(FORWARD[family]), forward_arguments(case, keep_weights), test_utils="test_aot_dispatch_dynamic")
+
+
+def backward_arguments(case: Case, keep_weights: bool, context: bool = True, weights: bool = True) -> tuple[str, tuple[Any, ...]]:
+    """A backward op and its arguments, its saved tensors from the forward op."""
+    lengths, mask = common(case)
+    saved = op(FORWARD[case.family])(*forward_arguments(case, keep_weights))
+    if case.family == "scores":
+        return "additive_scores_backward", (case.grad_weights, case.query, case.keys, case.v, lengths, mask)
+    grads = (case.grad_context if context else None, case.grad_weights.to(saved[1].dtype) if weights else None)
+    if case.family == "additive":
+        return "additive_backward", (*grads, case.query, case.keys, case.values, case.v, saved[1], lengths, mask)
+    return "multiplicative_backward", (*grads, case.query, case.keys, case.values, case.scale, *saved[1:], lengths, mask)
+
+
+@pytest.mark.parametrize("arriving", [(True, True), (True, False), (False, True)], ids=["both", "context", "weights"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("family", FORWARD)
+def test_backward(family: str, hidden: str, dtype: torch.dtype, arriving: tuple[bool, bool]) -> None:
+    """``torch.library.opcheck`` on the backward ops, whichever gradients arrive."""
+    for dims in DIMS:
+        name, arguments = backward_arguments(build(family, dims, dtype, hidden=hidden), True, *arriving)
+        torch.library.opcheck(op(name), arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+@pytest.mark.parametrize("family", FORWARD)
+def test_backward_traced(family: str) -> None:
+    """The same through AOTAutograd with dynamic shapes."""
+    name, arguments = backward_arguments(build(family, hidden="both"), True)
+    torch.library.opcheck(op(name), arguments, test_utils="test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_weights_not_kept(hidden: str, dtype: torch.dtype) -> None:
+    """Without its weights, multiplicative gives the same context, and its backward takes none of them."""
+    case = build("multiplicative", DIMS[2], dtype, hidden=hidden)
+    kept, dropped = (op("multiplicative_forward")(*forward_arguments(case, keep)) for keep in (True, False))
+    assert dropped[1].numel() == 0
+    torch.testing.assert_close(dropped[0], kept[0])
+    name, arguments = backward_arguments(case, False, weights=False)
+    torch.library.opcheck(op(name), arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    expected = op(name)(*backward_arguments(case, True, weights=False)[1])
+    for got, want in zip(op(name)(*arguments), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_logsumexp() -> None:
+    """Multiplicative's third result is the logarithm of the softmax's denominator, of rows that see something."""
+    case = build("multiplicative", Dims(3, 4, 37, 12, 5), hidden="both")
+    _, _, found = op("multiplicative_forward")(*forward_arguments(case))
+    visible = case.visible()
+    scores = (case.scale * case.query.double() @ case.keys.double().mT).masked_fill(~visible, -torch.inf)
+    sees = visible.any(-1)
+    assert found.shape == sees.shape
+    torch.testing.assert_close(found[sees].double(), scores.logsumexp(-1)[sees], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FORWARD)
+def test_direct_callers_meet_checks(family: str) -> None:
+    """An op called without the function in front refuses what would read out of bounds, with the shapes that it got."""
+    case = build(family)
+    for name, wrong in {
+        "keys": case.keys[..., :-1],
+        "query": case.query[:1],
+        "v": case.v[:-1],
+        "values": case.values[:, :-1],
+        "lengths": torch.tensor([5]),
+        "mask": torch.ones(2, 3, 4, dtype=torch.bool),
+    }.items():
+        if name in case.inputs() or name in ("lengths", "mask"):
+            arguments = list(forward_arguments(case))
+            positions = [*case.inputs(), *(["scale"] if family == "multiplicative" else []), "lengths", "mask"]
+            arguments[positions.index(name)] = wrong
+            with pytest.raises(RuntimeError, match=r"must be .*; got"):
+                op(FORWARD[family])(*arguments)
+
+
+@pytest.mark.parametrize("family", FORWARD)
+def test_op_is_the_function(family: str) -> None:
+    """The op's results are the function's, bit for bit."""
+    case = build(family, hidden="both")
+    outputs = op(FORWARD[family])(*forward_arguments(case))
+    outputs = (outputs,) if family == "scores" else outputs[:2]
+    for got, expected in zip(outputs, call(case, "cpu"), strict=True):
+        assert torch.equal(bits(got), bits(expected))
