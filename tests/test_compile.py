@@ -112,12 +112,13 @@ def test_inductor(backend: str) -> None:
 
     def loss(query: torch.Tensor) -> torch.Tensor:
         context, weights = layer(query.tanh(), memory, lengths=lengths, need_weights=True)
-        return torch.relu(context).sum() + weights.square().sum()
+        total: torch.Tensor = torch.relu(context).sum() + weights.square().sum()
+        return total
 
     results = []
     for function in (loss, torch.compile(loss, fullgraph=True)):
         layer.zero_grad()
-        function(query).backward()
+        torch.autograd.backward(function(query))
         results.append(
             [
                 function(query).detach(),

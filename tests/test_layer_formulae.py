@@ -150,7 +150,7 @@ def test_dropout_in_training(heads: int) -> None:
             kept = weights != 0
             torch.testing.assert_close(weights[kept], whole[kept] / 0.6)
             total, sum_of_weights = total + context, sum_of_weights + weights
-        split = memory.unflatten(-1, (heads, -1)).transpose(1, 2)
+        split = memory.view(B, S, heads, K // heads).transpose(1, 2)
         product = weights.reshape(B, heads, T, S) @ split
         torch.testing.assert_close(context, product.transpose(1, 2).flatten(-2))
         # a dropped weight has the variance w^2 p / (1 - p); six standard deviations of the mean

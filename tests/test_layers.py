@@ -128,8 +128,8 @@ def test_values_apart_from_the_memory(kind: str, heads: int) -> None:
     found, again = layer(query, memory, values, lengths=lengths, need_weights=True)
     assert list(found.shape) == [B, T, 4 * heads]
     assert torch.equal(again, weights)
-    per_head = values.unflatten(-1, (heads, 4)).transpose(1, 2)
-    expected = (weights.unflatten(1, (heads, -1)) if heads == 1 else weights).reshape(B, heads, T, S) @ per_head
+    per_head = values.view(B, S, heads, 4).transpose(1, 2)
+    expected = weights.view(B, heads, T, S) @ per_head
     torch.testing.assert_close(found, expected.transpose(1, 2).flatten(-2))
 
 

@@ -62,11 +62,11 @@ def test_the_measure_sees_eager(backend: str) -> None:
     assert peak_extra("reference", "additive", dims) >= dims.batch * dims.steps * dims.source * dims.width * FLOAT
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the number of elements of the largest tensor that any op returns."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

@@ -32,8 +32,11 @@ inline Visible visible_to(Scratch& scratch, const Visibility& v, int64_t S, int6
     const int64_t n = v.lengths[b * v.lengths_batch + (t0 + t) * v.lengths_step];
     return n < 0 ? 0 : n > S ? S : n;
   };
+  // One query stands for all where they see the same.
+  const bool alike = (v.lengths == nullptr || v.lengths_step == 0) && (v.mask == nullptr || v.mask_step == 0);
+  const int64_t kinds = alike && queries > 1 ? 1 : queries;
   int64_t longest = 0, shortest = S;
-  for (int64_t t = 0; t < queries; ++t) {
+  for (int64_t t = 0; t < kinds; ++t) {
     const int64_t n = limit(t);
     longest = n > longest ? n : longest;
     shortest = n < shortest ? n : shortest;
@@ -49,9 +52,9 @@ inline Visible visible_to(Scratch& scratch, const Visibility& v, int64_t S, int6
   bool all = true;
   for (int64_t s = 0; s < longest; ++s) {
     int64_t seers = 0;
-    for (int64_t t = 0; t < queries; ++t) seers += sees(t, s);
+    for (int64_t t = 0; t < kinds; ++t) seers += sees(t, s);
     if (seers == 0) continue;
-    all = all && seers == queries;
+    all = all && seers == kinds;
     index[count++] = static_cast<int32_t>(s);
   }
   if (all) return {count, count == longest ? nullptr : index, nullptr};

@@ -56,7 +56,7 @@ double rate(int threads, double seconds, const Loop& loop) {
   int64_t rounds = 1;
   for (auto start = Clock::now(); loop(rounds) > 0 && since(start) < seconds / 16; start = Clock::now()) rounds *= 2;
   double best = 0;
-  for (int trial = 0; trial < 5; ++trial) {
+  for (int trial = 0; trial < 9; ++trial) {
     std::vector<double> done(static_cast<size_t>(threads));
     std::vector<std::thread> workers;
     const auto start = Clock::now();

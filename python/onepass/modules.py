@@ -29,7 +29,9 @@ class _Attention(nn.Module):
 
     def _split(self, states: Tensor) -> Tensor:
         """``[B, N, H * W]`` as ``[B, H, N, W]``, without a copy."""
-        return states if self.num_heads == 1 else states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
+        if self.num_heads == 1:
+            return states
+        return states.view(*states.shape[:2], self.num_heads, states.shape[-1] // self.num_heads).transpose(1, 2)
 
     def _join(self, context: Tensor) -> Tensor:
         return context if self.num_heads == 1 else context.transpose(1, 2).flatten(-2)
