@@ -50,13 +50,18 @@ def as_tensors(result: object) -> tuple[Tensor, ...]:
 
 
 def rounds(runs: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of each provider in each round, after two rounds of warming up."""
+    """Seconds of each provider in each round, after one round of warming up.
+
+    In its turn a provider runs twice and the second run counts: the first puts up with what its predecessor left, its data in the
+    caches and its threads spinning (jax's do, for milliseconds).
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(count + 2):
+    for i in range(count + 1):
         for name, run in runs.items():
+            run()
             start = time.perf_counter()
             run()
-            if i >= 2:
+            if i >= 1:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
