@@ -32,8 +32,8 @@ def main(source: str, target: str) -> None:
     for axis, family in zip(axes, ("additive", "multiplicative"), strict=True):
         records = [r for r in run["speed"] if r["family"] == family and r["direction"] == "forward + backward"]
         panel(axis, records, f"{family} attention, forward + backward, fp32")
-        axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
-        axis.margins(y=0.25)
+        axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=3)
+        axis.margins(y=0.3)
     axes[0].set_ylabel("times as fast as eager PyTorch", fontsize=8)
     figure.supxlabel(run["machine"], fontsize=7)
     plt.rcParams["svg.hashsalt"] = "onepass"
