@@ -15,7 +15,7 @@ def panel(axis: Any, records: list[dict[str, Any]], title: str) -> None:
     """Grouped bars: how many times faster than eager each provider is, per shape."""
     names = list(records[0]["milliseconds"])
     for i, name in enumerate(names):
-        speed = [r["milliseconds"]["eager"] / r["milliseconds"][name] for r in records]
+        speed = [r["milliseconds"]["eager"] / r["milliseconds"].get(name, float("inf")) for r in records]  # 0: not timed
         places = [group + (i - (len(names) - 1) / 2) * 0.8 / len(names) for group in range(len(records))]
         bars = axis.bar(places, speed, 0.8 / len(names), label=name, color=COLOURS[name])
         axis.bar_label(bars, [f"{value:.1f}" for value in speed], fontsize=7, padding=1)

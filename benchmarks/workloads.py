@@ -134,17 +134,38 @@ def providers(family: str) -> tuple[dict[str, Callable[[Workload, bool], Callabl
     return there, missing
 
 
-def expected(workload: Workload) -> tuple[Tensor, ...]:
-    """Context and all gradients by the float64 reference, a few batch entries at a time."""
+def expected(workload: Workload) -> list[tuple[Tensor, Tensor]]:
+    """Context and all gradients by the float64 reference, a few batch entries at a time, each with the sum of its terms' magnitudes."""
     step = max(1, (1 << 25) // max(1, workload.elements // workload.B))
-    contexts, grads = [], []
+    chunks = []
     for first in range(0, workload.B, step):
         part = slice(first, first + step)
         inputs = [x.detach()[part] if x.dim() > 1 else x.detach() for x in workload.inputs]
         inputs = [x.double().requires_grad_() for x in inputs]
+        upstream = workload.tensors["upstream"][part].double()
         function = reference.additive_attention if workload.family == "additive" else reference.multiplicative_attention
-        context, _ = function(*inputs)
-        contexts.append(context.detach())
-        grads.append(torch.autograd.grad(context, inputs, workload.tensors["upstream"][part].double()))
-    joined = [torch.stack(parts).sum(0) if parts[0].dim() == 1 else torch.cat(parts) for parts in zip(*grads, strict=True)]
-    return (torch.cat(contexts), *joined)
+        context, weights = function(*inputs, need_weights=True)
+        exact = (context.detach(), *torch.autograd.grad(context, inputs, upstream))
+        chunks.append(list(zip(exact, _magnitudes(workload.family, weights, upstream, *inputs), strict=True)))
+    whole = []
+    for parts in zip(*chunks, strict=True):
+        values, sizes = zip(*parts, strict=True)
+        summed = values[0].dim() == 1  # dv, over the whole batch
+        whole.append((torch.stack(values).sum(0), torch.stack(sizes).sum(0)) if summed else (torch.cat(values), torch.cat(sizes)))
+    return whole
+
+
+@torch.no_grad()
+def _magnitudes(
+    family: str, weights: Tensor | None, upstream: Tensor, query: Tensor, keys: Tensor, values: Tensor, *v: Tensor
+) -> list[Tensor]:
+    """What each result is a sum of, in magnitudes: one rounding of that is the least that any order of summation may be off by."""
+    assert weights is not None
+    product = upstream @ values.mT
+    g = (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()  # |dL/dscore|
+    if family == "additive":
+        queries, sources = g.sum(-1)[..., None] * v[0].abs(), g.sum(-2)[..., None] * v[0].abs()
+    else:
+        queries, sources = g @ keys.abs(), g.mT @ query.abs()
+    rows = [weights @ values.abs(), queries, sources, weights.mT @ upstream.abs()]
+    return [*rows, g.sum().expand(v[0].shape)] if v else rows

@@ -154,7 +154,7 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
   return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
 }
 
-// An uninitialised tensor. A large one is fresh memory: in huge pages its first touch costs a tenth.
+// An uninitialised tensor. A large one is often fresh memory, touched first by the kernel: huge pages mean fewer faults.
 inline TorchTensor empty(const TorchTensor& like, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
   TorchTensor x = torch::stable::new_empty(like, sizes, dtype);
 #if defined(__linux__)
