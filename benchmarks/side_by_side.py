@@ -46,20 +46,23 @@ def as_tensors(result: object) -> tuple[Tensor, ...]:
     return tuple(x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in parts)
 
 
-def rounds(runs: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
+def rounds(runs: dict[str, Callable[[], object]], count: int, turn: float = 0.1) -> dict[str, list[float]]:
     """Seconds of each provider in each round, after one round of warming up.
 
-    In its turn a provider runs twice and the second run counts: the first puts up with what its predecessor left, its data in the
-    caches and its threads spinning (jax's do, for milliseconds).
+    In its turn a provider runs once untimed, to put up with what its predecessor left (its data in the caches, its threads spinning:
+    jax's do, for milliseconds), then again and again for `turn` seconds, at least once; the median counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(count + 1):
         for name, run in runs.items():
             run()
-            start = time.perf_counter()
-            run()
+            times: list[float] = []
+            while sum(times) < turn:
+                start = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - start)
             if i >= 1:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(statistics.median(times))
     return seconds
 
 

@@ -27,7 +27,7 @@ def peak_extra(backend: str, family: str, dims: Dims, *, need_weights: bool = Fa
     """Bytes beyond inputs, outputs and gradients at the peak of a call, in a process of its own."""
     numbers = (dims.batch, dims.steps, dims.source, dims.width, dims.value_width, int(need_weights), int(train))
     program = pathlib.Path(__file__).with_name("measure.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1", "ONEPASS_KEEP_MIB": "256"}
     command = [sys.executable, str(program), backend, family, *map(str, numbers)]
     return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 

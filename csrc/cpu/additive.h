@@ -116,7 +116,9 @@ struct Slice {
     rows = row_pointers<R>(scratch, tensor, b, h, 0, n, width, index);
     for (int64_t i = 0; i < n; ++i) {
       Vec<R> top = {}, poison[1] = {};
+      const R* next = rows[i + 1 < n ? i + 1 : i];
       for (int64_t c = 0; c < width; c += W) {
+        __builtin_prefetch(next + c);
         const Vec<R> value = at(i, c);
         top = larger<R>(absolute<R>(value), top);
         poison[0] = fma<R>(value, Vec<R>{}, poison[0]);

@@ -97,12 +97,13 @@ struct Weighting {
   }
 };
 
-// e = e^(2x), and where `times` is given e * times too; returns the row's size.
+// e = e^(2x), and where `times` is given e * times too; returns the row's size. `next`: the row after, fetched meanwhile.
 template <class R>
-Size<R> exponentiate(const R* x, const Channels<R>& channels, R* e, const R* times = nullptr, R* product = nullptr) {
+Size<R> exponentiate(const R* x, const R* next, const Channels<R>& channels, R* e, const R* times = nullptr, R* product = nullptr) {
   constexpr int W = kWidth<R>;
   Vec<R> largest = {}, merged = {}, poison = {};
   const auto vector = [&](Vec<R> value, int64_t a) {
+    __builtin_prefetch(next + a);
     largest = larger<R>(absolute<R>(value), largest);
     poison = fma<R>(value, Vec<R>{}, poison);
     const Vec<R> power = exp_normal<R>(value + value);
@@ -276,7 +277,7 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
   };
   Exponentials<R> q = exponentials(row_pointers<R>(scratch, args.query, b, h, t0, queries, A), queries, true);
   for (int64_t t = 0; t < queries; ++t)
-    q.size[t] = exponentiate<R>(q.rows[t], channels, q.e + t * whole, c.weighting.merged, q.merged + t * whole);
+    q.size[t] = exponentiate<R>(q.rows[t], q.rows[t + 1 < queries ? t + 1 : t], channels, q.e + t * whole, c.weighting.merged, q.merged + t * whole);
 
   // Keys in chunks that stay in the second-level cache.
   constexpr int64_t kChunk = 64 * 1024;
@@ -288,7 +289,7 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
   for (int64_t first = 0; first < visible.count; first += chunk) {
     const int64_t n = visible.count - first < chunk ? visible.count - first : chunk;
     k.rows = rows + first;
-    for (int64_t i = 0; i < n; ++i) k.size[i] = exponentiate<R>(k.rows[i], channels, k.e + i * whole);
+    for (int64_t i = 0; i < n; ++i) k.size[i] = exponentiate<R>(k.rows[i], k.rows[first + i + 1 < visible.count ? i + 1 : i], channels, k.e + i * whole);
     R* out = scores + first;
     const auto row_of_tiles = [&](auto tile, int64_t t) {
       constexpr int M = decltype(tile)::value;

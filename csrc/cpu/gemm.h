@@ -137,6 +137,7 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const
 #pragma GCC unroll 4
         for (int k = 0; k < N; ++k) {
           const R* from = rows[first + j] + offset + k * W;
+          __builtin_prefetch(from + N * W);  // the next columns: rows lie apart, which the machine's own prefetching does not follow
           store<R>(panel + (j * N + k) * W, whole || k < N - 1 ? load<R>(from) : load_first<R>(from, last));
         }
       return true;

@@ -5,10 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
 #include <optional>
 #include <string>
@@ -17,6 +13,7 @@
 
 #include "../cpu/isa.h"
 #include "../cpu/kernels.h"
+#include "blocks.h"
 
 namespace onepass {
 
@@ -152,21 +149,6 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
   const int64_t rank = query.dim();
   ONEPASS_CHECK(rank == keys.dim(), "query ", shape_of(query), " and keys ", shape_of(keys), " must have the same rank");
   return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
-}
-
-// An uninitialised tensor. A large one is often fresh memory, touched first by the kernel: huge pages mean fewer faults.
-inline TorchTensor empty(const TorchTensor& like, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
-  TorchTensor x = torch::stable::new_empty(like, sizes, dtype);
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const auto bytes = static_cast<uintptr_t>(x.numel()) * x.element_size();
-  if (bytes >= 2 * kHuge) {
-    const auto begin = (reinterpret_cast<uintptr_t>(x.mutable_data_ptr()) + kHuge - 1) / kHuge * kHuge;
-    const auto end = (reinterpret_cast<uintptr_t>(x.mutable_data_ptr()) + bytes) / kHuge * kHuge;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
-#endif
-  return x;
 }
 
 inline const Kernels& kernels() {

@@ -1,0 +1,117 @@
+// Memory of large results, kept for later calls. A fresh block costs the system more to clear, page by page, than the kernels need to
+// fill it, and malloc gives large blocks back at once; so results of a call's size use the memory of the call before.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+// Part of torch's C interface from 2.11 on; this library also loads into 2.10, where the name is null.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype, int32_t device_type,
+    int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata, int64_t metadata_size,
+    void (*deleter)(void* data, void* context), void* context);
+
+namespace onepass {
+
+class Blocks {
+ public:
+  static constexpr size_t kLeast = size_t{1} << 20;  // bytes from which a result lies in a block
+
+  // Never destroyed: a result may outlive everything else.
+  static Blocks& shared() {
+    static auto* blocks = new Blocks;
+    return *blocks;
+  }
+
+  bool serve(size_t bytes) const { return torch_from_blob != nullptr && bytes >= kLeast && bytes <= limit_; }
+
+  // At least `bytes`, which become the block's size: of a kept block at most a fifth is left unused.
+  void* take(size_t& bytes) {
+    const size_t unit = bytes >= 2 * kHuge ? kHuge : kLeast / 16;
+    bytes = (bytes + unit - 1) / unit * unit;
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // a fork may have left it locked for good
+    if (lock) {
+      auto best = kept_.end();
+      for (auto it = kept_.begin(); it != kept_.end(); ++it)
+        if (it->bytes >= bytes && it->bytes <= bytes + bytes / 4 && (best == kept_.end() || it->bytes <= best->bytes)) best = it;
+      if (best != kept_.end()) {
+        const Block block = *best;
+        kept_.erase(best);
+        total_ -= block.bytes;
+        bytes = block.bytes;
+        return block.data;
+      }
+    }
+    void* data = std::aligned_alloc(unit, bytes);
+    if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (unit == kHuge) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return data;
+  }
+
+  // Keep a block; what has lain here longest goes where that makes too much.
+  void give(void* data, size_t bytes) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || bytes > limit_) return std::free(data);
+    kept_.push_back({data, bytes});
+    total_ += bytes;
+    while (total_ > limit_) {
+      std::free(kept_.front().data);
+      total_ -= kept_.front().bytes;
+      kept_.erase(kept_.begin());
+    }
+  }
+
+ private:
+  static constexpr size_t kHuge = size_t{1} << 21;  // a huge page
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
+
+  Blocks() {
+    const char* mebibytes = std::getenv("ONEPASS_KEEP_MIB");
+    limit_ = static_cast<size_t>(mebibytes != nullptr ? std::strtoull(mebibytes, nullptr, 10) : 256) << 20;
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> kept_;  // oldest first
+  size_t total_ = 0, limit_;
+};
+
+// An uninitialised tensor.
+inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes,
+                                   std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
+  using torch::headeronly::ScalarType;
+  const auto type = dtype.value_or(like.scalar_type());
+  std::vector<int64_t> strides(sizes.size());
+  int64_t count = 1;
+  for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
+  size_t bytes = static_cast<size_t>(count) * (type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2);
+  Blocks& blocks = Blocks::shared();
+  if (!blocks.serve(bytes)) return torch::stable::new_empty(like, sizes, dtype);
+  void* data = blocks.take(bytes);
+  AtenTensorHandle handle;
+  const auto code = torch_from_blob(
+      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), -1, &handle,
+      aoti_torch_layout_strided(), nullptr, 0,
+      [](void* block, void* size) { Blocks::shared().give(block, reinterpret_cast<size_t>(size)); }, reinterpret_cast<void*>(bytes));
+  if (code != AOTI_TORCH_SUCCESS) {
+    blocks.give(data, bytes);
+    return torch::stable::new_empty(like, sizes, dtype);
+  }
+  return torch::stable::Tensor(handle);
+}
+
+}  // namespace onepass
