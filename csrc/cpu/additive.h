@@ -35,68 +35,17 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
   });
 }
 
-// dL/dscores of a block of queries, from dL/dcontext and dL/dweights (or dL/dscores itself), into args.grad_scores.
+// The score gradients of a block of queries, into args.grad_scores.
 template <class R>
 void additive_score_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries) {
   Scratch& scratch = Scratch::mine();
-  const Shape& shape = args.shape;
-  const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-  const int64_t n = visible.count, stride = padded<R>(n);
+  const Visible visible = visible_to(scratch, args.visibility, args.shape.S, b, h, t0, queries);
+  const int64_t stride = padded<R>(visible.count);
   R* grad = scratch.take<R>(queries * stride);
-  R* row = scratch.take<R>(stride);
-  R* buffer = scratch.take<R>(shape.S);
-  if (args.grad_context.data != nullptr) {
-    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
-    const R** upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
-  } else {
-    for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
-  }
-  for (int64_t t = 0; t < queries; ++t) {
-    R* g = grad + t * stride;
-    if (args.grad_weights.data != nullptr) {
-      gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, shape.S, buffer);
-      for (int64_t i = 0; i < n; ++i) g[i] += row[i];
-    }
-    if (args.weights.data != nullptr) {
-      gather_row<R>(row, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, shape.S, buffer);
-      softmax_gradient_row<R>(g, row, visible, t);
-    }
-    scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g, visible, t, shape.S, R(0), buffer);
-  }
-}
-
-// The queries of (b, h) that see something, as a list: what the others hold is never read.
-struct Seers {
-  int64_t count;
-  int32_t* index;
-
-  Seers(Scratch& scratch, const Visible& visible, int64_t T) : count(0), index(scratch.take<int32_t>(T)) {
-    for (int64_t t = 0; t < T; ++t)
-      if (visible.sees_any(t)) index[count++] = static_cast<int32_t>(t);
-  }
-};
-
-// dvalues[s] = sum over t of weights[t, s] dcontext[t], for columns [column, column + width).
-template <class R>
-void values_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t column, int64_t width) {
-  Scratch& scratch = Scratch::mine();
-  const Shape& shape = args.shape;
-  const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
-  const Seers seers(scratch, visible, shape.T);
-  const int64_t n = visible.count;
-  clear_unseen<R>(args.grad_values, b, h, shape.S, visible, column, width);
-  R* weights = scratch.take<R>(seers.count * n);
-  R* buffer = scratch.take<R>(shape.S);
-  for (int64_t i = 0; i < seers.count; ++i)
-    gather_row<R>(weights + i * n, args.weights.at(b, h, seers.index[i]), args.weights.dtype, visible, seers.index[i], shape.S, buffer);
-  Tensor slice = args.grad_context;
-  slice.data = slice.data == nullptr ? nullptr : static_cast<char*>(slice.data) + column * size_of(slice.dtype);
-  const int64_t terms = slice.data == nullptr ? 0 : seers.count;
-  const R** upstream = row_pointers<R>(scratch, slice, b, h, 0, terms, width, seers.index);
-  const Output<R> out(scratch, args.grad_values, b, h, 0, n, width, visible.index, column);
-  weighted_sums<R>(weights, 1, n, upstream, terms, width, out.rows, n);
-  out.flush();
+  R* buffer = scratch.take<R>(args.shape.S);
+  score_gradient<R>(scratch, args, b, h, t0, queries, visible, grad, stride);
+  for (int64_t t = 0; t < queries; ++t)
+    scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, grad + t * stride, visible, t, args.shape.S, R(0), buffer);
 }
 
 // A few vectors of channels of some rows of queries or keys, exponentiated, vector by vector: e[(vector * n + row) * W].
@@ -318,6 +267,105 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   for (int64_t c = 0; c < width; ++c) partial[c] = (dv.total - R(2) * dv.fast[c]) + dv.direct[c];
 }
 
+// One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite.
+template <class R, int N>
+void query_gradient(const R* q, const R* eq, R q_size, const Keys<R>& k, int64_t s, const R* g, const uint8_t* seen,
+                    const ScoreContext<R>& c, R* dq) {
+  constexpr int W = kWidth<R>;
+  constexpr R kMerged = (Limits<R>::product / N - 1) / R(2.8853900817779268);
+  R least = k.size[s].largest, most = k.size[s].largest;
+  for (int i = 1; i < N; ++i) {
+    const R size = k.size[s + i].largest;
+    least = size < least ? size : least;
+    most = size <= most ? most : size + R(0) * most;  // a NaN stays
+  }
+  const auto step = [&](auto merged) __attribute__((always_inline)) {
+    for (int64_t a = 0; a < c.channels.whole; a += W) {
+      const Vec<R> query = load<R>(eq + a);
+      Vec<R> x[N], d[N], r[N], sum = load<R>(dq + a);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        x[i] = query * load<R>(k.e[s + i] + a);
+        d[i] = x[i] + R(1);
+      }
+      reciprocals<R, N, decltype(merged)::value>(d, r);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) sum = fma<R>(splat<R>(g[i]), x[i] * r[i] * r[i], sum);
+      store<R>(dq + a, sum);
+    }
+  };
+  if (q_size + most <= Limits<R>::single && q_size + least >= R(kSmall) && c.weighting.finite) {
+    if (q_size + most <= kMerged) step(std::true_type{});
+    else step(std::false_type{});
+  } else if constexpr (N > 1) {
+    for (int i = 0; i < N; ++i) query_gradient<R, 1>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, dq);
+  } else if (seen == nullptr || *seen != 0) {
+    const int64_t A = c.channels.count;
+    const auto at = [A](const R* row, int64_t a) { return a + W <= A ? load<R>(row + a) : load_first<R>(row + a, A - a); };
+    for (int64_t a = 0; a < A; a += W) {
+      Vec<R> tangent, slope;
+      tanh_and_slope<R>(at(q, a) + at(k.rows[s], a), tangent, slope);
+      const Vec<R> early = c.weighting.finite ? splat<R>(R(1)) : load<R>(c.weighting.v + a);
+      store<R>(dq + a, fma<R>(splat<R>(*g), early * slope * R(0.25), load<R>(dq + a)));
+    }
+  }
+}
+
+// dL/dscores and dL/dquery of queries over a memory. Blocks by the shape alone: keys merge four by four, as the block sees them.
+template <class R>
+void additive_step_backward(const StepBackward& args, const Executor& executor) {
+  constexpr int W = kWidth<R>;
+  const Shape& shape = args.shape;
+  const Channels<R> channels(shape.A);
+  const int64_t heads = shape.B * shape.H, whole = channels.whole;
+  const int64_t block = query_block(shape.T, shape.S, heads, 0, kMostQueries), blocks = (shape.T + block - 1) / block;
+  parallel(executor, heads * blocks, [&](int64_t item) {
+    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
+    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
+    Scratch& scratch = Scratch::mine();
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+    const int64_t n = visible.count, stride = padded<R>(n);
+    R* g = scratch.take<R>(queries * stride);
+    R* buffer = scratch.take<R>(shape.S);
+    score_gradient<R>(scratch, args, b, h, t0, queries, visible, g, stride);
+    for (int64_t t = 0; t < queries; ++t)
+      scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g + t * stride, visible, t, shape.S, R(0), buffer);
+    if (shape.A == 0) return;
+
+    const ScoreContext<R> c{channels, Weighting<R>(reinterpret_cast<const R*>(args.memory.weighting.at(0, h, 0)), args.memory.stride)};
+    const R** query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
+    R *eq = scratch.take<R>(queries * whole), *dq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
+    __builtin_memset(dq, 0, static_cast<size_t>(queries * whole) * sizeof(R));
+    for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
+    const int64_t chunk = key_chunk(whole, n);
+    const KeyChunks<R> chunks(scratch, args.keys, args.memory, channels, b, h, visible, chunk);
+    for (int64_t first = 0; first < n; first += chunk) {
+      const int64_t count = n - first < chunk ? n - first : chunk;
+      const Keys<R> k = chunks.take(first, count);
+      for (int64_t t = 0; t < queries; ++t) {
+        const R* row = g + t * stride + first;
+        const uint8_t* seen = visible.seen == nullptr ? nullptr : visible.seen + t * n + first;
+        const auto keys = [&](auto together, int64_t s) {
+          query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s, seen == nullptr ? nullptr : seen + s,
+                                                       c, dq + t * whole);
+        };
+        int64_t s = 0;
+        for (; s + 4 <= count; s += 4) keys(std::integral_constant<int, 4>{}, s);
+        for (; s < count; ++s) keys(std::integral_constant<int, 1>{}, s);
+      }
+    }
+    const Output<R> out(scratch, args.grad_query, b, h, t0, queries, shape.A);
+    for (int64_t t = 0; t < queries; ++t)
+      for (int64_t a = 0; a < shape.A; a += W) {
+        const Vec<R> late = c.weighting.finite ? load<R>(c.weighting.v + a) * R(4) : splat<R>(R(4));
+        const Vec<R> gradient = visible.sees_any(t) ? late * load<R>(dq + t * whole + a) : Vec<R>{};
+        if (a + W <= shape.A) store<R>(out.rows[t] + a, gradient);
+        else store_first<R>(out.rows[t] + a, gradient, shape.A - a);
+      }
+    out.flush();
+  });
+}
+
 template <class R>
 void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
@@ -331,12 +379,12 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
 
   // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
   // depends on the slice.
-  constexpr int64_t kUnit = 8 * kWidth<R>, kSlices = 256 * 1024 / sizeof(R), kTasks = 16, kColumns = 16 * kWidth<R>;
+  constexpr int64_t kUnit = 8 * kWidth<R>, kSlices = 256 * 1024 / sizeof(R), kTasks = 16;
   const int64_t fitting = kSlices / (shape.S + shape.T + 1), sharing = heads * shape.A / kTasks;
   const int64_t least = (fitting < sharing ? fitting : sharing) / kUnit * kUnit;
   const int64_t channels = least < kUnit ? kUnit : least;
   const int64_t channel_blocks = (shape.A + channels - 1) / channels;
-  const int64_t column_blocks = args.grad_values.data == nullptr ? 0 : (shape.D + kColumns - 1) / kColumns;
+  const int64_t column_blocks = args.grad_values.data == nullptr ? 0 : (shape.D + kColumns<R> - 1) / kColumns<R>;
   const int64_t items = channel_blocks + column_blocks;
   parallel(executor, heads * items, [&](int64_t task) {
     const int64_t b = task / items / shape.H, h = task / items % shape.H, item = task % items;
@@ -344,8 +392,8 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
     if (item < channel_blocks) {
       score_inputs_gradient<R>(args, b, h, item * channels, width(item * channels, channels, shape.A));
     } else {
-      const int64_t column = (item - channel_blocks) * kColumns;
-      values_gradient<R>(args, b, h, column, width(column, kColumns, shape.D));
+      const int64_t column = (item - channel_blocks) * kColumns<R>;
+      values_gradient<R>(args, b, h, column, width(column, kColumns<R>, shape.D));
     }
   });
 

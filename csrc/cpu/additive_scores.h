@@ -52,50 +52,59 @@ struct Channels {
   }
 };
 
-// v with what the tiles need of it.
+// Numbers of a row in which a Weighting is kept: three of the padded width, then its scalars.
+constexpr int64_t weighting_numbers(int64_t stride) { return 3 * stride + 8; }
+
+// v with what the tiles need of it, kept in a row of numbers: made by make_weighting, in scratch or in a memory.
 template <class R>
 struct Weighting {
   const R* v;       // padded with zeros
-  R* scaled;        // v / unit, padded with zeros; |scaled| <= 1
-  R* merged;        // unit / v where channels are merged, `scaled` behind them
+  const R* scaled;  // v / unit, padded with zeros; |scaled| <= 1
+  const R* merged;  // unit / v where channels are merged, `scaled` behind them
   R unit;           // a power of two
   R sum;            // of v
   R bits;           // log2 of the largest product of u = unit / v in a group, plus one per member
   bool finite;
 
-  Weighting(Scratch& scratch, const Tensor& tensor, int64_t h, const Channels<R>& channels) {
-    constexpr int W = kWidth<R>;
-    const int64_t A = channels.count, whole = channels.whole;
-    R* copy = scratch.take<R>(whole);
-    read_row<R>(copy, tensor.at(0, h, 0), tensor.dtype, A);
-    for (int64_t a = A; a < whole; ++a) copy[a] = 0;
-    v = copy;
-    R largest = 0;
-    for (int64_t a = 0; a < A; ++a) largest = std::fabs(v[a]) > largest ? std::fabs(v[a]) : largest;
-    finite = all_finite<R>(v, A);
-    int exponent = 0;
-    if (finite && largest > 0) std::frexp(largest, &exponent);
-    unit = std::ldexp(R(1), exponent > 100 ? 100 : exponent < -100 ? -100 : exponent);
-    scaled = scratch.take<R>(whole);
-    merged = scratch.take<R>(whole);
-    Vec<R> sums[1] = {};
-    for (int64_t a = 0; a < whole; a += W) {
-      const Vec<R> x = load<R>(v + a);
-      sums[0] += x;
-      store<R>(scaled + a, x / unit);
-      store<R>(merged + a, a < channels.merged ? unit / x : x / unit);
-    }
-    sum = sum_lanes<R, 1>(sums)[0];
-    bits = 0;
-    channels.groups([&](auto group, int64_t a) {
-      for (int lane = 0; lane < W; ++lane) {
-        R b = group;
-        for (int i = 0; i < group; ++i) b += std::log2(std::fabs(merged[a + i * W + lane]));
-        bits = b > bits || b != b ? b : bits;
-      }
-    });
-  }
+  Weighting(const R* row, int64_t stride)
+      : v(row), scaled(row + stride), merged(row + 2 * stride), unit(row[3 * stride]), sum(row[3 * stride + 1]),
+        bits(row[3 * stride + 2]), finite(row[3 * stride + 3] != R(0)) {}
 };
+
+// Fills such a row, of the given stride (at least whole vectors) between its parts.
+template <class R>
+void make_weighting(const void* given, Dtype dtype, const Channels<R>& channels, int64_t stride, R* row) {
+  constexpr int W = kWidth<R>;
+  using Wide = std::conditional_t<sizeof(R) == 4, double, long double>;  // a product of eight does not overflow
+  const int64_t A = channels.count, whole = channels.whole;
+  R *v = row, *scaled = row + stride, *merged = row + 2 * stride, *scalars = row + 3 * stride;
+  read_row<R>(v, given, dtype, A);
+  for (int64_t a = A; a < stride; ++a) v[a] = 0;
+  R largest = 0;
+  for (int64_t a = 0; a < A; ++a) largest = std::fabs(v[a]) > largest ? std::fabs(v[a]) : largest;
+  const bool finite = all_finite<R>(v, A);
+  int exponent = 0;
+  if (finite && largest > 0) std::frexp(largest, &exponent);
+  const R unit = std::ldexp(R(1), exponent > 100 ? 100 : exponent < -100 ? -100 : exponent);
+  Vec<R> sums[1] = {};
+  for (int64_t a = 0; a < whole; a += W) {
+    const Vec<R> x = load<R>(v + a);
+    sums[0] += x;
+    store<R>(scaled + a, x / unit);
+    store<R>(merged + a, a < channels.merged ? unit / x : x / unit);
+  }
+  R bits = 0;
+  channels.groups([&](auto group, int64_t a) {
+    for (int lane = 0; lane < W; ++lane) {
+      Wide product = 1;
+      for (int i = 0; i < group; ++i) product *= std::fabs(merged[a + i * W + lane]);
+      const R b = R(group) + static_cast<R>(std::log2(product));
+      bits = b > bits || b != b ? b : bits;
+    }
+  });
+  const R values[8] = {unit, sum_lanes<R, 1>(sums)[0], bits, R(finite), R(W)};
+  __builtin_memcpy(scalars, values, sizeof values);
+}
 
 // e = e^(2x), and where `times` is given e * times too; returns the row's size. `next`: the row after, fetched meanwhile.
 template <class R>
@@ -151,7 +160,7 @@ struct ScoreContext {
 
 // A tile of scores, TT queries by SS keys, all pairs merged (or all single).
 template <class R, bool Merged, int TT, int SS>
-ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* ek, R* out, int64_t stride) {
+ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* const* ek, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
   const int64_t whole = c.channels.whole;
   const R* weight = Merged ? c.weighting.merged : c.weighting.scaled;
@@ -168,7 +177,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* e
 #pragma GCC unroll 8
           for (int i = 0; i < G; ++i) {
             const int64_t at = first + i * W;
-            d[i] = fma<R>(load<R>(eq + t * whole + at), load<R>(ek + s * whole + at), load<R>(weight + at));
+            d[i] = fma<R>(load<R>(eq + t * whole + at), load<R>(ek[s] + at), load<R>(weight + at));
           }
           const Ratio<R> ratio = merge<R, G>(d);
           sum[t * SS + s] = add_ratio<R>(sum[t * SS + s], ratio.n, ratio.d);
@@ -181,7 +190,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* e
     for (int t = 0; t < TT; ++t)
 #pragma GCC unroll 4
       for (int s = 0; s < SS; ++s) {
-        const Vec<R> d = fma<R>(load<R>(eq + t * whole + a), load<R>(ek + s * whole + a), splat<R>(1));
+        const Vec<R> d = fma<R>(load<R>(eq + t * whole + a), load<R>(ek[s] + a), splat<R>(1));
         sum[t * SS + s] = add_ratio<R>(sum[t * SS + s], load<R>(weight + a), d);
       }
   const R factor = R(-2) * c.weighting.unit;
@@ -204,13 +213,21 @@ R direct_score(const R* q, const R* k, const R* v, int64_t A) {
   return sum_lanes<R, 1>(sums)[0];
 }
 
-// Some rows of queries or keys, exponentiated.
+// Rows of queries, exponentiated.
 template <class R>
-struct Exponentials {
+struct Queries {
   const R* const* rows;  // as given
   R* e;                  // [n, whole]
-  R* merged;             // [n, whole], e / v; for queries only
+  R* merged;             // [n, whole], e / v
   Size<R>* size;
+};
+
+// Rows of keys, exponentiated: here, or once and for all in a memory.
+template <class R>
+struct Keys {
+  const R* const* rows;  // as given
+  const R* const* e;
+  const Size<R>* size;
 };
 
 enum class Way { merged, single, direct };
@@ -230,8 +247,8 @@ ONEPASS_INLINE Size<R> operator+(Size<R> a, Size<R> b) {
 
 // Scores of TT queries and SS keys.
 template <class R, int TT, int SS>
-ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Exponentials<R>& q, int64_t t, const Exponentials<R>& k, int64_t s,
-                                R* out, int64_t stride) {
+ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, int64_t t, const Keys<R>& k, int64_t s, R* out,
+                                int64_t stride) {
   const int64_t whole = c.channels.whole;
   const auto extremes = [](const Size<R>* size, int n, Size<R>& least, Size<R>& most) {
     least = most = size[0];
@@ -247,49 +264,99 @@ ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Exponentials<R>&
   extremes(k.size + s, SS, k_least, k_most);
   const Way way = way_of<R>(c.weighting, q_least + k_least, q_most + k_most);
   if (way == Way::merged) {
-    score_tile<R, true, TT, SS>(c, q.merged + t * whole, k.e + s * whole, out, stride);
+    score_tile<R, true, TT, SS>(c, q.merged + t * whole, k.e + s, out, stride);
   } else if (TT * SS > 1 && way == Way::single && way_of<R>(c.weighting, q_least + k_least, q_least + k_least) == Way::single) {
-    score_tile<R, false, TT, SS>(c, q.e + t * whole, k.e + s * whole, out, stride);
+    score_tile<R, false, TT, SS>(c, q.e + t * whole, k.e + s, out, stride);
   } else if constexpr (TT * SS > 1) {
     for (int i = 0; i < TT; ++i)
       for (int j = 0; j < SS; ++j) score_pairs<R, 1, 1>(c, q, t + i, k, s + j, out + i * stride + j, stride);
   } else if (way == Way::single) {
-    score_tile<R, false, 1, 1>(c, q.e + t * whole, k.e + s * whole, out, stride);
+    score_tile<R, false, 1, 1>(c, q.e + t * whole, k.e + s, out, stride);
   } else {
     *out = direct_score<R>(q.rows[t], k.rows[s], c.weighting.v, c.channels.count);
   }
 }
+
+// Keys of a chunk, which stays in the second-level cache: a multiple of four.
+inline int64_t key_chunk(int64_t width, int64_t count) {
+  constexpr int64_t kElements = 64 * 1024;
+  const int64_t fitting = kElements / width / 4 * 4, least = fitting < 4 ? 4 : fitting;
+  return least < count ? least : count;
+}
+
+// The visible keys of one (b, h), exponentiated chunk by chunk: here, or once and for all in a memory.
+template <class R>
+class KeyChunks {
+ public:
+  KeyChunks(Scratch& scratch, const Tensor& keys, const Prepared& memory, const Channels<R>& channels, int64_t b, int64_t h,
+            const Visible& visible, int64_t chunk)
+      : channels_(channels), visible_(visible), memory_(memory), b_(b), h_(h),
+        rows_(row_pointers<R>(scratch, keys, b, h, 0, visible.count, channels.count, visible.index)),
+        copy_(in_place() ? nullptr : scratch.take<R>(chunk * channels.whole)), e_(scratch.take<const R*>(chunk)),
+        size_(scratch.take<Size<R>>(chunk)) {}
+
+  Keys<R> take(int64_t first, int64_t n) const {
+    const int64_t whole = channels_.whole;
+    const R* const* rows = rows_ + first;
+    if (memory_.exponentials.data == nullptr) {
+      for (int64_t i = 0; i < n; ++i) {
+        const R* next = rows[first + i + 1 < visible_.count ? i + 1 : i];
+        size_[i] = exponentiate<R>(rows[i], next, channels_, copy_ + i * whole);
+        e_[i] = copy_ + i * whole;
+      }
+      return {rows, e_, size_};
+    }
+    const auto* sizes = reinterpret_cast<const Size<R>*>(memory_.sizes.at(b_, h_, 0));
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t position = visible_.position(first + i);
+      const char* from = memory_.exponentials.at(b_, h_, position);
+      size_[i] = sizes[position];
+      e_[i] = in_place() ? reinterpret_cast<const R*>(from) : copy_ + i * whole;
+      if (!in_place()) read_row<R>(copy_ + i * whole, from, memory_.exponentials.dtype, whole);
+    }
+    return {rows, e_, size_};
+  }
+
+ private:
+  bool in_place() const { return memory_.exponentials.data != nullptr && is_native<R>(memory_.exponentials.dtype); }
+
+  const Channels<R>& channels_;
+  const Visible& visible_;
+  const Prepared& memory_;
+  int64_t b_, h_;
+  const R* const* rows_;
+  R* copy_;
+  const R** e_;
+  Size<R>* size_;
+};
 
 // scores[t * stride + i] for the queries t0 .. t0 + queries and the visible positions.
 template <class R>
 void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
                      const Visible& visible, R* scores, int64_t stride) {
   const Channels<R> channels(args.shape.A);
-  const ScoreContext<R> c{channels, Weighting<R>(scratch, args.v, h, channels)};
   const int64_t A = args.shape.A, whole = channels.whole;
+  const bool prepared = args.memory.exponentials.data != nullptr;
   if (A == 0) {
     for (int64_t t = 0; t < queries; ++t)
       for (int64_t i = 0; i < visible.count; ++i) scores[t * stride + i] = 0;
     return;
   }
-  const auto exponentials = [&](const R* const* rows, int64_t n, bool merged) {
-    return Exponentials<R>{rows, scratch.take<R>(n * whole), merged ? scratch.take<R>(n * whole) : nullptr, scratch.take<Size<R>>(n)};
-  };
-  Exponentials<R> q = exponentials(row_pointers<R>(scratch, args.query, b, h, t0, queries, A), queries, true);
+  R* weighting = prepared ? reinterpret_cast<R*>(args.memory.weighting.at(0, h, 0)) : scratch.take<R>(weighting_numbers(whole));
+  if (!prepared) make_weighting<R>(args.v.at(0, h, 0), args.v.dtype, channels, whole, weighting);
+  const ScoreContext<R> c{channels, Weighting<R>(weighting, prepared ? args.memory.stride : whole)};
+  const Queries<R> q{row_pointers<R>(scratch, args.query, b, h, t0, queries, A), scratch.take<R>(queries * whole),
+                     scratch.take<R>(queries * whole), scratch.take<Size<R>>(queries)};
   for (int64_t t = 0; t < queries; ++t)
-    q.size[t] = exponentiate<R>(q.rows[t], q.rows[t + 1 < queries ? t + 1 : t], channels, q.e + t * whole, c.weighting.merged, q.merged + t * whole);
+    q.size[t] = exponentiate<R>(q.rows[t], q.rows[t + 1 < queries ? t + 1 : t], channels, q.e + t * whole, c.weighting.merged,
+                                q.merged + t * whole);
 
-  // Keys in chunks that stay in the second-level cache.
-  constexpr int64_t kChunk = 64 * 1024;
   constexpr int TT = kRegisters == 32 ? 4 : 2, SS = kRegisters == 32 ? 4 : 2;
-  int64_t chunk = kChunk / whole / SS * SS;
-  chunk = chunk < SS ? SS : chunk;
-  const R** rows = row_pointers<R>(scratch, args.keys, b, h, 0, visible.count, A, visible.index);
-  Exponentials<R> k = exponentials(rows, chunk < visible.count ? chunk : visible.count, false);
+  const int64_t chunk = key_chunk(whole, visible.count);
+  const KeyChunks<R> chunks(scratch, args.keys, args.memory, channels, b, h, visible, chunk);
   for (int64_t first = 0; first < visible.count; first += chunk) {
     const int64_t n = visible.count - first < chunk ? visible.count - first : chunk;
-    k.rows = rows + first;
-    for (int64_t i = 0; i < n; ++i) k.size[i] = exponentiate<R>(k.rows[i], k.rows[first + i + 1 < visible.count ? i + 1 : i], channels, k.e + i * whole);
+    const Keys<R> k = chunks.take(first, n);
     R* out = scores + first;
     const auto row_of_tiles = [&](auto tile, int64_t t) {
       constexpr int M = decltype(tile)::value;
@@ -302,6 +369,34 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
     if (TT > 2 && t + 2 <= queries) row_of_tiles(std::integral_constant<int, 2>{}, t), t += 2;
     if (t < queries) row_of_tiles(std::integral_constant<int, 1>{}, t);
   }
+}
+
+// e^(2k) and the size of every visible key into a memory, and the weighting.
+template <class R>
+void additive_prepare(const AdditivePrepare& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const Channels<R> channels(shape.A);
+  constexpr int64_t kRows = 64;
+  const int64_t blocks = shape.S / kRows + 1, heads = shape.B * shape.H;
+  parallel(executor, heads * blocks + shape.H, [&](int64_t item) {
+    Scratch& scratch = Scratch::mine();
+    if (item >= heads * blocks) {
+      const int64_t h = item - heads * blocks;
+      return make_weighting<R>(args.v.at(0, h, 0), args.v.dtype, channels, args.memory.stride,
+                               reinterpret_cast<R*>(args.memory.weighting.at(0, h, 0)));
+    }
+    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, first = item % blocks * kRows;
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, 1);
+    const int64_t n = visible.count - first < kRows ? visible.count - first : kRows;
+    if (n <= 0) return;
+    const int32_t* index = visible.index == nullptr ? nullptr : visible.index + first;
+    const R** rows = row_pointers<R>(scratch, args.keys, b, h, first, n, shape.A, index);
+    auto* sizes = reinterpret_cast<Size<R>*>(args.memory.sizes.at(b, h, 0));
+    const Output<R> out(scratch, args.memory.exponentials, b, h, first, n, channels.whole, index);
+    for (int64_t i = 0; i < n; ++i)
+      sizes[visible.position(first + i)] = exponentiate<R>(rows[i], rows[i + 1 < n ? i + 1 : i], channels, out.rows[i]);
+    out.flush();
+  });
 }
 
 }  // namespace onepass::ONEPASS_ISA

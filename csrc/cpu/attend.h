@@ -147,6 +147,35 @@ void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int
       if (!visible.sees(query, i)) grad[i] = 0;
 }
 
+// dL/dscores of a block of queries, from dL/dcontext and dL/dweights (or dL/dscores itself, if there are no weights), as rows of the
+// given stride.
+template <class R, class Args>
+void score_gradient(Scratch& scratch, const Args& args, int64_t b, int64_t h, int64_t t0, int64_t queries, const Visible& visible, R* grad,
+                    int64_t stride) {
+  const Shape& shape = args.shape;
+  const int64_t n = visible.count;
+  R* row = scratch.take<R>(stride);
+  R* buffer = scratch.take<R>(shape.S);
+  if (args.grad_context.data != nullptr) {
+    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
+    const R** upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
+    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
+  } else {
+    for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
+  }
+  for (int64_t t = 0; t < queries; ++t) {
+    R* g = grad + t * stride;
+    if (args.grad_weights.data != nullptr) {
+      gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, shape.S, buffer);
+      for (int64_t i = 0; i < n; ++i) g[i] += row[i];
+    }
+    if (args.weights.data != nullptr) {
+      gather_row<R>(row, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, shape.S, buffer);
+      softmax_gradient_row<R>(g, row, visible, t);
+    }
+  }
+}
+
 // Rows of zeros wherever `visible` has no position.
 template <class R>
 void clear_unseen(const Tensor& x, int64_t b, int64_t h, int64_t S, const Visible& visible, int64_t column, int64_t width) {
@@ -155,6 +184,52 @@ void clear_unseen(const Tensor& x, int64_t b, int64_t h, int64_t S, const Visibl
     if (i < visible.count && visible.position(i) == s) ++i;
     else __builtin_memset(x.at(b, h, s) + column * size_of(x.dtype), 0, static_cast<size_t>(width * size_of(x.dtype)));
   }
+}
+
+// The queries of (b, h) that see something, as a list: what the others hold is never read.
+struct Seers {
+  int64_t count;
+  int32_t* index;
+
+  Seers(Scratch& scratch, const Visible& visible, int64_t T) : count(0), index(scratch.take<int32_t>(T)) {
+    for (int64_t t = 0; t < T; ++t)
+      if (visible.sees_any(t)) index[count++] = static_cast<int32_t>(t);
+  }
+};
+
+template <class R>
+constexpr int64_t kColumns = 16 * kWidth<R>;  // of values that a task takes
+
+// dvalues[s] = sum over t of weights[t, s] dcontext[t], for columns [column, column + width).
+template <class R, class Args>
+void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int64_t width) {
+  Scratch& scratch = Scratch::mine();
+  const Shape& shape = args.shape;
+  const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
+  const Seers seers(scratch, visible, shape.T);
+  const int64_t n = visible.count;
+  clear_unseen<R>(args.grad_values, b, h, shape.S, visible, column, width);
+  R* weights = scratch.take<R>(seers.count * n);
+  R* buffer = scratch.take<R>(shape.S);
+  for (int64_t i = 0; i < seers.count; ++i)
+    gather_row<R>(weights + i * n, args.weights.at(b, h, seers.index[i]), args.weights.dtype, visible, seers.index[i], shape.S, buffer);
+  Tensor slice = args.grad_context;
+  slice.data = slice.data == nullptr ? nullptr : static_cast<char*>(slice.data) + column * size_of(slice.dtype);
+  const int64_t terms = slice.data == nullptr ? 0 : seers.count;
+  const R** upstream = row_pointers<R>(scratch, slice, b, h, 0, terms, width, seers.index);
+  const Output<R> out(scratch, args.grad_values, b, h, 0, n, width, visible.index, column);
+  weighted_sums<R>(weights, 1, n, upstream, terms, width, out.rows, n);
+  out.flush();
+}
+
+template <class R>
+void source_sums(const SourceSums& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t blocks = (shape.D + kColumns<R> - 1) / kColumns<R>;
+  parallel(executor, shape.B * shape.H * blocks, [&](int64_t task) {
+    const int64_t bh = task / blocks, column = task % blocks * kColumns<R>;
+    values_gradient<R>(args, bh / shape.H, bh % shape.H, column, column + kColumns<R> <= shape.D ? kColumns<R> : shape.D - column);
+  });
 }
 
 }  // namespace onepass::ONEPASS_ISA

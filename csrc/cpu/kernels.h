@@ -41,9 +41,25 @@ struct Executor {
   void (*run)(int64_t count, void (*task)(void* context, int64_t i), void* context);
 };
 
+// What an attention memory keeps of its keys and of v, for one instruction set; absent in a call without a memory.
+struct Prepared {
+  Tensor exponentials;  // [B, H, S, stride] e^(2k), of the accumulator's dtype or bf16
+  Tensor sizes;         // [B, H, S, 2] of the accumulator's dtype
+  Tensor weighting;     // [H, 3 stride + 8], likewise
+  int64_t stride = 0;   // A, padded to whole vectors of any instruction set
+};
+
+struct AdditivePrepare {
+  Shape shape;  // T = 1
+  Tensor keys, v;
+  Visibility visibility;
+  Prepared memory;
+};
+
 struct AdditiveForward {
   Shape shape;
   Tensor query, keys, values, v;  // v: [H, A], row stride unused
+  Prepared memory;
   Visibility visibility;
   Tensor context, weights;  // weights in the accumulator's dtype; without a context the raw scores, in the query's
 };
@@ -58,12 +74,30 @@ struct AdditiveBackward {
   Tensor grad_query, grad_keys, grad_values, grad_v;
 };
 
+// A step's share of the backward: what arrives at its query. Its share of the gradients of keys, values and v waits for all steps.
+struct StepBackward {
+  Shape shape;
+  double scale;                    // of multiplicative scores
+  Tensor query, keys, values;
+  Prepared memory;                 // additive
+  Visibility visibility;
+  Tensor weights, grad_context, grad_weights;  // either gradient may be absent
+  Tensor grad_query, grad_scores;  // grad_scores [B, H, T, S] of the accumulator's dtype, times the scale
+};
+
+// sums[b, h, s] = sum over t of weights[b, h, t, s] rows[b, h, t]: gradients of all steps at once.
+struct SourceSums {
+  Shape shape;
+  Visibility visibility;
+  Tensor weights, grad_context, grad_values;
+};
+
 struct MultiplicativeForward {
   Shape shape;
   double scale;
   Tensor query, keys, values;
   Visibility visibility;
-  Tensor context, weights, logsumexp;  // weights may be absent; logsumexp [B, H, T, 1]
+  Tensor context, weights, logsumexp;  // weights and logsumexp [B, H, T, 1] may be absent
 };
 
 struct MultiplicativeBackward {
@@ -76,10 +110,15 @@ struct MultiplicativeBackward {
 };
 
 struct Kernels {
+  void (*additive_prepare)(const AdditivePrepare&, const Executor&);
+  void (*additive_step_backward)(const StepBackward&, const Executor&);
+  void (*multiplicative_step_backward)(const StepBackward&, const Executor&);
+  void (*source_sums)(const SourceSums&, const Executor&);
   void (*additive_forward)(const AdditiveForward&, const Executor&);
   void (*additive_backward)(const AdditiveBackward&, const Executor&);
   void (*multiplicative_forward)(const MultiplicativeForward&, const Executor&);
   void (*multiplicative_backward)(const MultiplicativeBackward&, const Executor&);
+  int vector_bytes;
 };
 
 extern const Kernels kernels_baseline;

@@ -36,7 +36,8 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t) {
       R* row = scores + t * stride;
-      *reinterpret_cast<R*>(args.logsumexp.at(b, h, t0 + t)) = softmax_row<R>(row, visible, t);
+      const R logsumexp = softmax_row<R>(row, visible, t);
+      if (args.logsumexp.data != nullptr) *reinterpret_cast<R*>(args.logsumexp.at(b, h, t0 + t)) = logsumexp;
       if (buffer != nullptr)
         scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
     }
@@ -135,6 +136,32 @@ template <class R>
 void multiplicative_backward(const MultiplicativeBackward& args, const Executor& executor) {
   const int64_t H = args.shape.H;
   parallel(executor, args.shape.B * H, [&](int64_t item) { multiplicative_gradients<R>(args, item / H, item % H); });
+}
+
+// dL/dscores, times the scale, and dL/dquery of queries over a memory.
+template <class R>
+void multiplicative_step_backward(const StepBackward& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t heads = shape.B * shape.H;
+  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kQueryBlock), blocks = (shape.T + block - 1) / block;
+  parallel(executor, heads * blocks, [&](int64_t item) {
+    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
+    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
+    Scratch& scratch = Scratch::mine();
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+    const int64_t n = visible.count, stride = padded<R>(n);
+    R* g = scratch.take<R>(queries * stride);
+    R* buffer = scratch.take<R>(shape.S);
+    score_gradient<R>(scratch, args, b, h, t0, queries, visible, g, stride);
+    for (int64_t t = 0; t < queries; ++t) {
+      for (int64_t i = 0; i < n; ++i) g[t * stride + i] *= R(args.scale);
+      scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g + t * stride, visible, t, shape.S, R(0), buffer);
+    }
+    const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, visible.index);
+    const Output<R> grad_query(scratch, args.grad_query, b, h, t0, queries, shape.A);
+    sum_visible<R>(scratch, g, stride, visible, queries, keys, shape.A, grad_query.rows);
+    grad_query.flush();
+  });
 }
 
 }  // namespace onepass::ONEPASS_ISA

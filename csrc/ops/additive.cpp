@@ -22,7 +22,6 @@ std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys
   args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
-  static char nothing;  // an empty tensor's pointer may be null, which would mean scores alone
   if (args.context.data == nullptr) args.context.data = &nothing;
   kernels().additive_forward(args, executor());
   return {context, weights};

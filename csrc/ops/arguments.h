@@ -63,6 +63,14 @@ class Arguments {
     dtype_of("query", query);
   }
 
+  // Of queries over a memory with these keys: a query may have one dimension less, and is then one step.
+  Arguments(const TorchTensor& query, const TorchTensor& keys)
+      : dtype_(query.scalar_type()), rank_(keys.dim()), one_step_(query.dim() == rank_ - 1) {
+    ONEPASS_CHECK((rank_ == 3 || rank_ == 4) && (one_step_ || query.dim() == rank_), "query must be [B, A] or [B, T, A] for keys [B, S, A], "
+                  "[B, H, A] or [B, H, T, A] for keys [B, H, S, A]; got ", shape_of(query), " for ", shape_of(keys));
+    dtype_of("query", query);
+  }
+
   // [B, (H,) N, W] of exactly these sizes, of the query's dtype or the one given.
   Tensor in(const char* name, const TorchTensor& given, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
     ONEPASS_CHECK(given.is_cpu(), name, " must be on the cpu");
@@ -79,13 +87,21 @@ class Arguments {
     return given.has_value() ? in(name, *given, sizes, dtype) : Tensor{};
   }
 
+  // What the memory keeps in the query's dtype or in bfloat16.
+  Tensor in_memory(const char* name, const TorchTensor& given, const Sizes& sizes, ScalarType dtype) {
+    return in(name, given, sizes, given.scalar_type() == ScalarType::BFloat16 ? ScalarType::BFloat16 : dtype);
+  }
+
   // A view of a contiguous tensor made for the kernels to write.
   Tensor view(const char* name, const TorchTensor& x) const {
     Tensor view;
     view.data = x.mutable_data_ptr();
     view.dtype = dtype_of(name, x);
     const int64_t rank = x.dim();
-    if (rank >= 3) {
+    if (one_step_ && rank == rank_ - 1 && rank >= 2) {  // [B, (H,) W]
+      view.batch = x.stride(0);
+      view.head = rank == 3 ? x.stride(1) : 0;
+    } else if (rank >= 3) {
       view.batch = x.stride(0);
       view.head = rank == 4 ? x.stride(1) : 0;
       view.row = x.stride(rank - 2);
@@ -112,14 +128,17 @@ class Arguments {
         }
     }
     if (mask.has_value()) {
-      const Sizes sizes = with_heads(shape, shape.T, shape.S);
+      Sizes sizes = with_heads(shape, shape.T, shape.S);
+      const size_t step = sizes.size() - 2;
+      const bool shared = mask->dim() == rank_ && mask->size(rank_ - 2) == 1;  // by all queries
+      if (shared) sizes[step] = 1;
       bool fits = mask->scalar_type() == ScalarType::Bool && mask->is_cpu() && mask->dim() == rank_;
       for (int64_t i = 0; fits && i < rank_; ++i) fits = mask->size(i) == sizes[static_cast<size_t>(i)];
       ONEPASS_CHECK(fits, "mask must be boolean ", text(sizes), " on the cpu; got ", shape_of(*mask));
       v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
       v.mask_batch = mask->stride(0);
       v.mask_head = rank_ == 4 ? mask->stride(1) : 0;
-      v.mask_step = mask->stride(rank_ - 2);
+      v.mask_step = shared ? 0 : mask->stride(rank_ - 2);
       v.mask_source = mask->stride(rank_ - 1);
     }
     return v;
@@ -128,6 +147,12 @@ class Arguments {
   // [B, (H,) rows, width]
   Sizes with_heads(const Shape& shape, int64_t rows, int64_t width) const {
     return rank_ == 4 ? Sizes{shape.B, shape.H, rows, width} : Sizes{shape.B, rows, width};
+  }
+
+  // Of a query's row: [B, (H,) T, width], without T for one step.
+  Sizes per_query(const Shape& shape, int64_t width) const {
+    if (!one_step_) return with_heads(shape, shape.T, width);
+    return rank_ == 4 ? Sizes{shape.B, shape.H, width} : Sizes{shape.B, width};
   }
 
   Sizes width_of_v(const Shape& shape) const { return rank_ == 4 ? Sizes{shape.H, shape.A} : Sizes{shape.A}; }
@@ -141,6 +166,7 @@ class Arguments {
 
   ScalarType dtype_;
   int64_t rank_;
+  bool one_step_ = false;
   std::vector<TorchTensor> kept_;
 };
 
@@ -150,6 +176,9 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
   ONEPASS_CHECK(rank == keys.dim(), "query ", shape_of(query), " and keys ", shape_of(keys), " must have the same rank");
   return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
 }
+
+// Where an empty tensor lies whose pointer is null but must not be: without a context, the additive forward gives scores alone.
+inline char nothing;
 
 inline const Kernels& kernels() {
 #if defined(__x86_64__)

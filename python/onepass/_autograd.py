@@ -98,6 +98,45 @@ def _multiplicative_backward_like(
     return _contiguous_like(query, keys, values)
 
 
+@fake("additive_prepare")
+def _additive_prepare_like(
+    keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, half: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    accumulator = _accumulator(keys.dtype)
+    stride = (keys.shape[-1] + 15) // 16 * 16
+    heads = v.shape[0] if v.dim() == 2 else 1
+    return (
+        keys.new_empty((*keys.shape[:-1], stride), dtype=torch.bfloat16 if half else accumulator),
+        keys.new_empty((*keys.shape[:-1], 2), dtype=accumulator),
+        keys.new_empty((heads, 3 * stride + 8), dtype=accumulator),
+    )
+
+
+@fake("additive_step")
+def _additive_step_like(query: Tensor, keys: Tensor, values: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _context_like(query, values), _weights_like(query, keys)
+
+
+@fake("multiplicative_step")
+def _multiplicative_step_like(query: Tensor, keys: Tensor, values: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _context_like(query, values), _weights_like(query, keys)
+
+
+def _step_backward_like(
+    grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), _weights_like(query, keys)
+
+
+fake("additive_step_backward")(_step_backward_like)
+fake("multiplicative_step_backward")(_step_backward_like)
+
+
+@fake("source_sums")
+def _source_sums_like(weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return rows.new_empty((*rows.shape[:-2], weights.shape[-1], rows.shape[-1]))
+
+
 def _keep(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
@@ -145,6 +184,28 @@ def _multiplicative_backward(ctx: Any, grad_context: Tensor | None, grad_weights
     return (*grads, None, None, None, None)
 
 
+def _step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    query, keys, values, v, _, _, _, lengths, mask = inputs
+    _keep(ctx, query, keys, values, v, output[1], lengths, mask)
+
+
+def _step_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+    """All gradients of one step: what compiled and exported graphs use, where nothing is deferred."""
+    if grad_context is None and grad_weights is None:
+        return (None,) * 9
+    query, keys, values, v, weights, lengths, mask = ctx.saved_tensors
+    one_step = query.dim() < keys.dim()
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return tensor.unsqueeze(-2) if one_step and tensor is not None else tensor
+
+    grad_query, grad_keys, grad_values, grad_v = torch.ops.onepass.additive_backward(
+        rows(grad_context), rows(grad_weights), rows(query), keys, values.to(query.dtype), v, rows(weights), lengths, mask
+    )
+    grad_query = grad_query.squeeze(-2) if one_step else grad_query
+    return grad_query, grad_keys, grad_values.to(values.dtype), grad_v, None, None, None, None, None
+
+
 def _refuse_setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     pass
 
@@ -156,5 +217,14 @@ def _refuse(ctx: Any, *grads: Tensor | None) -> Grads:
 register_autograd("onepass::additive_forward", _additive_backward, setup_context=_additive_setup)
 register_autograd("onepass::additive_scores", _scores_backward, setup_context=_scores_setup)
 register_autograd("onepass::multiplicative_forward", _multiplicative_backward, setup_context=_multiplicative_setup)
-for _op in ("additive_backward", "additive_scores_backward", "multiplicative_backward"):
+register_autograd("onepass::additive_step", _step_backward, setup_context=_step_setup)
+for _op in (
+    "additive_backward",
+    "additive_scores_backward",
+    "multiplicative_backward",
+    "additive_step_backward",
+    "multiplicative_step_backward",
+    "source_sums",
+    "multiplicative_step",
+):
     register_autograd(f"onepass::{_op}", _refuse, setup_context=_refuse_setup)

@@ -33,12 +33,14 @@ def check_inputs(
     mask: Tensor | None,
     *,
     lacks: str = "",
+    like: str = "query",
 ) -> Inputs:
-    """Raise on the first thing that is wrong, else return the canonical form; ``lacks`` names a tensor that it does not take."""
+    """Raise on the first thing that is wrong, else return the canonical form; ``lacks`` names a tensor that it does not take, ``like``
+    the one whose dtype and device the others must have."""
     tensors = {"query": query, "keys": keys, "values": values, "v": v}
     tensors.pop(lacks, None)
     for name, tensor in tensors.items():
-        _check_kind(name, tensor, query)
+        _check_kind(name, tensor, query, like)
     if keys.dim() not in (3, 4):
         raise ValueError(f"keys must be [B, S, A] or, with heads, [B, H, S, A]; got {_shape(keys)}")
     heads = keys.dim() == 4
@@ -66,15 +68,15 @@ def check_inputs(
     return Inputs(query, keys, values, v, lengths, mask, one_step)
 
 
-def _check_kind(name: str, tensor: Tensor | None, query: Tensor) -> None:
+def _check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16; got {tensor.dtype}")
     if tensor.dtype != query.dtype:
-        raise TypeError(f"{name} must have the dtype of query, {query.dtype}; got {tensor.dtype}")
+        raise TypeError(f"{name} must have the dtype of {like}, {query.dtype}; got {tensor.dtype}")
     if tensor.device != query.device:
-        raise ValueError(f"{name} must be on the device of query, {query.device}; got {tensor.device}")
+        raise ValueError(f"{name} must be on the device of {like}, {query.device}; got {tensor.device}")
 
 
 def _check_sizes(name: str, tensor: Tensor, other_name: str, other: Tensor, what: str, dims: slice) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onepass import functional, reference
+from onepass.memory import AttentionMemory, additive_memory, multiplicative_memory
 
 
 class _Attention(nn.Module):
@@ -80,6 +81,34 @@ class _Attention(nn.Module):
         return context, weights if need_weights else None
 
 
+    def _attend_memory(
+        self,
+        query: Tensor,
+        memory: AttentionMemory,
+        others: tuple[Tensor | None, ...],
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`_attend`, over a memory."""
+        if any(other is not None for other in others):
+            raise ValueError("a memory has its own values, lengths and mask: give them to memory(...), not to the call")
+        one_step = query.dim() == 2
+        if self.num_heads > 1:
+            query = query.unflatten(-1, (self.num_heads, -1))  # [B, (K,) H, A]
+            query = query if one_step else query.transpose(1, 2)
+        if self.dropout > 0.0 and self.training:
+            _, weights = memory.attend(query, need_weights=True)
+            assert weights is not None
+            weights = nn.functional.dropout(weights, self.dropout)
+            visible = reference.visible_positions(memory.keys, 1, memory.lengths, memory.mask)
+            values = reference.without_unseen(memory.values, visible)
+            context = (weights.unsqueeze(-2) @ values).squeeze(-2) if one_step else weights @ values
+        else:
+            context, weights = memory.attend(query, need_weights)
+        if self.num_heads > 1:
+            context = context.flatten(1) if one_step else self._join(context)
+        return context, weights if need_weights else None
+
+
 class AdditiveAttention(_Attention):
     """Additive attention with its projections: ``score = v . tanh(W_q query + W_k memory + b)``.
 
@@ -127,18 +156,23 @@ class AdditiveAttention(_Attention):
     def forward(
         self,
         query: Tensor,
-        memory: Tensor,
+        memory: Tensor | AttentionMemory,
         values: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from ``query`` (``[B, T, query_dim]`` or ``[B, query_dim]``) over ``memory`` (``[B, S, key_dim]``).
+        """Attend from ``query`` (``[B, T, query_dim]`` or ``[B, query_dim]``) over ``memory``: encoder states ``[B, S, key_dim]``, or
+        what :meth:`memory` made of them.
 
         ``values`` (``[B, S, D]``) default to ``memory``; ``lengths``, ``mask`` and errors as in :func:`onepass.additive_attention`.
         Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
         """
+        if isinstance(memory, AttentionMemory):
+            if memory.v is None:
+                raise ValueError("an additive layer takes a memory of its own; got one of multiplicative attention")
+            return self._attend_memory(self.query_layer(query), memory, (values, lengths, mask), need_weights)
         keys = self.key_layer(memory)
         return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, need_weights)
 
@@ -151,12 +185,34 @@ class AdditiveAttention(_Attention):
         mask: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        return functional.additive_attention(
+            query, keys, values, self._weighting(query.dtype), lengths=lengths, mask=mask, need_weights=need_weights
+        )
+
+    def _weighting(self, dtype: torch.dtype) -> Tensor:
+        """``v``, or ``g v / |v|``."""
         v: Tensor = self.v
         if self.g is not None:
             v = self.g.unsqueeze(-1) * nn.functional.normalize(v, dim=-1)
-        return functional.additive_attention(
-            query, keys, values, v.to(query.dtype), lengths=lengths, mask=mask, need_weights=need_weights
-        )
+        return v.to(dtype)
+
+    def memory(
+        self,
+        memory: Tensor,
+        values: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> AttentionMemory:
+        """``memory`` (``[B, S, key_dim]``) projected and prepared once, for ``attention(query, memory)`` step by step.
+
+        ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`. With
+        dropout in training the gradient of the values is not deferred.
+        """
+        keys = self._split(self.key_layer(memory))
+        values = self._split((memory if values is None else values).to(keys.dtype))
+        return additive_memory(keys, values, self._weighting(keys.dtype), lengths=lengths, mask=mask, dtype=dtype)
 
     def extra_repr(self) -> str:
         return f"normalize={self.g is not None}, dropout={self.dropout}, num_heads={self.num_heads}"
@@ -198,7 +254,7 @@ class MultiplicativeAttention(_Attention):
     def forward(
         self,
         query: Tensor,
-        memory: Tensor,
+        memory: Tensor | AttentionMemory,
         values: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
@@ -208,6 +264,10 @@ class MultiplicativeAttention(_Attention):
         """As :meth:`AdditiveAttention.forward`."""
         if self.query_layer is not None:
             query = self.query_layer(query)
+        if isinstance(memory, AttentionMemory):
+            if memory.v is not None:
+                raise ValueError("a multiplicative layer takes a memory of its own; got one of additive attention")
+            return self._attend_memory(query, memory, (values, lengths, mask), need_weights)
         keys = memory.to(query.dtype)
         return self._attend(query, keys, keys if values is None else values, lengths, mask, need_weights)
 
@@ -223,6 +283,20 @@ class MultiplicativeAttention(_Attention):
         return functional.multiplicative_attention(
             query, keys, values, scale=self.scale, lengths=lengths, mask=mask, need_weights=need_weights
         )
+
+    def memory(
+        self,
+        memory: Tensor,
+        values: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> AttentionMemory:
+        """As :meth:`AdditiveAttention.memory`; the keys are ``memory`` itself."""
+        keys = self._split(memory)
+        values = keys if values is None else self._split(values.to(memory.dtype))
+        return multiplicative_memory(keys, values, scale=self.scale, lengths=lengths, mask=mask, dtype=dtype)
 
     def extra_repr(self) -> str:
         return f"score={self.score!r}, dropout={self.dropout}, num_heads={self.num_heads}"

@@ -1,0 +1,181 @@
+// The ops of attention memories: onepass::additive_prepare, the steps of both families, and what all steps share in the backward.
+#include "arguments.h"
+
+namespace onepass {
+namespace {
+
+using Two = std::tuple<TorchTensor, TorchTensor>;
+using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
+
+int64_t padded_width(int64_t A) { return (A + 15) / 16 * 16; }
+
+Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
+  const int64_t rank = keys.dim();
+  return {keys.size(0), rank == 4 ? keys.size(1) : 1,  query.dim() == rank ? query.size(rank - 2) : 1,
+          keys.size(rank - 2), keys.size(rank - 1), D};
+}
+
+Three prepare(TorchTensor keys, TorchTensor v, OptionalTensor lengths, OptionalTensor mask, bool half) {
+  Arguments in(keys);
+  AdditivePrepare args;
+  args.shape = shape_of_call(keys, keys, 0);
+  args.shape.T = 1;
+  const Shape& s = args.shape;
+  const int64_t stride = padded_width(s.A);
+  const ScalarType type = accumulator(keys);
+  ONEPASS_CHECK(!half || type == ScalarType::Float, "a memory of float64 keys cannot be kept in bfloat16");
+  TorchTensor exponentials = empty(keys, in.with_heads(s, s.S, stride), half ? ScalarType::BFloat16 : type);
+  TorchTensor sizes = empty(keys, in.with_heads(s, s.S, 2), type);
+  TorchTensor weighting = empty(keys, {s.H, 3 * stride + 8}, type);
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.memory = {in.view("exponentials", exponentials), in.view("sizes", sizes), in.view("weighting", weighting), stride};
+  kernels().additive_prepare(args, executor());
+  return {exponentials, sizes, weighting};
+}
+
+Prepared prepared(Arguments& in, const Shape& s, const TorchTensor& query, const TorchTensor& exponentials, const TorchTensor& sizes,
+                  const TorchTensor& weighting) {
+  const int64_t stride = padded_width(s.A);
+  const ScalarType type = accumulator(query);
+  Prepared memory{in.in_memory("exponentials", exponentials, in.with_heads(s, s.S, stride), type),
+                  in.in("sizes", sizes, in.with_heads(s, s.S, 2), type), in.in("weighting", weighting, {s.H, 3 * stride + 8}, type), stride};
+  if (s.H > 0) {
+    const void* row = memory.weighting.at(0, 0, 0);
+    const double made = type == ScalarType::Double ? static_cast<const double*>(row)[3 * stride + 4] : static_cast<const float*>(row)[3 * stride + 4];
+    const int width = kernels().vector_bytes / (type == ScalarType::Double ? 8 : 4);
+    ONEPASS_CHECK(made == width, "this memory was made with vectors of ", made, " elements, but the instruction set in use has ", width);
+  }
+  return memory;
+}
+
+Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v, TorchTensor exponentials, TorchTensor sizes,
+                  TorchTensor weighting, OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(query, keys);
+  AdditiveForward args;
+  args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
+  const Shape& s = args.shape;
+  TorchTensor context = empty(query, in.per_query(s, s.D));
+  TorchTensor weights = empty(query, in.per_query(s, s.S), accumulator(query));
+  args.query = in.in("query", query, in.per_query(s, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.values = in.in_memory("values", values, in.with_heads(s, s.S, s.D), query.scalar_type());
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.memory = prepared(in, s, query, exponentials, sizes, weighting);
+  args.visibility = in.visibility(lengths, mask, s);
+  args.context = in.view("context", context);
+  args.weights = in.view("weights", weights);
+  if (args.context.data == nullptr) args.context.data = &nothing;
+  kernels().additive_forward(args, executor());
+  return {context, weights};
+}
+
+Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
+                        OptionalTensor mask) {
+  Arguments in(query, keys);
+  MultiplicativeForward args;
+  args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
+  args.scale = scale;
+  const Shape& s = args.shape;
+  TorchTensor context = empty(query, in.per_query(s, s.D));
+  TorchTensor weights = empty(query, in.per_query(s, s.S), accumulator(query));
+  args.query = in.in("query", query, in.per_query(s, s.A));
+  args.keys = in.in_memory("keys", keys, in.with_heads(s, s.S, s.A), query.scalar_type());
+  args.values = in.in_memory("values", values, in.with_heads(s, s.S, s.D), query.scalar_type());
+  args.visibility = in.visibility(lengths, mask, s);
+  args.context = in.view("context", context);
+  args.weights = in.view("weights", weights);
+  kernels().multiplicative_forward(args, executor());
+  return {context, weights};
+}
+
+// What both families take in a step's backward; the outputs are made here.
+struct Step {
+  Arguments in;
+  StepBackward args;
+  TorchTensor grad_query, grad_scores;
+
+  Step(const OptionalTensor& grad_context, const OptionalTensor& grad_weights, const TorchTensor& query, const TorchTensor& keys,
+       const TorchTensor& values, const TorchTensor& weights, const OptionalTensor& lengths, const OptionalTensor& mask)
+      : in(query, keys) {
+    args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
+    const Shape& s = args.shape;
+    grad_query = empty(query, in.per_query(s, s.A));
+    grad_scores = empty(query, in.per_query(s, s.S), accumulator(query));
+    args.query = in.in("query", query, in.per_query(s, s.A));
+    args.keys = in.in_memory("keys", keys, in.with_heads(s, s.S, s.A), query.scalar_type());
+    args.values = in.in_memory("values", values, in.with_heads(s, s.S, s.D), query.scalar_type());
+    args.weights = in.in("weights", weights, in.per_query(s, s.S), accumulator(query));
+    args.grad_context = in.in("grad_context", grad_context, in.per_query(s, s.D));
+    args.grad_weights = in.in("grad_weights", grad_weights, in.per_query(s, s.S), accumulator(query));
+    args.visibility = in.visibility(lengths, mask, s);
+    args.grad_query = in.view("grad_query", grad_query);
+    args.grad_scores = in.view("grad_scores", grad_scores);
+  }
+};
+
+Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
+                           TorchTensor values, TorchTensor exponentials, TorchTensor sizes, TorchTensor weighting, TorchTensor weights,
+                           OptionalTensor lengths, OptionalTensor mask) {
+  Step step(grad_context, grad_weights, query, keys, values, weights, lengths, mask);
+  step.args.memory = prepared(step.in, step.args.shape, query, exponentials, sizes, weighting);
+  kernels().additive_step_backward(step.args, executor());
+  return {step.grad_query, step.grad_scores};
+}
+
+Two multiplicative_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
+                                 TorchTensor values, double scale, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
+  Step step(grad_context, grad_weights, query, keys, values, weights, lengths, mask);
+  step.args.scale = scale;
+  kernels().multiplicative_step_backward(step.args, executor());
+  return {step.grad_query, step.grad_scores};
+}
+
+TorchTensor source_sums(TorchTensor weights, TorchTensor rows, OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(rows);
+  SourceSums args;
+  args.shape = shape_of_call(rows, weights, 0);
+  Shape& s = args.shape;
+  s.D = s.A;
+  s.S = weights.size(weights.dim() - 1);
+  TorchTensor sums = empty(rows, in.with_heads(s, s.S, s.D));
+  args.weights = in.in("weights", weights, in.with_heads(s, s.T, s.S), accumulator(rows));
+  args.grad_context = in.in("rows", rows, in.with_heads(s, s.T, s.D));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.grad_values = in.view("sums", sums);
+  kernels().source_sums(args, executor());
+  return sums;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
+  library.def(
+      "additive_prepare(Tensor keys, Tensor v, Tensor? lengths, Tensor? mask, bool half)"
+      " -> (Tensor exponentials, Tensor sizes, Tensor weighting)");
+  library.def(
+      "additive_step(Tensor query, Tensor keys, Tensor values, Tensor v, Tensor exponentials, Tensor sizes, Tensor weighting,"
+      " Tensor? lengths, Tensor? mask) -> (Tensor context, Tensor weights)");
+  library.def(
+      "additive_step_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, Tensor exponentials,"
+      " Tensor sizes, Tensor weighting, Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor grad_query, Tensor grad_scores)");
+  library.def(
+      "multiplicative_step(Tensor query, Tensor keys, Tensor values, float scale, Tensor? lengths, Tensor? mask)"
+      " -> (Tensor context, Tensor weights)");
+  library.def(
+      "multiplicative_step_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, float scale,"
+      " Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor grad_query, Tensor grad_scores)");
+  library.def("source_sums(Tensor weights, Tensor rows, Tensor? lengths, Tensor? mask) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
+  library.impl("additive_prepare", TORCH_BOX(&prepare));
+  library.impl("additive_step", TORCH_BOX(&additive_step));
+  library.impl("additive_step_backward", TORCH_BOX(&additive_step_backward));
+  library.impl("multiplicative_step", TORCH_BOX(&multiplicative_step));
+  library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
+  library.impl("source_sums", TORCH_BOX(&source_sums));
+}
+
+}  // namespace onepass

@@ -1,0 +1,624 @@
+"""An attention memory gives, step by step, what the functions give; it says why it cannot; rows are selected; bfloat16 storage."""
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, RANGES, Case, Dims, assert_same_bits, build, garbage
+from memory_cases import (
+    FAMILIES,
+    HIDDEN,
+    KEY_DIM,
+    LAYERS,
+    assert_near,
+    attended,
+    build_for_memory,
+    functions,
+    gradients,
+    layer_states,
+    loss_of,
+    make_layer,
+    remember,
+    with_leaves,
+)
+from tolerance import bounds, check
+from torch import Tensor
+
+import onepass
+
+SHAPES = [
+    Dims(1, 1, 1, 1, 1),
+    Dims(2, 3, 5, 7, 40),
+    Dims(3, 2, 67, 33, 1),
+    Dims(2, 4, 67, 100, 40),
+    Dims(9, 2, 1, 7, 5),
+    Dims(2, 5, 5, 33, 40, heads=2),
+    Dims(1, 3, 67, 7, 1, heads=3),
+]
+EMPTY = [
+    Dims(2, 0, 5, 7, 4),
+    Dims(2, 3, 0, 7, 4),
+    Dims(0, 3, 5, 7, 4),
+    Dims(2, 3, 5, 0, 4),
+    Dims(2, 3, 5, 7, 0),
+    Dims(0, 0, 0, 0, 0),
+    Dims(2, 3, 0, 7, 4, heads=2),
+    Dims(2, 0, 5, 7, 4, heads=2),
+]
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_layer = pytest.mark.parametrize("kind", LAYERS)
+each_heads = pytest.mark.parametrize("heads", [0, 2])
+by_step_or_at_once = pytest.mark.parametrize("by_step", [True, False], ids=["by step", "at once"])
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("dims", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_family
+def test_shapes(family: str, dtype: torch.dtype, dims: Dims, by_step: bool, backend: str, isa: str) -> None:
+    """Results and gradients of odd sizes are within the functions' tolerances, one query or all at a time."""
+    case = build_for_memory(family, dims, dtype)
+    check(attended(case, backend, by_step), case)
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("span", RANGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each_family
+def test_ranges(family: str, dtype: torch.dtype, span: str, by_step: bool, backend: str, isa: str) -> None:
+    """So they are for all finite inputs: overflowing exponentials, tiny numbers, cancelling channels."""
+    case = build_for_memory(family, Dims(2, 3, 21, 37, 10), dtype, span=span)
+    check(attended(case, backend, by_step), case)
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("factor", [100.0, 1e-3, 1e-30])
+@each_family
+def test_large_and_small_keys(family: str, factor: float, by_step: bool, backend: str, isa: str) -> None:
+    """Keys alone so large that their exponentials overflow, or so small that they round to 1."""
+    case = build_for_memory(family, Dims(2, 3, 21, 37, 10), hidden="both")
+    case = case.replace(keys=case.keys * factor)
+    check(attended(case, backend, by_step), case)
+
+
+@by_step_or_at_once
+@each_heads
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_family
+def test_masks(family: str, dtype: torch.dtype, hidden: str, heads: int, by_step: bool, backend: str) -> None:
+    """Lengths and masks of every kind, with NaN in what they hide."""
+    case = build_for_memory(family, Dims(4, 3, 41, 20, 13, heads), dtype, hidden=hidden)
+    check(attended(garbage(case, torch.nan), backend, by_step), case)
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("hidden", HIDDEN[1:])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e38])
+@each_family
+def test_padding_changes_no_bit(family: str, bad: float, hidden: str, by_step: bool, backend: str, isa: str) -> None:
+    """What is hidden has weight and gradient 0, and nothing in it reaches a result; a row that sees nothing gives zeros."""
+    case = build_for_memory(family, Dims(4, 3, 21, 19, 7, 2), hidden=hidden)
+    found = attended(garbage(case, bad), backend, by_step)
+    assert_same_bits(found, attended(case, backend, by_step))
+    visible = case.visible()
+    assert not found["weights"][~visible].any()
+    assert not found["context"][~visible.any(-1)].any()
+    assert not found["d_query"][~visible.any(-1)].any()
+    assert not found["d_keys"][~visible.any(-2)].any()
+    assert not found["d_values"][~visible.any(-2)].any()
+    if hidden != "nothing":
+        torch.testing.assert_close(found["weights"].sum(-1), visible.any(-1).float())
+
+
+@pytest.mark.parametrize("hidden", ["none", "lengths", "padding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dims", EMPTY, ids=str)
+@each_family
+def test_empty_dimensions(family: str, dims: Dims, dtype: torch.dtype, hidden: str, backend: str) -> None:
+    """Any dimension may be empty, one query or several at a time."""
+    case = build_for_memory(family, dims, dtype, hidden=hidden)
+    check(attended(case, backend, by_step=False), case)
+    if dims.steps:
+        check(attended(case, backend, by_step=True), case)
+
+
+@each_heads
+@each_family
+def test_shapes_of_results(family: str, heads: int, backend: str) -> None:
+    """Results have the rank of the query, and weights come only if asked for."""
+    case = build(family, Dims(2, 3, 5, 8, 4, heads))
+    lead, memory = list(case.query.shape[:-2]), remember(case, backend)
+    context, weights = memory.attend(case.query[..., 0, :])
+    assert (list(context.shape), weights) == ([*lead, 4], None)
+    context, weights = memory.attend(case.query)
+    assert (list(context.shape), weights) == ([*lead, 3, 4], None)
+    context, weights = memory.attend(case.query[..., 0, :], need_weights=True)
+    assert (list(context.shape), list(weights.shape)) == ([*lead, 4], [*lead, 5])
+    context, weights = memory.attend(case.query, True)
+    assert (list(context.shape), list(weights.shape)) == ([*lead, 3, 4], [*lead, 3, 5])
+
+
+@each_heads
+@each_family
+def test_weights_change_nothing(family: str, heads: int, backend: str) -> None:
+    """Context and gradients are as right when no weights are asked for."""
+    case = build_for_memory(family, Dims(2, 3, 21, 9, 5, heads), torch.float64, hidden="both")
+    leaves, expected = with_leaves(case), with_leaves(case)
+    loss_of(remember(leaves, backend).attend(leaves.query)[0]).backward()
+    loss_of(functions(expected, "reference")(expected.query)[0]).backward()
+    assert_near(gradients(leaves), gradients(expected))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, -2.5, 1e-3])
+@by_step_or_at_once
+def test_scale(scale: float, by_step: bool, backend: str) -> None:
+    """Multiplicative scores are scaled, by any number."""
+    case = build("multiplicative", Dims(2, 3, 17, 9, 5)).replace(scale=scale)
+    check(attended(case, backend, by_step), case)
+
+
+@each_heads
+@each_family
+def test_mask_ranks(family: str, heads: int, backend: str) -> None:
+    """A mask ``[B, S]`` is the mask ``[B, 1, S]``, and with heads ``[B, 1, 1, S]`` of them all."""
+    case = build_for_memory(family, Dims(3, 2, 11, 8, 6, heads), hidden="holes")
+    assert case.mask is not None
+    expected = attended(case, backend, by_step=True)
+    assert_same_bits(attended(case, backend, True, mask=case.mask[:, 0]), expected)
+    if heads:
+        assert_same_bits(attended(case, backend, True, mask=case.mask[:, None]), expected)
+
+
+@each_family
+def test_attributes(family: str, backend: str) -> None:
+    """A memory shows its tensors; what it lacks is None."""
+    case = build_for_memory(family, hidden="both")
+    assert case.mask is not None
+    memory, bare = remember(case, backend), remember(case, backend, lengths=None, mask=None)
+    assert isinstance(memory, onepass.AttentionMemory)
+    assert torch.equal(memory.keys, case.keys)
+    assert torch.equal(memory.values, case.values)
+    assert torch.equal(memory.lengths, case.lengths)
+    assert torch.equal(memory.mask.reshape(case.mask.shape), case.mask)
+    assert bare.lengths is None
+    assert bare.mask is None
+
+
+@by_step_or_at_once
+@each_family
+def test_strides(family: str, by_step: bool, backend: str) -> None:
+    """Time-major states, a slice and an expanded tensor give the bits of their contiguous copies."""
+    case = build_for_memory(family, Dims(3, 4, 11, 9, 6), hidden="both")
+    odd = case.replace(
+        keys=case.keys.transpose(0, 1).contiguous().transpose(0, 1),
+        values=torch.cat([case.values, case.values], -1)[..., :6],
+        query=case.query.mT.contiguous().mT,
+        v=torch.stack([case.v, case.v], -1)[:, 0],
+    )
+    expected = with_leaves(case)
+    outcomes = []
+    for inputs in (odd, expected):
+        tensors = {name: tensor.detach().requires_grad_() for name, tensor in inputs.inputs().items()}
+        memory = remember(inputs.replace(**tensors), backend)
+        steps = tensors["query"].unbind(1) if by_step else [tensors["query"]]
+        contexts = [memory.attend(query)[0] for query in steps]
+        torch.stack([context.sum() for context in contexts]).sum().backward()
+        outcomes.append([*contexts, *(tensor.grad for tensor in tensors.values())])
+    for got, want in zip(*outcomes, strict=True):
+        assert torch.equal(got, want)
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("hidden", ["none", "both"])
+@pytest.mark.parametrize(
+    "dims", [Dims(1, 3, 131, 24, 40), Dims(3, 5, 33, 8, 5), Dims(2, 9, 37, 24, 10, heads=3), Dims(7, 2, 45, 40, 33)], ids=str
+)
+@each_family
+def test_threads_and_repeats(
+    family: str, dims: Dims, hidden: str, by_step: bool, backend: str, isa: str, set_threads: Callable[[int], None]
+) -> None:
+    """1, 2 and 3 threads, and another run, give the same bits, forward and backward."""
+    if backend == "reference":
+        pytest.xfail("torch's matrix products promise no such thing")
+    case = build_for_memory(family, dims, hidden=hidden)
+    set_threads(1)
+    expected = attended(case, backend, by_step)
+    for count in (1, 2, 3, 2):
+        set_threads(count)
+        assert_same_bits(attended(case, backend, by_step), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@each_heads
+@each_family
+def test_without_gradients(family: str, heads: int, mode: Callable[[], Any], backend: str) -> None:
+    """``no_grad`` and ``inference_mode`` give the results of training, which require no gradient; select works there."""
+    case = build_for_memory(family, Dims(3, 4, 11, 9, 5, heads), hidden="both")
+    expected = with_leaves(case)
+    context, weights = remember(expected, backend).attend(expected.query, need_weights=True)
+    with mode():
+        memory = remember(with_leaves(case), backend)
+        selected = memory.select(torch.tensor([2, 0, 0])).attend(case.query[[2, 0, 0]], need_weights=True)
+        for got, want in zip(memory.attend(case.query, need_weights=True), (context, weights), strict=True):
+            assert not got.requires_grad
+            torch.testing.assert_close(got, want.detach())
+        for got, want in zip(selected, (context, weights), strict=True):
+            assert not got.requires_grad
+            torch.testing.assert_close(got, want.detach()[[2, 0, 0]])
+
+
+ROWS = {
+    "permuted": torch.tensor([3, 1, 0, 2]),
+    "repeated": torch.tensor([1, 1, 3, 0, 1, 3, 3]),
+    "one": torch.tensor([2]),
+    "none": torch.tensor([], dtype=torch.int64),
+    "boolean": torch.tensor([True, False, True, False]),
+    "all": torch.ones(4, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("hidden", ["none", "both", "per head"])
+@each_heads
+@each_family
+def test_select(family: str, heads: int, hidden: str, rows: Tensor, backend: str) -> None:
+    """Selected rows give the results and gradients of the inputs' rows; the first memory goes on as before."""
+    case = build_for_memory(family, Dims(4, 3, 11, 9, 5, heads), torch.float64, hidden=hidden)
+    outcomes = []
+    for named in (backend, "function"):
+        leaves = with_leaves(case)
+        if named == "function":
+            picked = {name: None if (t := getattr(leaves, name)) is None else t[rows] for name in ("keys", "values", "lengths", "mask")}
+            attend, attend_rows = functions(leaves, "reference"), functions(leaves.replace(**picked), "reference")
+        else:
+            memory = remember(leaves, backend)
+            selected = memory.select(rows)
+            assert torch.equal(selected.keys, case.keys[rows])
+            assert torch.equal(selected.values, case.values[rows])
+            attend, attend_rows = memory.attend, selected.attend
+        before = attend(leaves.query[..., 0, :])[0]
+        context, weights = attend_rows(leaves.query[rows][..., 1, :], need_weights=True)
+        loss_of(before, context, weights, attend(leaves.query[..., 2, :])[0]).backward()
+        outcomes.append({"context": context.detach(), "weights": weights.detach(), **gradients(leaves)})
+    assert_near(*outcomes)
+
+
+@each_family
+def test_select_of_a_selection(family: str, backend: str) -> None:
+    """Beam search: selections of selections, whose steps all count in the gradients of the first keys."""
+    case = build_for_memory(family, Dims(4, 3, 11, 9, 5), torch.float64, hidden="both")
+    first, second = torch.tensor([2, 2, 0, 3, 1]), torch.tensor([4, 0, 0, 1])
+    leaves, expected = with_leaves(case), with_leaves(case)
+    memory = remember(leaves, backend).select(first)
+    loss = loss_of(memory.attend(leaves.query[first, 0])[0])
+    memory = memory.select(second)
+    (loss + loss_of(memory.attend(leaves.query[first][second, 1])[0])).backward()
+    context = functions(expected, "reference")(expected.query)[0]
+    loss_of(context[first, 0]).add(loss_of(context[first][second, 1])).backward()
+    assert_near(gradients(leaves), gradients(expected))
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([0, 4]), torch.tensor([True, False, True])], ids=["index", "boolean"])
+def test_select_out_of_range(rows: Tensor, backend: str) -> None:
+    """Rows that are not there are an error, never a read beyond the end."""
+    memory = remember(build("additive", Dims(4)), backend)
+    with pytest.raises((IndexError, ValueError, RuntimeError)):
+        memory.select(rows)
+
+
+def refused(case: Case, backend: str, error: Any, message: str, **options: Any) -> None:
+    """Making the memory, or at the latest its first step, raises the error with a message that matches."""
+
+    def make_and_attend() -> None:
+        remember(case, backend, **options).attend(case.query)
+
+    with pytest.raises(error, match=message):
+        make_and_attend()
+
+
+PLAIN, HEADS = Dims(2, 3, 5, 8, 4), Dims(2, 3, 5, 8, 4, 2)
+WRONG: list[tuple[Dims, dict[str, Any], type[Exception], str]] = [
+    (PLAIN, {"query": torch.zeros(2, 3, 9)}, ValueError, r"query.*width.*9"),
+    (PLAIN, {"query": torch.zeros(2, 7)}, ValueError, r"query.*width.*7"),
+    (PLAIN, {"query": torch.zeros(3, 3, 8)}, ValueError, r"query.*batch size.*3, 3, 8"),
+    (PLAIN, {"query": torch.zeros(1, 8)}, ValueError, r"query.*batch size"),
+    (PLAIN, {"query": torch.zeros(8)}, ValueError, r"query.* \[8\]"),
+    (PLAIN, {"query": torch.zeros(2, 2, 3, 8)}, ValueError, r"query.* \[2, 2, 3, 8\]"),
+    (HEADS, {"query": torch.zeros(2, 8)}, ValueError, r"query.* \[2, 8\]"),
+    (HEADS, {"query": torch.zeros(2, 3, 3, 8)}, ValueError, r"query.*heads"),
+    (PLAIN, {"query": torch.zeros(2, 3, 8, dtype=torch.float64)}, TypeError, r"dtype.*float"),
+    (PLAIN, {"query": torch.zeros(2, 3, 8, dtype=torch.bfloat16)}, TypeError, r"dtype.*float"),
+    (PLAIN, {"query": [[0.0] * 8]}, TypeError, r"query.*list"),
+    (PLAIN, {"values": torch.zeros(2, 5, 4, dtype=torch.float64)}, TypeError, r"dtype.*float"),
+    (PLAIN, {"values": torch.zeros(2, 6, 4)}, ValueError, r"values.*2, 6, 4"),
+    (HEADS, {"values": torch.zeros(2, 5, 4)}, ValueError, r"values.*2, 5, 4"),
+    (PLAIN, {"keys": torch.zeros(5, 8)}, ValueError, r"keys.* \[5, 8\]"),
+    (PLAIN, {"keys": torch.zeros(2, 5, 8, dtype=torch.int64)}, TypeError, r"keys.*int64"),
+    (PLAIN, {"lengths": torch.full((2, 3), 5)}, ValueError, r"lengths.*\[2, 3\]"),
+    (PLAIN, {"lengths": torch.full((2, 1), 5)}, ValueError, r"lengths.*\[2, 1\]"),
+    (PLAIN, {"lengths": torch.full((3,), 5)}, ValueError, r"lengths.*\[3\]"),
+    (PLAIN, {"lengths": torch.tensor(5)}, ValueError, r"lengths.*\[\]"),
+    (PLAIN, {"lengths": torch.tensor([5.0, 2.0])}, TypeError, r"lengths.*float32"),
+    (PLAIN, {"lengths": torch.tensor([6, 2])}, RuntimeError, r"lengths.*\[0, 5\]"),
+    (PLAIN, {"lengths": torch.tensor([5, -1])}, RuntimeError, r"lengths.*\[0, 5\]"),
+    (PLAIN, {"mask": torch.ones(2, 6, dtype=torch.bool)}, ValueError, r"mask.*6"),
+    (PLAIN, {"mask": torch.ones(3, 1, 5, dtype=torch.bool)}, ValueError, r"mask.*3"),
+    (PLAIN, {"mask": torch.ones(2, 3, 5, dtype=torch.bool)}, ValueError, r"mask.*\[2, 3, 5\]"),
+    (PLAIN, {"mask": torch.ones(2, 2, 1, 5, dtype=torch.bool)}, ValueError, r"mask.*2, .*5"),
+    (HEADS, {"mask": torch.ones(2, 3, 1, 5, dtype=torch.bool)}, ValueError, r"mask.*\[2, 3, 1, 5\]"),
+    (HEADS, {"mask": torch.ones(2, 2, 3, 5, dtype=torch.bool)}, ValueError, r"mask.*2, .*5"),
+    (PLAIN, {"mask": torch.ones(2, 1, 5)}, TypeError, r"mask.*bool"),
+]
+
+
+@pytest.mark.parametrize(("dims", "changes", "error", "message"), WRONG)
+@each_family
+def test_errors(family: str, dims: Dims, changes: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
+    """What does not fit is refused in words that name it, with gradients and without."""
+    case = build(family, dims).replace(**changes)
+    for mode in (contextlib.nullcontext(), torch.no_grad()):
+        with mode:
+            refused(case, backend, error, message)
+
+
+@pytest.mark.parametrize("v", [torch.zeros(9), torch.zeros(2, 8), torch.zeros(8, dtype=torch.float64), None], ids=str)
+def test_v_errors(v: Any, backend: str) -> None:
+    """So is a ``v`` of another width, rank or dtype."""
+    refused(build("additive", PLAIN).replace(v=v), backend, (TypeError, ValueError), r"\bv\b")
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.float64, torch.int64, "bfloat16"], ids=str)
+@each_family
+def test_storage_dtype_errors(family: str, storage: Any, backend: str) -> None:
+    """float32 keys are stored as they are or in bfloat16, and in nothing else."""
+    refused(build(family, PLAIN), backend, (TypeError, ValueError), "dtype", dtype=storage)
+
+
+@each_family
+def test_unknown_backend(family: str, backend: str) -> None:
+    """A backend that is not there is refused, by its name."""
+    refused(build(family, PLAIN), "gpu", ValueError, "backend.*gpu")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@each_family
+def test_grad_mode_errors(family: str, mode: Callable[[], Any], backend: str) -> None:
+    """A memory that was made without gradients cannot be trained through, nor one made for training used without them."""
+    case = with_leaves(build(family, PLAIN))
+    trains = remember(case, backend)
+    with mode():
+        without = remember(case, backend)
+        without.attend(case.query)
+        with pytest.raises(RuntimeError, match="grad"):
+            trains.attend(case.query)
+    with pytest.raises(RuntimeError, match="grad"):
+        without.attend(case.query)
+    assert trains.attend(case.query)[0].requires_grad
+
+
+def bfloat16_bounds(case: Case) -> dict[str, Tensor]:
+    """How far results may be when stored in bfloat16: scores move by d, weights by a factor of e^2d, values by 2^-8 of themselves.
+
+    A weight lies in ``w e^-2d`` to ``w e^2d``; a context is off by ``sum_s w |value| ((1 + 2^-8) e^2d - 1)`` at most. To both the
+    tolerance without bfloat16 is added. Additive scores move by ``2^-9 sum |v|``, multiplicative ones by ``2^-8 |scale| sum |q k|``.
+    """
+    wide, plain = case.to(torch.float64), bounds(case)
+    if case.family == "additive":
+        moved = 2.0**-9 * wide.v.abs().sum(-1)[..., None, None]
+    else:
+        moved = 2.0**-8 * abs(case.scale) * (wide.query.abs() @ wide.keys.abs().mT).amax(-1, keepdim=True)
+    weights, values = plain["weights"].exact, wide.values.masked_fill(~case.visible().any(-2)[..., None], 0.0).abs()
+    ratio = (2 * moved).exp()
+    return {
+        "weights": weights * (ratio - 1) + plain["weights"].tolerance,
+        "context": ((1 + 2.0**-8) * ratio - 1) * (weights @ values) + plain["context"].tolerance,
+    }
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("hidden", ["none", "both"])
+@pytest.mark.parametrize("span", ["normal", "small", "wide", "saturated", "cancelling 11", "one channel cancelling", "cancelling 60"])
+@pytest.mark.parametrize("dims", [Dims(2, 3, 67, 33, 40), Dims(3, 2, 5, 7, 1, heads=2)], ids=str)
+@each_family
+def test_bfloat16_storage(family: str, dims: Dims, span: str, hidden: str, by_step: bool, backend: str, isa: str) -> None:
+    """Results of float32 queries are off by no more than the documented rounding of scores and values."""
+    case = build_for_memory(family, dims, hidden=hidden, span=span)
+    found = attended(garbage(case, torch.nan), backend, by_step, dtype=torch.bfloat16)
+    exact = bounds(case)
+    for name, limit in bfloat16_bounds(case).items():
+        assert found[name].dtype == torch.float32
+        excess = (found[name].double() - exact[name].exact).abs() / limit
+        assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
+
+
+@by_step_or_at_once
+@each_heads
+@pytest.mark.parametrize("hidden", ["none", "both"])
+@each_family
+def test_bfloat16_gradients(family: str, hidden: str, heads: int, by_step: bool, backend: str) -> None:
+    """Gradients through a bfloat16 memory are float32, and off by 5 % in norm at most."""
+    case = build_for_memory(family, Dims(3, 4, 33, 20, 13, heads), hidden=hidden)
+    found, exact = attended(case, backend, by_step, dtype=torch.bfloat16), bounds(case)
+    for name in ("d_query", "d_keys", "d_values", *(["d_v"] if family == "additive" else [])):
+        assert found[name].dtype == torch.float32
+        want = exact[name].exact
+        assert (found[name].double() - want).norm() <= 0.05 * want.norm(), name
+
+
+@each_family
+def test_bfloat16_is_stored(family: str, backend: str) -> None:
+    """Values that bfloat16 cannot hold are rounded: the storage is really narrow; those that it can hold are exact."""
+    case = build(family, Dims(2, 1, 1, 8, 4))
+    for values, same in ((case.values, False), (case.values.bfloat16().float(), True)):
+        found = remember(case.replace(values=values), backend, dtype=torch.bfloat16).attend(case.query)[0]
+        assert torch.equal(found, values) is same
+        assert torch.equal(found, values.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_family
+def test_storage_in_the_keys_dtype(family: str, dtype: torch.dtype, backend: str) -> None:
+    """Naming the keys' own dtype changes nothing."""
+    case = build(family, Dims(2, 3, 11, 8, 4), dtype)
+    assert_same_bits(attended(case, backend, True, dtype=dtype), attended(case, backend, True))
+
+
+@each_family
+def test_select_of_bfloat16_storage(family: str, backend: str) -> None:
+    """Rows of a memory in bfloat16 give the bits of those rows' results, and gradients."""
+    case = with_leaves(build_for_memory(family, Dims(4, 2, 11, 8, 6), hidden="both"))
+    memory, rows = remember(case, backend, dtype=torch.bfloat16), torch.tensor([3, 0, 0])
+    context = memory.select(rows).attend(case.query[rows])[0]
+    torch.testing.assert_close(context, memory.attend(case.query)[0][rows], rtol=1e-6, atol=1e-6)
+    (grad,) = torch.autograd.grad(loss_of(context), [case.keys])
+    assert grad[0].any()
+    assert not grad[1:3].any()
+
+
+def named_gradients(layer: torch.nn.Module, *tensors: Tensor) -> dict[str, Tensor]:
+    """Gradients of a layer's parameters and of tensors, all of which are then removed."""
+    named = {**dict(layer.named_parameters()), **{str(place): tensor for place, tensor in enumerate(tensors)}}
+    found = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in named.items()}
+    for leaf in named.values():
+        leaf.grad = None
+    return found
+
+
+@each_layer
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("apart", [False, True], ids=["states", "values apart"])
+@pytest.mark.parametrize("hidden", ["lengths", "mask"])
+def test_layers(kind: str, heads: int, apart: bool, hidden: str, backend: str) -> None:
+    """A layer over its memory gives what it gives over the states, step by step and at once, gradients included."""
+    layer = make_layer(kind, num_heads=heads)
+    queries, states, lengths = (tensor.requires_grad_(tensor.is_floating_point()) for tensor in layer_states(kind))
+    values = torch.randn(3, 11, 4 * heads, dtype=torch.float64).requires_grad_() if apart else None
+    mask = (torch.arange(11) < lengths[:, None]) & (torch.arange(11) % 3 != 0)
+    options = {"lengths": lengths} if hidden == "lengths" else {"mask": mask[:, None]}
+    inputs = [queries, states, *([] if values is None else [values])]
+    expected, weights = layer(queries, states, values, need_weights=True, **options)
+    loss_of(expected, weights).backward()
+    expected_gradients = named_gradients(layer, *inputs)
+    memory = layer.memory(states, values, **options)
+    steps = [layer(query, memory, need_weights=True) for query in queries.unbind(1)]
+    context, found_weights = torch.stack([step[0] for step in steps], 1), torch.stack([step[1] for step in steps], -2)
+    loss_of(context, found_weights).backward()
+    assert_near({"c": context, "w": found_weights, **named_gradients(layer, *inputs)}, {"c": expected, "w": weights, **expected_gradients})
+    again = layer(queries, layer.memory(states, values, **options), need_weights=True)
+    loss_of(*again).backward()
+    assert_near({"c": again[0], "w": again[1], **named_gradients(layer, *inputs)}, {"c": expected, "w": weights, **expected_gradients})
+
+
+@each_layer
+def test_layer_projects_once(kind: str, backend: str) -> None:
+    """``layer.memory`` is what applies the key projection: the steps do not."""
+    layer = make_layer(kind)
+    queries, states, lengths = layer_states(kind)
+    calls: list[int] = []
+    if isinstance(layer, onepass.AdditiveAttention):
+        layer.key_layer.register_forward_hook(lambda *_: calls.append(1))
+    memory = layer.memory(states, lengths=lengths)
+    for query in queries.unbind(1):
+        layer(query, memory)
+    assert len(calls) == isinstance(layer, onepass.AdditiveAttention)
+
+
+@each_layer
+@pytest.mark.parametrize("given", ["values", "lengths", "mask"])
+def test_layer_refuses_what_the_memory_has(kind: str, given: str, backend: str) -> None:
+    """Values, lengths and mask belong to the memory: next to one they are a ValueError."""
+    layer = make_layer(kind)
+    queries, states, lengths = layer_states(kind)
+    memory = layer.memory(states, lengths=lengths)
+    extra = {"values": states, "lengths": lengths, "mask": torch.ones(3, 1, 11, dtype=torch.bool)}[given]
+    with pytest.raises(ValueError, match=given):
+        layer(queries, memory, **{given: extra})
+
+
+@each_layer
+@pytest.mark.parametrize("heads", [1, 2])
+def test_layer_storage_in_bfloat16(kind: str, heads: int, backend: str) -> None:
+    """A layer's memory may be stored in bfloat16; results stay float32 and close, and gradients reach every parameter."""
+    layer = make_layer(kind, torch.float32, num_heads=heads)
+    queries, states, lengths = layer_states(kind, dtype=torch.float32)
+    expected = layer(queries, states, lengths=lengths)[0]
+    found = layer(queries, layer.memory(states, lengths=lengths, dtype=torch.bfloat16))[0]
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 0.05 * expected.norm()
+    assert not torch.equal(found, expected)
+    loss_of(found).backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in layer.parameters())
+
+
+@each_layer
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("one_step", [True, False])
+def test_dropout(kind: str, heads: int, one_step: bool, backend: str) -> None:
+    """Returned weights are the dropped ones, the context is theirs, and gradients are those of that product."""
+    layer = make_layer(kind, num_heads=heads, dropout=0.5)
+    queries, states, _ = (tensor.requires_grad_(tensor.is_floating_point()) for tensor in layer_states(kind))
+    query = queries[:, 0] if one_step else queries
+    context, weights = layer(query, layer.memory(states), need_weights=True)
+    kept = (weights != 0).double()
+    assert 0.25 < kept.mean() < 0.75
+    loss_of(context).backward()
+    found = {"context": context, "weights": weights, **named_gradients(layer, queries, states)}
+    full = layer.eval()(query, states, need_weights=True)[1]
+    expected = full * kept * 2
+    rows = expected.unsqueeze(-2) if one_step else expected
+    split = states if heads == 1 else states.view(3, 11, heads, KEY_DIM // heads).transpose(1, 2)
+    product = rows @ split
+    product = product if heads == 1 else product.transpose(1, 2).flatten(-2)
+    product = product.squeeze(1) if one_step else product
+    loss_of(product).backward()
+    assert_near(found, {"context": product, "weights": expected, **named_gradients(layer, queries, states)})
+
+
+@each_layer
+def test_dropout_and_padding(kind: str, backend: str) -> None:
+    """With dropout, NaN beyond the lengths reaches no result and no gradient of a parameter or query."""
+    layer = make_layer(kind, dropout=0.5)
+    queries, states, lengths = layer_states(kind)
+    states = states.masked_fill((torch.arange(11) >= lengths[:, None])[..., None], torch.nan)
+    queries.requires_grad_()
+    context, weights = layer(queries, layer.memory(states.nan_to_num(0.0), states, lengths=lengths), need_weights=True)
+    loss_of(context, weights).backward()
+    assert not weights[1].any()
+    assert not weights[2, :, 4:].any()
+    assert all(tensor.isfinite().all() for tensor in (context, weights, queries.grad, *named_gradients(layer).values()))
+
+
+@each_layer
+def test_dropout_is_seeded(kind: str, backend: str) -> None:
+    """A seed reproduces every bit, another seed and another step drop others, and ``eval`` drops nothing."""
+    layer, plain = make_layer(kind, dropout=0.5), make_layer(kind)
+    queries, states, lengths = layer_states(kind)
+
+    def weights(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        memory = layer.memory(states, lengths=lengths)
+        return [layer(queries[:, 0], memory, need_weights=True)[1] for _ in range(2)]
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not any(torch.equal(*pair) for pair in [*zip(first, other, strict=True), tuple(first)])
+    layer.eval()
+    expected = plain(queries[:, 0], plain.memory(states, lengths=lengths), need_weights=True)[1]
+    assert all(torch.equal(got, expected) for got in weights(3))
+
+
+@each_layer
+def test_layer_is_copied_as_ever(kind: str, backend: str) -> None:
+    """A layer holds no memory: after one was made and used, its copy, its state and its buffers are as before."""
+    layer = make_layer(kind)
+    queries, states, lengths = layer_states(kind)
+    before = set(vars(layer)), set(layer.state_dict())
+    memory = layer.memory(states, lengths=lengths)
+    expected = layer(queries, memory)[0]
+    assert (set(vars(layer)), set(layer.state_dict())) == before
+    twin = copy.deepcopy(layer)
+    assert torch.equal(twin(queries, twin.memory(states, lengths=lengths))[0], expected)
