@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,14 +65,14 @@ def test_shapes(family: str, dtype: torch.dtype, dims: Dims, by_step: bool, back
     check(attended(case, backend, by_step), case)
 
 
-@by_step_or_at_once
 @pytest.mark.parametrize("span", RANGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each_family
-def test_ranges(family: str, dtype: torch.dtype, span: str, by_step: bool, backend: str, isa: str) -> None:
+def test_ranges(family: str, dtype: torch.dtype, span: str, backend: str, isa: str) -> None:
     """So they are for all finite inputs: overflowing exponentials, tiny numbers, cancelling channels."""
     case = build_for_memory(family, Dims(2, 3, 21, 37, 10), dtype, span=span)
-    check(attended(case, backend, by_step), case)
+    for by_step in (True, False):
+        check(attended(case, backend, by_step), case)
 
 
 @by_step_or_at_once
@@ -84,20 +85,20 @@ def test_large_and_small_keys(family: str, factor: float, by_step: bool, backend
     check(attended(case, backend, by_step), case)
 
 
-@by_step_or_at_once
 @each_heads
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_family
-def test_masks(family: str, dtype: torch.dtype, hidden: str, heads: int, by_step: bool, backend: str) -> None:
+def test_masks(family: str, dtype: torch.dtype, hidden: str, heads: int, backend: str) -> None:
     """Lengths and masks of every kind, with NaN in what they hide."""
     case = build_for_memory(family, Dims(4, 3, 41, 20, 13, heads), dtype, hidden=hidden)
-    check(attended(garbage(case, torch.nan), backend, by_step), case)
+    for by_step in (True, False):
+        check(attended(garbage(case, torch.nan), backend, by_step), case)
 
 
 @by_step_or_at_once
 @pytest.mark.parametrize("hidden", HIDDEN[1:])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e38])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
 @each_family
 def test_padding_changes_no_bit(family: str, bad: float, hidden: str, by_step: bool, backend: str, isa: str) -> None:
     """What is hidden has weight and gradient 0, and nothing in it reaches a result; a row that sees nothing gives zeros."""
@@ -213,9 +214,10 @@ def test_strides(family: str, by_step: bool, backend: str) -> None:
 
 
 @by_step_or_at_once
-@pytest.mark.parametrize("hidden", ["none", "both"])
 @pytest.mark.parametrize(
-    "dims", [Dims(1, 3, 131, 24, 40), Dims(3, 5, 33, 8, 5), Dims(2, 9, 37, 24, 10, heads=3), Dims(7, 2, 45, 40, 33)], ids=str
+    ("dims", "hidden"),
+    [(Dims(1, 3, 131, 24, 40), "none"), (Dims(2, 4, 37, 24, 10, heads=3), "both"), (Dims(7, 2, 45, 40, 33), "lengths")],
+    ids=str,
 )
 @each_family
 def test_threads_and_repeats(
@@ -227,7 +229,7 @@ def test_threads_and_repeats(
     case = build_for_memory(family, dims, hidden=hidden)
     set_threads(1)
     expected = attended(case, backend, by_step)
-    for count in (1, 2, 3, 2):
+    for count in (1, 2, 3):
         set_threads(count)
         assert_same_bits(attended(case, backend, by_step), expected)
 
@@ -322,14 +324,14 @@ def refused(case: Case, backend: str, error: Any, message: str, **options: Any) 
 
 PLAIN, HEADS = Dims(2, 3, 5, 8, 4), Dims(2, 3, 5, 8, 4, 2)
 WRONG: list[tuple[Dims, dict[str, Any], type[Exception], str]] = [
-    (PLAIN, {"query": torch.zeros(2, 3, 9)}, ValueError, r"query.*width.*9"),
-    (PLAIN, {"query": torch.zeros(2, 7)}, ValueError, r"query.*width.*7"),
-    (PLAIN, {"query": torch.zeros(3, 3, 8)}, ValueError, r"query.*batch size.*3, 3, 8"),
-    (PLAIN, {"query": torch.zeros(1, 8)}, ValueError, r"query.*batch size"),
+    (PLAIN, {"query": torch.zeros(2, 3, 9)}, ValueError, r"query.*\[2, 3, 9\]"),
+    (PLAIN, {"query": torch.zeros(2, 7)}, ValueError, r"query.*\[2, .*7\]"),
+    (PLAIN, {"query": torch.zeros(3, 3, 8)}, ValueError, r"query.*\[3, 3, 8\]"),
+    (PLAIN, {"query": torch.zeros(1, 8)}, ValueError, r"query.*\[1, .*8\]"),
     (PLAIN, {"query": torch.zeros(8)}, ValueError, r"query.* \[8\]"),
     (PLAIN, {"query": torch.zeros(2, 2, 3, 8)}, ValueError, r"query.* \[2, 2, 3, 8\]"),
     (HEADS, {"query": torch.zeros(2, 8)}, ValueError, r"query.* \[2, 8\]"),
-    (HEADS, {"query": torch.zeros(2, 3, 3, 8)}, ValueError, r"query.*heads"),
+    (HEADS, {"query": torch.zeros(2, 3, 3, 8)}, ValueError, r"query.*\[2, 3, 3, 8\]"),
     (PLAIN, {"query": torch.zeros(2, 3, 8, dtype=torch.float64)}, TypeError, r"dtype.*float"),
     (PLAIN, {"query": torch.zeros(2, 3, 8, dtype=torch.bfloat16)}, TypeError, r"dtype.*float"),
     (PLAIN, {"query": [[0.0] * 8]}, TypeError, r"query.*list"),
@@ -419,19 +421,18 @@ def bfloat16_bounds(case: Case) -> dict[str, Tensor]:
     }
 
 
-@by_step_or_at_once
 @pytest.mark.parametrize("hidden", ["none", "both"])
 @pytest.mark.parametrize("span", ["normal", "small", "wide", "saturated", "cancelling 11", "one channel cancelling", "cancelling 60"])
 @pytest.mark.parametrize("dims", [Dims(2, 3, 67, 33, 40), Dims(3, 2, 5, 7, 1, heads=2)], ids=str)
 @each_family
-def test_bfloat16_storage(family: str, dims: Dims, span: str, hidden: str, by_step: bool, backend: str, isa: str) -> None:
+def test_bfloat16_storage(family: str, dims: Dims, span: str, hidden: str, backend: str, isa: str) -> None:
     """Results of float32 queries are off by no more than the documented rounding of scores and values."""
     case = build_for_memory(family, dims, hidden=hidden, span=span)
-    found = attended(garbage(case, torch.nan), backend, by_step, dtype=torch.bfloat16)
-    exact = bounds(case)
-    for name, limit in bfloat16_bounds(case).items():
-        assert found[name].dtype == torch.float32
-        excess = (found[name].double() - exact[name].exact).abs() / limit
+    exact, limits = bounds(case), bfloat16_bounds(case)
+    for by_step, (name, limit) in itertools.product((True, False), limits.items()):
+        found = attended(garbage(case, torch.nan), backend, by_step, dtype=torch.bfloat16)[name]
+        assert found.dtype == torch.float32
+        excess = (found.double() - exact[name].exact).abs() / limit
         assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
 
 
@@ -544,14 +545,14 @@ def test_layer_refuses_what_the_memory_has(kind: str, given: str, backend: str) 
 def test_layer_storage_in_bfloat16(kind: str, heads: int, backend: str) -> None:
     """A layer's memory may be stored in bfloat16; results stay float32 and close, and gradients reach every parameter."""
     layer = make_layer(kind, torch.float32, num_heads=heads)
-    queries, states, lengths = layer_states(kind, dtype=torch.float32)
+    queries, states, lengths = (tensor.requires_grad_(tensor.is_floating_point()) for tensor in layer_states(kind, dtype=torch.float32))
     expected = layer(queries, states, lengths=lengths)[0]
     found = layer(queries, layer.memory(states, lengths=lengths, dtype=torch.bfloat16))[0]
     assert found.dtype == torch.float32
     assert (found - expected).norm() <= 0.05 * expected.norm()
     assert not torch.equal(found, expected)
     loss_of(found).backward()
-    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in layer.parameters())
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any() for leaf in (queries, states, *layer.parameters()))
 
 
 @each_layer

@@ -140,3 +140,73 @@ def test_op_is_the_function(family: str) -> None:
     outputs = (outputs,) if family == "scores" else outputs[:2]
     for got, expected in zip(outputs, call(case, "cpu"), strict=True):
         assert torch.equal(bits(got), bits(expected))
+
+
+def step_arguments(case: Case, one_step: bool, half: bool = False) -> tuple[str, tuple[Any, ...]]:
+    """A step over a memory and its arguments; the mask is the sources' own."""
+    lengths = None if case.lengths is None else case.lengths if case.lengths.dim() == 1 else case.lengths[:, 0].contiguous()
+    mask = None if (mask := common(case)[1]) is None else mask[..., :1, :]
+    query = case.query.detach()[..., 0, :] if one_step else case.query.detach()
+    query.requires_grad_(case.query.requires_grad)
+    values = case.values.to(torch.bfloat16) if half else case.values
+    if case.family == "multiplicative":
+        return "multiplicative_step", (query, case.keys, values, case.scale, lengths, mask)
+    prepared = op("additive_prepare")(case.keys.detach(), case.v.detach(), lengths, mask, half)
+    return "additive_step", (query, case.keys, values, case.v, *prepared, lengths, mask)
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_steps(family: str, hidden: str, dtype: torch.dtype, one_step: bool) -> None:
+    """``torch.library.opcheck`` on the ops of a memory: preparing, steps, their backward, the sums over steps."""
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for dims in DIMS[:2]:
+        case = build(family, dims, dtype, hidden=hidden)
+        for half in (False, True) if dtype == torch.float32 else (False,):
+            name, arguments = step_arguments(case, one_step, half)
+            torch.library.opcheck(op(name), arguments, test_utils=tests)
+            context, weights = op(name)(*arguments)
+            others = [argument for i, argument in enumerate(arguments[3:]) if family == "multiplicative" or i > 0]  # no v
+            saved = (*arguments[:3], *others[:-2], weights, *others[-2:])
+            for grads in ((torch.randn_like(context), torch.randn_like(weights)), (None, torch.randn_like(weights))):
+                torch.library.opcheck(op(f"{name}_backward"), (*grads, *saved), test_utils=tests)
+        if not one_step:
+            torch.library.opcheck(op("source_sums"), (weights, case.grad_context, *arguments[-2:]), test_utils=tests)
+            if family == "additive":
+                prepare = (case.keys, case.v, *arguments[-2:], False)
+                torch.library.opcheck(op("additive_prepare"), prepare, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_steps_traced(family: str, one_step: bool) -> None:
+    """A step through AOTAutograd with dynamic shapes, gradients compared."""
+    case = build(family, hidden="both")
+    case = case.replace(**{name: tensor.requires_grad_() for name, tensor in case.inputs().items()})
+    name, arguments = step_arguments(case, one_step)
+    torch.library.opcheck(op(name), arguments, test_utils="test_aot_dispatch_dynamic")
+
+
+def test_steps_meet_checks() -> None:
+    """Steps called directly refuse what would read out of bounds, and a memory of another instruction set."""
+    case = build("additive")
+    name, arguments = step_arguments(case, False)
+    wrong = {
+        0: case.query[..., :-1],
+        1: case.keys[:, :-1],
+        2: case.values[:1],
+        4: arguments[4][:, :-1],
+        5: arguments[5][..., :1],
+        6: arguments[6][..., 1:],
+    }
+    for position, tensor in wrong.items():
+        changed = list(arguments)
+        changed[position] = tensor
+        with pytest.raises(RuntimeError, match=r"must be .*; got"):
+            op(name)(*changed)
+    weighting = arguments[6].clone()
+    weighting[..., -4] = 3.0
+    with pytest.raises(RuntimeError, match="vectors of 3 elements"):
+        op(name)(*arguments[:6], weighting, None, None)

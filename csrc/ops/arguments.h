@@ -59,6 +59,7 @@ inline ScalarType accumulator(const TorchTensor& x) {
 class Arguments {
  public:
   explicit Arguments(const TorchTensor& query) : dtype_(query.scalar_type()), rank_(query.dim()) {
+    kept_.reserve(kMost);
     ONEPASS_CHECK(rank_ == 3 || rank_ == 4, "query must be [B, T, A] or [B, H, T, A]; got ", shape_of(query));
     dtype_of("query", query);
   }
@@ -66,6 +67,7 @@ class Arguments {
   // Of queries over a memory with these keys: a query may have one dimension less, and is then one step.
   Arguments(const TorchTensor& query, const TorchTensor& keys)
       : dtype_(query.scalar_type()), rank_(keys.dim()), one_step_(query.dim() == rank_ - 1) {
+    kept_.reserve(kMost);
     ONEPASS_CHECK((rank_ == 3 || rank_ == 4) && (one_step_ || query.dim() == rank_), "query must be [B, A] or [B, T, A] for keys [B, S, A], "
                   "[B, H, A] or [B, H, T, A] for keys [B, H, S, A]; got ", shape_of(query), " for ", shape_of(keys));
     dtype_of("query", query);
@@ -163,6 +165,8 @@ class Arguments {
     for (size_t i = 0; i < sizes.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
     return text + "]";
   }
+
+  static constexpr size_t kMost = 12;  // tensors of a call
 
   ScalarType dtype_;
   int64_t rank_;

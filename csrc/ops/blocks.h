@@ -98,19 +98,21 @@ inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const std:
   int64_t count = 1;
   for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
   size_t bytes = static_cast<size_t>(count) * (type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2);
+  const auto dims = static_cast<int64_t>(sizes.size());
+  const auto shim_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   Blocks& blocks = Blocks::shared();
-  if (!blocks.serve(bytes)) return torch::stable::new_empty(like, sizes, dtype);
-  void* data = blocks.take(bytes);
   AtenTensorHandle handle;
-  const auto code = torch_from_blob(
-      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), -1, &handle,
-      aoti_torch_layout_strided(), nullptr, 0,
-      [](void* block, void* size) { Blocks::shared().give(block, reinterpret_cast<size_t>(size)); }, reinterpret_cast<void*>(bytes));
-  if (code != AOTI_TORCH_SUCCESS) {
+  if (blocks.serve(bytes)) {
+    void* data = blocks.take(bytes);
+    const auto code = torch_from_blob(
+        data, dims, sizes.data(), strides.data(), 0, shim_type, aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
+        nullptr, 0, [](void* block, void* size) { Blocks::shared().give(block, reinterpret_cast<size_t>(size)); },
+        reinterpret_cast<void*>(bytes));
+    if (code == AOTI_TORCH_SUCCESS) return torch::stable::Tensor(handle);
     blocks.give(data, bytes);
-    return torch::stable::new_empty(like, sizes, dtype);
   }
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes.data(), strides.data(), shim_type, aoti_torch_device_type_cpu(), -1, &handle));
   return torch::stable::Tensor(handle);
 }
 

@@ -10,7 +10,7 @@ import torch
 from data import PAD, Batch
 from torch import Tensor, nn
 
-from onepass import AdditiveAttention
+from onepass import AdditiveAttention, AttentionMemory
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Speaker(nn.Module):
 
     The order is Luong's (arXiv:1508.04025, section 3): the decoder state ``h_t`` is the query, the context ``c_t`` comes from it,
     and ``h~_t = tanh(W [c_t; h_t])`` predicts the phoneme. No state depends on a context, so in training all ``T`` queries of a
-    batch go through one attention call. Score and first decoder state are Bahdanau's (arXiv:1409.0473, appendices A.1.2, A.2.2).
+    batch go through one attention call. In the search they come one by one, all hypotheses of a word over its one attention memory.
+    Score and first decoder state are Bahdanau's (arXiv:1409.0473, appendices A.1.2, A.2.2).
     """
 
     def __init__(self, letters: int, phonemes: int, sizes: Sizes) -> None:
@@ -48,10 +49,10 @@ class Speaker(nn.Module):
         """Teacher forcing: the logits ``[B, T, phonemes]`` after each of the true phonemes, and the alignment ``[B, T, S]``."""
         memory, state = self.encode(batch.letters, batch.lengths)
         queries, _ = self.advance(batch.phonemes[:, :-1], state)
-        return self.predict(queries, memory, batch.lengths, need_weights)
+        return self.predict(queries, memory, need_weights)
 
-    def encode(self, letters: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory ``[B, S, M]`` of the letters ``[B, S]``, and the decoder's first state ``[1, B, H]``."""
+    def encode(self, letters: Tensor, lengths: Tensor) -> tuple[AttentionMemory, Tensor]:
+        """The attention memory of the letters ``[B, S]``, projected once, and the decoder's first state ``[1, B, H]``."""
         # The backward direction is a GRU of its own over the words turned round, so that it starts at a letter and never in the padding.
         # A packed sequence would do as well, but made forward and backward of the encoder a third slower on a CPU.
         turn = (lengths[:, None] - 1 - torch.arange(letters.shape[1], device=letters.device)) % letters.shape[1]
@@ -59,18 +60,18 @@ class Speaker(nn.Module):
         leftward, _ = self.backward_encoder(self.letter_embedding(letters.gather(1, turn)))
         leftward = leftward.gather(1, turn[..., None].expand_as(leftward))
         state = torch.tanh(self.bridge(leftward[:, 0]))
-        return torch.cat((rightward, leftward), -1), state.unsqueeze(0)
+        return self.attention.memory(torch.cat((rightward, leftward), -1), lengths=lengths), state.unsqueeze(0)
 
     def advance(self, phonemes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder states ``[B, T, H]`` after each of the phonemes ``[B, T]``, and the last one ``[1, B, H]``."""
         queries, state = self.decoder(self.phoneme_embedding(phonemes), state)
         return queries, state
 
-    def predict(self, queries: Tensor, memory: Tensor, lengths: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def predict(self, queries: Tensor, memory: AttentionMemory, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """The logits ``[B, T, phonemes]`` of what follows each decoder state, and the alignment ``[B, T, S]``.
 
         The states may be the steps of one word (``T``) or hypotheses about it (``K``): to the attention both are queries.
         """
-        context, alignment = self.attention(queries, memory, lengths=lengths, need_weights=need_weights)
+        context, alignment = self.attention(queries, memory, need_weights=need_weights)
         attentional = torch.tanh(self.combine(torch.cat((context, queries), -1)))
         return self.output(attentional), alignment

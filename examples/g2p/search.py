@@ -37,7 +37,7 @@ def _search(model: Speaker, letters: Tensor, lengths: Tensor, beams: int) -> Ten
     only_pad[PAD] = 0.0
     for _ in range(2 * letters.shape[1] + 8):
         queries, state = model.advance(history[:, :, -1].reshape(-1, 1), state)
-        logits, _ = model.predict(queries.view(words, beams, -1), memory, lengths)
+        logits, _ = model.predict(queries.view(words, beams, -1), memory)
         gains = torch.where(ended[..., None], only_pad, logits.log_softmax(-1))
         scores, choice = (scores[..., None] + gains).flatten(1).topk(beams)
         parent, phoneme = choice // gains.shape[-1], choice % gains.shape[-1]

@@ -184,26 +184,48 @@ def _multiplicative_backward(ctx: Any, grad_context: Tensor | None, grad_weights
     return (*grads, None, None, None, None)
 
 
-def _step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+def _additive_step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
     query, keys, values, v, _, _, _, lengths, mask = inputs
     _keep(ctx, query, keys, values, v, output[1], lengths, mask)
 
 
-def _step_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+def _additive_step_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
     """All gradients of one step: what compiled and exported graphs use, where nothing is deferred."""
     if grad_context is None and grad_weights is None:
         return (None,) * 9
     query, keys, values, v, weights, lengths, mask = ctx.saved_tensors
-    one_step = query.dim() < keys.dim()
-
-    def rows(tensor: Tensor | None) -> Tensor | None:
-        return tensor.unsqueeze(-2) if one_step and tensor is not None else tensor
-
+    rows = _rows_of(query, keys)
     grad_query, grad_keys, grad_values, grad_v = torch.ops.onepass.additive_backward(
         rows(grad_context), rows(grad_weights), rows(query), keys, values.to(query.dtype), v, rows(weights), lengths, mask
     )
-    grad_query = grad_query.squeeze(-2) if one_step else grad_query
-    return grad_query, grad_keys, grad_values.to(values.dtype), grad_v, None, None, None, None, None
+    return grad_query.view(query.shape), grad_keys, grad_values.to(values.dtype), grad_v, None, None, None, None, None
+
+
+def _multiplicative_step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    query, keys, values, scale, lengths, mask = inputs
+    _keep(ctx, query, keys, values, output[1], lengths, mask)
+    ctx.scale = scale
+
+
+def _multiplicative_step_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+    if grad_context is None and grad_weights is None:
+        return (None,) * 6
+    query, keys, values, weights, lengths, mask = ctx.saved_tensors
+    rows = _rows_of(query, keys)
+    grad_query, grad_scores = torch.ops.onepass.multiplicative_step_backward(
+        grad_context, grad_weights, query, keys, values, ctx.scale, weights, lengths, mask
+    )
+    grad_keys = torch.ops.onepass.source_sums(rows(grad_scores), rows(query), lengths, mask).to(keys.dtype)
+    grad_values = None
+    if grad_context is not None:
+        grad_values = torch.ops.onepass.source_sums(rows(weights), rows(grad_context), lengths, mask).to(values.dtype)
+    return grad_query, grad_keys, grad_values, None, None, None
+
+
+def _rows_of(query: Tensor, keys: Tensor) -> Callable[[Tensor | None], Tensor | None]:
+    """Gives what belongs to one query the dimension of several."""
+    one_step = query.dim() < keys.dim()
+    return lambda tensor: tensor.unsqueeze(-2) if one_step and tensor is not None else tensor
 
 
 def _refuse_setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
@@ -217,7 +239,8 @@ def _refuse(ctx: Any, *grads: Tensor | None) -> Grads:
 register_autograd("onepass::additive_forward", _additive_backward, setup_context=_additive_setup)
 register_autograd("onepass::additive_scores", _scores_backward, setup_context=_scores_setup)
 register_autograd("onepass::multiplicative_forward", _multiplicative_backward, setup_context=_multiplicative_setup)
-register_autograd("onepass::additive_step", _step_backward, setup_context=_step_setup)
+register_autograd("onepass::additive_step", _additive_step_backward, setup_context=_additive_step_setup)
+register_autograd("onepass::multiplicative_step", _multiplicative_step_backward, setup_context=_multiplicative_step_setup)
 for _op in (
     "additive_backward",
     "additive_scores_backward",
@@ -225,6 +248,5 @@ for _op in (
     "additive_step_backward",
     "multiplicative_step_backward",
     "source_sums",
-    "multiplicative_step",
 ):
     register_autograd(f"onepass::{_op}", _refuse, setup_context=_refuse_setup)

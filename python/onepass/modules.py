@@ -93,7 +93,7 @@ class _Attention(nn.Module):
             raise ValueError("a memory has its own values, lengths and mask: give them to memory(...), not to the call")
         one_step = query.dim() == 2
         if self.num_heads > 1:
-            query = query.unflatten(-1, (self.num_heads, -1))  # [B, (K,) H, A]
+            query = query.view(*query.shape[:-1], self.num_heads, query.shape[-1] // self.num_heads)  # [B, (K,) H, A]
             query = query if one_step else query.transpose(1, 2)
         if self.dropout > 0.0 and self.training:
             _, weights = memory.attend(query, need_weights=True)

@@ -86,8 +86,8 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
     return finite(context, s, s.T, s.D) && finite(grad_query, s, s.T, s.A) && finite(grad_keys, s, s.S, s.A) &&
            finite(grad_values, s, s.S, s.D);
   };
-  kernels.additive_forward({s, query, keys, values, vector, v, context, weights}, serial);
-  kernels.additive_forward({s, query, keys, {}, vector, v, {}, scores}, serial);
+  kernels.additive_forward({s, query, keys, values, vector, {}, v, context, weights}, serial);
+  kernels.additive_forward({s, query, keys, {}, vector, {}, v, {}, scores}, serial);
   kernels.additive_backward({s, query, keys, values, vector, v, weights, grad_context, grad_weights, scratch, partial, grad_query,
                              grad_keys, grad_values, grad_v},
                             serial);
@@ -98,7 +98,28 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
   ok = ok && all_finite();
   kernels.multiplicative_backward(
       {s, 0.5, query, keys, values, v, weights, logsumexp, grad_context, {}, grad_query, grad_keys, grad_values}, serial);
-  return ok && all_finite();
+  ok = ok && all_finite();
+
+  // Steps over a memory, which all queries see alike; its exponentials in either width.
+  const int64_t stride = (s.A + 15) / 16 * 16;
+  v.lengths_step = v.mask_step = 0;
+  for (const Dtype kept : {sum, Dtype::bf16}) {
+    if (dtype == Dtype::f64 && kept == Dtype::bf16) continue;
+    const Tensor rows = b.tensor(s.B, s.H, s.S, s.D, kept == Dtype::bf16 ? kept : dtype);
+    Prepared memory{b.tensor(s.B, s.H, s.S, stride, kept), b.tensor(s.B, s.H, s.S, 2, sum), b.tensor(1, s.H, 1, 3 * stride + 8, sum), stride};
+    memory.weighting.head = 3 * stride + 8;
+    Shape one = s;
+    one.T = 1;
+    kernels.additive_prepare({one, keys, vector, v, memory}, serial);
+    kernels.additive_forward({s, query, keys, rows, vector, memory, v, context, weights}, serial);
+    kernels.additive_step_backward({s, 1.0, query, keys, rows, memory, v, weights, grad_context, grad_weights, grad_query, scratch}, serial);
+    ok = ok && all_finite();
+    kernels.multiplicative_forward({s, 0.5, query, keys, rows, v, context, weights, {}}, serial);
+    kernels.multiplicative_step_backward({s, 0.5, query, keys, rows, {}, v, weights, grad_context, {}, grad_query, scratch}, serial);
+    kernels.source_sums({s, v, weights, grad_context, grad_values}, serial);
+    ok = ok && all_finite();
+  }
+  return ok;
 }
 
 }  // namespace

@@ -1,0 +1,198 @@
+"""``torch.compile`` and ``torch.export`` take a memory: made within the graph, or handed to it; results and gradients are eager's."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, Dims, Results
+from memory_cases import (
+    FAMILIES,
+    assert_near,
+    build_for_memory,
+    gradients,
+    layer_states,
+    loss_of,
+    make_layer,
+    next_query,
+    remember,
+    with_leaves,
+)
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_heads = pytest.mark.parametrize("heads", [0, 2])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """No graph of another test, and no poisoned memory, which a compiled graph would fill in its own way."""
+    torch.use_deterministic_algorithms(False)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def decode(attend: Callable[..., Any], queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Three recurrent steps: the last state, and the weights of all steps."""
+    state, seen = queries[..., 0, :], []
+    for step in range(3):
+        context, weights = attend(state, need_weights=True)
+        state = next_query(queries[..., step, :], context)
+        seen.append(weights)
+    return state, torch.stack(seen, -2)
+
+
+def outcome(function: Callable[[Case], tuple[Tensor, ...]], case: Case) -> Results:
+    """Outputs and gradients of a function of a case."""
+    leaves = with_leaves(case)
+    outputs = function(leaves)
+    loss_of(*outputs).backward()
+    return {**{str(place): output.detach() for place, output in enumerate(outputs)}, **gradients(leaves)}
+
+
+@pytest.mark.parametrize(("heads", "hidden"), [(0, "none"), (2, "both")])
+@each_family
+def test_memory_made_within(family: str, heads: int, hidden: str, backend: str) -> None:
+    """A function that makes a memory and loops over its steps is one graph, forward and backward, compiled once."""
+
+    def whole(case: Case) -> tuple[Tensor, Tensor]:
+        return decode(remember(case, backend).attend, case.query)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(whole, fullgraph=True, backend=counter)
+    for seed in (0, 1):
+        case = build_for_memory(family, Dims(3, 3, 7, 6, 5, heads), torch.float64, hidden=hidden, seed=seed)
+        assert_near(outcome(compiled, case), outcome(whole, case))
+    assert counter.frame_count == 1
+
+
+@each_family
+def test_dynamic_sizes(family: str, backend: str) -> None:
+    """Other source lengths and batch sizes are right with dynamic shapes, and compiled no more than once again."""
+
+    def whole(case: Case) -> tuple[Tensor, Tensor]:
+        return decode(remember(case, backend).attend, case.query)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(whole, fullgraph=True, dynamic=True, backend=counter)
+    for batch, source in ((4, 7), (2, 9), (8, 11)):
+        case = build_for_memory(family, Dims(batch, 3, source, 6, 5), torch.float64, hidden="both")
+        assert_near(outcome(compiled, case), outcome(whole, case))
+    assert counter.frame_count <= 2
+
+
+@each_heads
+@each_family
+def test_memory_handed_to_a_step(family: str, heads: int, backend: str) -> None:
+    """A compiled step takes a memory made outside, trains through it, and is not compiled again for the next memory."""
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(lambda memory, query: memory.attend(query, need_weights=True), fullgraph=True, backend=counter)
+
+    def by_steps(case: Case) -> tuple[Tensor, Tensor]:
+        memory = remember(case, backend)
+        return decode(lambda query, need_weights: step(memory, query), case.query)
+
+    def eager(case: Case) -> tuple[Tensor, Tensor]:
+        return decode(remember(case, backend).attend, case.query)
+
+    compiled = []
+    for seed in (0, 1, 2):
+        case = build_for_memory(family, Dims(3, 3, 7, 6, 5, heads), torch.float64, hidden="both", seed=seed)
+        assert_near(outcome(by_steps, case), outcome(eager, case))
+        compiled.append(counter.frame_count)
+    assert compiled[0] == compiled[1] == compiled[2]
+
+
+@each_family
+def test_without_gradients(family: str, backend: str) -> None:
+    """Inference: a compiled step, and a compiled selection of rows, under ``no_grad``."""
+    case = build_for_memory(family, Dims(3, 3, 7, 6, 5), hidden="both")
+    rows = torch.tensor([2, 0, 0, 1])
+
+    def search(case: Case, rows: Tensor) -> tuple[Tensor, Tensor]:
+        memory = remember(case, backend)
+        first, _ = memory.attend(case.query)
+        second, _ = memory.select(rows).attend(case.query[rows])
+        return first, second
+
+    with torch.no_grad():
+        found = torch.compile(search, fullgraph=True, backend="aot_eager")(case, rows)
+        for got, want in zip(found, search(case, rows), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("additive", 1), ("normalized", 2), ("general", 2), ("dot", 1)])
+def test_layers(kind: str, heads: int, backend: str) -> None:
+    """A layer, its memory and a loop over its steps compile in one graph; parameters and states get eager's gradients."""
+    layer = make_layer(kind, num_heads=heads)
+    queries, source, lengths = layer_states(kind)
+
+    def whole(queries: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        memory = layer.memory(states, lengths=lengths)
+        return decode(lambda query, need_weights: layer(query, memory, need_weights=need_weights), queries)
+
+    outcomes = []
+    for function in (torch.compile(whole, fullgraph=True, backend="aot_eager"), whole):
+        states = source.clone().requires_grad_()
+        outputs = function(queries, states)
+        leaves = {"states": states, **dict(layer.named_parameters())}
+        grads = torch.autograd.grad(loss_of(*outputs), list(leaves.values()))
+        outcomes.append({"state": outputs[0], "weights": outputs[1], **dict(zip(leaves, grads, strict=True))})
+    assert_near(*outcomes)
+
+
+@pytest.mark.parametrize("kind", ["additive", "general"])
+def test_compiled_layer_over_a_memory_made_outside(kind: str, backend: str) -> None:
+    """``torch.compile(layer)`` takes a memory in the place of states."""
+    layer = make_layer(kind)
+    queries, source, lengths = layer_states(kind)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    outcomes = []
+    for function in (compiled, layer):
+        states = source.clone().requires_grad_()
+        memory = layer.memory(states, lengths=lengths)
+        state, weights = decode(lambda query, need_weights: function(query, memory, need_weights=need_weights), queries)  # noqa: B023
+        leaves = {"states": states, **dict(layer.named_parameters())}
+        grads = torch.autograd.grad(loss_of(state, weights), list(leaves.values()))
+        outcomes.append({"state": state, "weights": weights, **dict(zip(leaves, grads, strict=True))})
+    assert_near(*outcomes)
+
+
+def test_inductor(backend: str) -> None:
+    """The default compiler runs a decoder that makes a memory, with code around it, forward and backward."""
+
+    def whole(case: Case) -> tuple[Tensor, ...]:
+        memory = remember(case, backend)
+        return tuple(torch.relu(memory.attend(query)[0]) for query in case.query.unbind(1))
+
+    case = build_for_memory("additive", Dims(3, 3, 7, 6, 5), hidden="both")
+    assert_near(outcome(torch.compile(whole, fullgraph=True), case), outcome(whole, case))
+
+
+class Model(torch.nn.Module):
+    """A layer that makes a memory and attends three times."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = make_layer(kind)
+
+    def forward(self, queries: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        memory = self.layer.memory(states, lengths=lengths)
+        return decode(lambda query, need_weights: self.layer(query, memory, need_weights=need_weights), queries)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic source"])
+@pytest.mark.parametrize("kind", ["additive", "scaled dot"])
+def test_export(kind: str, dynamic: bool, backend: str) -> None:
+    """``torch.export`` takes a model with a memory and its steps; the program gives the model's results."""
+    model = Model(kind)
+    queries, states, lengths = layer_states(kind)
+    shapes = {"queries": None, "states": {1: torch.export.Dim("source", min=2, max=1024)}, "lengths": None} if dynamic else None
+    program = torch.export.export(model, (queries, states, lengths), dynamic_shapes=shapes)
+    if dynamic:
+        states = torch.cat([states, states.flip(1)], 1)
+    inputs = (queries.flip(0), states, lengths.flip(0))
+    for got, want in zip(program.module()(*inputs), model(*inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
