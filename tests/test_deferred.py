@@ -473,8 +473,8 @@ def test_exception_in_a_backward_of_other_steps(family: str, backend: str) -> No
     """Steps of a backward that was broken off do not count in the next one, which goes through others of the same memory."""
     case = double(family)
     leaves = with_leaves(case)
-    query = leaves.query * 1.0
     memory, broken = remember(leaves, backend), [True]
+    query = leaves.query * 1.0  # after the memory, so that its hook runs before the keys' gradient
 
     def interrupt(grad: Tensor) -> None:
         if broken[0]:

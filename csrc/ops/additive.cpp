@@ -84,7 +84,8 @@ Grads3 scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor k
   Arguments in(query);
   AdditiveBackward args;
   args.shape = shape_of_call(query, keys, 0);
-  args.grad_weights = in.in("grad_scores", grad_scores, in.with_heads(args.shape, args.shape.T, args.shape.S));
+  const ScalarType wide = accumulator(query), dtype = grad_scores.scalar_type() == wide ? wide : query.scalar_type();
+  args.grad_weights = in.in("grad_scores", grad_scores, in.with_heads(args.shape, args.shape.T, args.shape.S), dtype);
   return score_gradients(in, args, query, keys, v, lengths, mask);
 }
 

@@ -40,7 +40,7 @@ def check_inputs(
     tensors = {"query": query, "keys": keys, "values": values, "v": v}
     tensors.pop(lacks, None)
     for name, tensor in tensors.items():
-        _check_kind(name, tensor, query, like)
+        _check_kind(like if name == "query" else name, tensor, query, like)
     if keys.dim() not in (3, 4):
         raise ValueError(f"keys must be [B, S, A] or, with heads, [B, H, S, A]; got {_shape(keys)}")
     heads = keys.dim() == 4

@@ -47,7 +47,7 @@ def additive_memory(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`onepass.additive_attention`.
     """
-    return _checked(keys, values, v, 1.0, lengths, mask, dtype, backend)
+    return _checked(keys, values, v, "", 1.0, lengths, mask, dtype, backend)
 
 
 def multiplicative_memory(
@@ -64,7 +64,7 @@ def multiplicative_memory(
 
     With ``dtype=torch.bfloat16`` keys and values are rounded to it: each moves by at most ``2^-8`` of itself.
     """
-    return _checked(keys, values, None, scale, lengths, mask, dtype, backend)
+    return _checked(keys, values, None, "v", scale, lengths, mask, dtype, backend)
 
 
 class AttentionMemory:
@@ -106,6 +106,7 @@ class AttentionMemory:
         self._deposits: _Deposits | None = None
         if self._with_grad and backend != "reference" and not torch.compiler.is_compiling():
             self._deposits = _Deposits(lengths, mask)
+            self._versions = self._versions_now()
             root = _Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
 
@@ -163,6 +164,8 @@ class AttentionMemory:
         return f"AttentionMemory({family}, keys={list(self.keys.shape)}, values={list(self.values.shape)}, dtype={self.dtype})"
 
     def _check(self, query: Tensor) -> None:
+        if not isinstance(query, Tensor):
+            raise TypeError(f"query must be a torch.Tensor; got {type(query).__name__}")
         keys, sizes = self.keys, query.shape
         if sizes == self._one_query and query.dtype is keys.dtype and query.device == keys.device:
             return
@@ -178,6 +181,9 @@ class AttentionMemory:
             f"query must be {[*lead, keys.shape[-1]]}, or {lead} x K x [{keys.shape[-1]}] for K queries, to go with this memory; "
             f"got {list(sizes)}"
         )
+
+    def _versions_now(self) -> list[int]:
+        return [tensor._version for tensor in (self.keys, self.values, self.v, self.lengths, self.mask) if tensor is not None]
 
     def _forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
@@ -197,7 +203,7 @@ class AttentionMemory:
         keys, values = self.keys, self.values
         if self.dtype is not None:
             values = values.to(self.dtype)
-            keys = keys.to(self.dtype) if self.v is None or self._backend == "reference" else keys
+            keys = keys.to(self.dtype) if self.v is None else keys
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
@@ -224,6 +230,7 @@ def _checked(
     keys: Tensor,
     values: Tensor,
     v: Tensor | None,
+    lacks: str,
     scale: float,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -233,13 +240,13 @@ def _checked(
     if not isinstance(keys, Tensor):
         raise TypeError(f"keys must be a torch.Tensor; got {type(keys).__name__}")
     a_query = keys.new_empty((*keys.shape[:-2], keys.shape[-1])) if keys.dim() in (3, 4) else keys  # other ranks are refused
-    inputs = check_inputs(a_query, keys, values, v, lengths, mask, lacks="v" if v is None else "", like="keys")
+    inputs = check_inputs(a_query, keys, values, v, lengths, mask, lacks=lacks, like="keys")
     if lengths is not None and lengths.dim() != 1:
         raise ValueError(f"lengths of a memory belong to its sources, [B] = [{keys.shape[0]}]; got {list(lengths.shape)}")
     if dtype not in (None, keys.dtype, torch.bfloat16) or (dtype == torch.bfloat16 and keys.dtype == torch.float64):
         other = "" if keys.dtype == torch.float64 else " or torch.bfloat16"
         raise TypeError(f"dtype of a memory of {keys.dtype} must be None, {keys.dtype}{other}; got {dtype}")
-    kept = torch.bfloat16 if dtype == torch.bfloat16 else None
+    kept = torch.bfloat16 if dtype == torch.bfloat16 != keys.dtype else None
     return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, pick_backend(backend, keys))
 
 
@@ -285,7 +292,7 @@ class _Root(torch.autograd.Function):
             if v is None:
                 grad_keys = torch.ops.onepass.source_sums(grad_scores, query, lengths, mask)
             else:
-                _, grad_keys, grad_v = torch.ops.onepass.additive_scores_backward(grad_scores.to(keys.dtype), query, keys, v, lengths, mask)
+                _, grad_keys, grad_v = torch.ops.onepass.additive_scores_backward(grad_scores, query, keys, v, lengths, mask)
             del query, grad_scores
         if wants_values:
             through = [i for i, grad in enumerate(contexts) if grad is not None]
@@ -322,6 +329,8 @@ class _Step(torch.autograd.Function):
         if grad_context is None and grad_weights is None:
             return None, None, None
         memory: AttentionMemory = ctx.memory
+        if memory._versions_now() != memory._versions:
+            raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
             grad_query, grad_scores = torch.ops.onepass.multiplicative_step_backward(
@@ -338,4 +347,4 @@ class _Step(torch.autograd.Function):
 
 
 # Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.
-_step = super(torch.autograd.Function, _Step).apply
+_step: Any = super(torch.autograd.Function, _Step).apply
