@@ -177,6 +177,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* c
 #pragma GCC unroll 8
           for (int i = 0; i < G; ++i) {
             const int64_t at = first + i * W;
+            if constexpr (TT == 1) __builtin_prefetch(ek[s] + SS * whole + at);  // the next tile's keys: one query just reads them once
             d[i] = fma<R>(load<R>(eq + t * whole + at), load<R>(ek[s] + at), load<R>(weight + at));
           }
           const Ratio<R> ratio = merge<R, G>(d);

@@ -24,7 +24,7 @@ namespace onepass {
 
 class Blocks {
  public:
-  static constexpr size_t kLeast = size_t{1} << 20;  // bytes from which a result lies in a block
+  static constexpr size_t kLeast = size_t{1} << 16;  // bytes from which a result lies in a block
 
   // Never destroyed: a result may outlive everything else.
   static Blocks& shared() {
@@ -34,18 +34,16 @@ class Blocks {
 
   bool serve(size_t bytes) const { return torch_from_blob != nullptr && bytes >= kLeast && bytes <= limit_; }
 
-  // At least `bytes`, which become the block's size: of a kept block at most a fifth is left unused.
+  // At least `bytes`, which become the block's size: the newest that fits, of which at most a fifth is left unused.
   void* take(size_t& bytes) {
-    const size_t unit = bytes >= 2 * kHuge ? kHuge : kLeast / 16;
+    const size_t unit = bytes >= 2 * kHuge ? kHuge : kPage;
     bytes = (bytes + unit - 1) / unit * unit;
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // a fork may have left it locked for good
     if (lock) {
-      auto best = kept_.end();
-      for (auto it = kept_.begin(); it != kept_.end(); ++it)
-        if (it->bytes >= bytes && it->bytes <= bytes + bytes / 4 && (best == kept_.end() || it->bytes <= best->bytes)) best = it;
-      if (best != kept_.end()) {
-        const Block block = *best;
-        kept_.erase(best);
+      for (size_t i = kept_.size(); i-- > 0;) {
+        const Block block = kept_[i];
+        if (block.bytes < bytes || block.bytes > bytes + bytes / 4) continue;
+        kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(i));
         total_ -= block.bytes;
         bytes = block.bytes;
         return block.data;
@@ -73,7 +71,7 @@ class Blocks {
   }
 
  private:
-  static constexpr size_t kHuge = size_t{1} << 21;  // a huge page
+  static constexpr size_t kPage = size_t{1} << 12, kHuge = size_t{1} << 21;
   struct Block {
     void* data;
     size_t bytes;

@@ -1,4 +1,6 @@
 // The ops of attention memories: onepass::additive_prepare, the steps of both families, and what all steps share in the backward.
+#include <cstring>
+
 #include "arguments.h"
 
 namespace onepass {
@@ -132,6 +134,42 @@ Two multiplicative_step_backward(OptionalTensor grad_context, OptionalTensor gra
   return {step.grad_query, step.grad_scores};
 }
 
+// Steps [B, (H,) W] or [B, (H,) K, W] side by side, [B, (H,) T, W]; `several`: whether they have the dimension K.
+TorchTensor stack_steps(std::vector<TorchTensor> steps, bool several) {
+  ONEPASS_CHECK(!steps.empty(), "no steps to stack");
+  const TorchTensor& first = steps[0];
+  const int64_t rank = first.dim() + (several ? 0 : 1);
+  ONEPASS_CHECK(rank == 3 || rank == 4, "steps must be [B, W], [B, H, W] or, if several, [B, K, W], [B, H, K, W]; got ", shape_of(first));
+  Sizes sizes;
+  for (int64_t i = 0; i < first.dim(); ++i) sizes.push_back(first.size(i));
+  if (!several) sizes.insert(sizes.end() - 1, 1);
+  const size_t row = sizes.size() - 2;
+  const int64_t B = sizes[0], H = rank == 4 ? sizes[1] : 1, W = sizes[row + 1];
+  sizes[row] = 0;
+  std::vector<Tensor> from;
+  std::vector<int64_t> begin{0};
+  for (TorchTensor& step : steps) {
+    bool fits = step.is_cpu() && step.scalar_type() == first.scalar_type() && step.dim() == first.dim();
+    for (int64_t i = 0; fits && i < step.dim(); ++i) fits = (several && i == rank - 2) || step.size(i) == first.size(i);
+    ONEPASS_CHECK(fits, "steps must be alike; got ", shape_of(first), " and ", shape_of(step));
+    if (W > 1 && step.stride(step.dim() - 1) != 1) step = torch::stable::contiguous(step);
+    from.push_back({step.mutable_data_ptr(), step.stride(0), rank == 4 ? step.stride(1) : 0, several ? step.stride(rank - 2) : 0,
+                    dtype_of("steps", step)});
+    begin.push_back(begin.back() + (several ? step.size(rank - 2) : 1));
+  }
+  sizes[row] = begin.back();
+  TorchTensor stacked = empty(first, sizes);
+  const Tensor to{stacked.mutable_data_ptr(), stacked.stride(0), rank == 4 ? stacked.stride(1) : 0, stacked.stride(rank - 2), from[0].dtype};
+  const auto copy = [&](int64_t bh) {
+    for (size_t i = 0; i < from.size(); ++i)
+      for (int64_t k = begin[i]; k < begin[i + 1]; ++k)
+        std::memcpy(to.at(bh / H, bh % H, k), from[i].at(bh / H, bh % H, k - begin[i]), static_cast<size_t>(W * size_of(to.dtype)));
+  };
+  if (W > 0)
+    executor().run(B * H, [](void* context, int64_t bh) { (*static_cast<decltype(copy)*>(context))(bh); }, const_cast<void*>(static_cast<const void*>(&copy)));
+  return stacked;
+}
+
 TorchTensor source_sums(TorchTensor weights, TorchTensor rows, OptionalTensor lengths, OptionalTensor mask) {
   Arguments in(rows);
   SourceSums args;
@@ -166,6 +204,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
   library.def(
       "multiplicative_step_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, float scale,"
       " Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor grad_query, Tensor grad_scores)");
+  library.def("stack_steps(Tensor[] steps, bool several) -> Tensor");
   library.def("source_sums(Tensor weights, Tensor rows, Tensor? lengths, Tensor? mask) -> Tensor");
 }
 
@@ -175,6 +214,7 @@ STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
   library.impl("additive_step_backward", TORCH_BOX(&additive_step_backward));
   library.impl("multiplicative_step", TORCH_BOX(&multiplicative_step));
   library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
+  library.impl("stack_steps", TORCH_BOX(&stack_steps));
   library.impl("source_sums", TORCH_BOX(&source_sums));
 }
 

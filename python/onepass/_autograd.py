@@ -137,6 +137,12 @@ def _source_sums_like(weights: Tensor, rows: Tensor, lengths: Tensor | None, mas
     return rows.new_empty((*rows.shape[:-2], weights.shape[-1], rows.shape[-1]))
 
 
+@fake("stack_steps")
+def _stack_steps_like(steps: list[Tensor], several: bool) -> Tensor:
+    rows = steps if several else [step.unsqueeze(-2) for step in steps]
+    return rows[0].new_empty((*rows[0].shape[:-2], sum(step.shape[-2] for step in rows), rows[0].shape[-1]))
+
+
 def _keep(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
@@ -248,5 +254,6 @@ for _op in (
     "additive_step_backward",
     "multiplicative_step_backward",
     "source_sums",
+    "stack_steps",
 ):
     register_autograd(f"onepass::{_op}", _refuse, setup_context=_refuse_setup)

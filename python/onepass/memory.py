@@ -307,9 +307,13 @@ class _Root(torch.autograd.Function):
 
 def _side_by_side(steps: list[Tensor], rank: int) -> Tensor:
     """``[B, (H,) K, W]`` or ``[B, (H,) W]`` of each step as one ``[B, (H,) T, W]``; empties the list, so that no more is held twice."""
-    rows = [step if step.dim() == rank else step.unsqueeze(-2) for step in steps]
+    ranks = {step.dim() for step in steps}
+    several = rank in ranks
+    if len(ranks) > 1:
+        steps = [step if step.dim() == rank else step.unsqueeze(-2) for step in steps]
+    stacked: Tensor = steps[0] if several and len(steps) == 1 else torch.ops.onepass.stack_steps(steps, several)
     steps.clear()
-    return rows[0] if len(rows) == 1 else torch.cat(rows, -2)
+    return stacked
 
 
 class _Step(torch.autograd.Function):
