@@ -46,7 +46,7 @@ def as_tensors(result: object) -> tuple[Tensor, ...]:
     return tuple(x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in parts)
 
 
-def rounds(runs: dict[str, Callable[[], object]], count: int, turn: float = 0.1) -> dict[str, list[float]]:
+def rounds(runs: dict[str, Callable[[], object]], count: int, turn: float = 0.5) -> dict[str, list[float]]:
     """Seconds of each provider in each round, after one round of warming up.
 
     In its turn a provider runs once untimed, to put up with what its predecessor left (its data in the caches, its threads spinning:
