@@ -251,14 +251,19 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   if (t + 2 <= seers.count) tile(std::integral_constant<int, 2>{}, t), t += 2;
   if (t < seers.count) tile(std::integral_constant<int, 1>{}, t);
 
+  // Gradients that no cache would keep go past it: a store into the cache reads the line first.
+  constexpr int64_t kCached = int64_t{32} << 20;
   const auto write = [&](const Tensor& to, const int32_t* index, int64_t count, const R* sums) {
     const Output<R> out(scratch, to, b, h, 0, count, width, index, column);
+    const bool past_cache = shape.B * to.batch * size_of(to.dtype) >= kCached && is_native<R>(to.dtype);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += W) {
         const Vec<R> gradient = load<R>(v.late + c) * load<R>(sums + c * count + i * W);
-        if (c + W <= width) store<R>(out.rows[i] + c, gradient);
+        if (past_cache && c + W <= width) store_past_cache<R>(out.rows[i] + c, gradient);
+        else if (c + W <= width) store<R>(out.rows[i] + c, gradient);
         else store_first<R>(out.rows[i] + c, gradient, width - c);
       }
+    if (past_cache) finish_stores();
     out.flush();
   };
   write(args.grad_query, seers.index, seers.count, dq);

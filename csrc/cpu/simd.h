@@ -59,6 +59,23 @@ ONEPASS_INLINE void store(R* p, Vec<R> x) {
   __builtin_memcpy(p, &x, sizeof x);
 }
 
+// A store that leaves the caches alone, where the machine has one for the address; finish_stores() before others may read.
+template <class R>
+ONEPASS_INLINE void store_past_cache(R* p, Vec<R> x) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof x == 0) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)x);
+#elif defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof x == 0) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)x);
+#endif
+  store<R>(p, x);
+}
+
+ONEPASS_INLINE void finish_stores() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // The first n lanes; the others are zero, and untouched by the store.
 template <class R>
 ONEPASS_INLINE Vec<R> load_first(const R* p, int64_t n) {
