@@ -130,23 +130,34 @@ ONEPASS_INLINE void reciprocals(const Vec<R>* d, Vec<R>* r) {
   }
 }
 
-// One vector of channels of Q queries against one key, in range: with w = x r^2 = r (1 - r), a fourth of the slope of tanh at q + k,
-//   dq[i] += g[i] w[i],   dk += g[i] w[i],   fast += g[i] r[i].
+// One vector of channels of Q queries against one key, in range: x = e^(2q) e^(2k) and r = 1 / (1 + x).
+template <class R, int Q>
+struct Terms {
+  Vec<R> x[Q], r[Q];
+};
+
 template <class R, int Q, bool Merged>
-ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const R* g, Vec<R>* dq, Vec<R>& dk, Vec<R>& fast) {
-  Vec<R> x[Q], d[Q], r[Q];
+ONEPASS_INLINE Terms<R, Q> gradient_terms(const Vec<R>* eq, Vec<R> ek) {
+  Terms<R, Q> terms;
+  Vec<R> d[Q];
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
-    x[i] = eq[i] * ek;
-    d[i] = x[i] + R(1);
+    terms.x[i] = eq[i] * ek;
+    d[i] = terms.x[i] + R(1);
   }
-  reciprocals<R, Q, Merged>(d, r);
+  reciprocals<R, Q, Merged>(d, terms.r);
+  return terms;
+}
+
+// With w = x r^2 = r (1 - r), a fourth of the slope of tanh at q + k: dq[i] += g[i] w[i], dk += g[i] w[i], fast += g[i] r[i].
+template <class R, int Q>
+ONEPASS_INLINE void gradient_step(const Terms<R, Q>& terms, const R* g, Vec<R>* dq, Vec<R>& dk, Vec<R>& fast) {
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
-    const Vec<R> gi = splat<R>(g[i]), w = x[i] * r[i] * r[i];
+    const Vec<R> gi = splat<R>(g[i]), w = terms.x[i] * terms.r[i] * terms.r[i];
     dq[i] = fma<R>(gi, w, dq[i]);
     dk = fma<R>(gi, w, dk);
-    fast = fma<R>(gi, r[i], fast);
+    fast = fma<R>(gi, terms.r[i], fast);
   }
 }
 
@@ -166,7 +177,7 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factor
   const auto in_range = [&](R smallest, R largest) {
     return most + largest <= Limits<R>::single && least + smallest >= R(kSmall) && v.finite;
   };
-  const bool uniform = in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
+  const bool uniform = n > 0 && in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
   for (int64_t c = 0; c < k.width; c += W) {
     Vec<R> eq[Q], sum[Q] = {}, fast = {}, direct = {};  // sums of sums: the error grows with the root of their number
 #pragma GCC unroll 4
@@ -174,10 +185,14 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factor
     const R* ek = k.e + c * n;
     R* key = dk + c * n;
     if (uniform) {
+      // The next key's terms are begun before this one's are used: the chain to a reciprocal is longer than the machine looks ahead.
+      Terms<R, Q> terms = gradient_terms<R, Q, true>(eq, load<R>(ek));
       for (int64_t s = 0; s < n; ++s) {
+        const Terms<R, Q> next = gradient_terms<R, Q, true>(eq, load<R>(ek + (s + 1 < n ? s + 1 : s) * W));
         Vec<R> key_sum = load<R>(key + s * W);
-        gradient_step<R, Q, true>(eq, load<R>(ek + s * W), g + s * Q, sum, key_sum, fast);
+        gradient_step<R, Q>(terms, g + s * Q, sum, key_sum, fast);
         store<R>(key + s * W, key_sum);
+        terms = next;
       }
     } else {
       for (int64_t s = 0; s < n; ++s) {
@@ -193,9 +208,9 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factor
             direct = fma<R>(gi, tangent, direct);
           }
         } else if (most + k.largest[s] <= kMerged) {
-          gradient_step<R, Q, true>(eq, load<R>(ek + s * W), g + s * Q, sum, key_sum, fast);
+          gradient_step<R, Q>(gradient_terms<R, Q, true>(eq, load<R>(ek + s * W)), g + s * Q, sum, key_sum, fast);
         } else {
-          gradient_step<R, Q, false>(eq, load<R>(ek + s * W), g + s * Q, sum, key_sum, fast);
+          gradient_step<R, Q>(gradient_terms<R, Q, false>(eq, load<R>(ek + s * W)), g + s * Q, sum, key_sum, fast);
         }
         store<R>(key + s * W, key_sum);
       }
