@@ -216,7 +216,12 @@ def test_strides(family: str, by_step: bool, backend: str) -> None:
 @by_step_or_at_once
 @pytest.mark.parametrize(
     ("dims", "hidden"),
-    [(Dims(1, 3, 131, 24, 40), "none"), (Dims(2, 4, 37, 24, 10, heads=3), "both"), (Dims(7, 2, 45, 40, 33), "lengths")],
+    [
+        (Dims(1, 3, 131, 24, 40), "none"),
+        (Dims(1, 2, 1100, 24, 40), "lengths"),
+        (Dims(2, 4, 37, 24, 10, heads=3), "both"),
+        (Dims(7, 2, 45, 40, 33), "lengths"),
+    ],
     ids=str,
 )
 @each_family

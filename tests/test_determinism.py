@@ -9,6 +9,9 @@ from cases import DTYPES, FAMILIES, Dims, assert_same_bits, build, results
 SHAPES = [
     Dims(1, 1, 1, 1, 1),
     Dims(1, 1, 1031, 24, 40),
+    Dims(1, 1, 1031, 24, 45),  # long enough to be shared out over the source
+    Dims(1, 5, 700, 64, 130),
+    Dims(2, 16, 513, 100, 40),
     Dims(1, 1, 40, 257, 515),
     Dims(1, 131, 67, 19, 40),
     Dims(1, 197, 16, 1, 1),
@@ -39,12 +42,13 @@ def test_threads_and_repeats(family: str, dims: Dims, hidden: str, backend: str,
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dims", [Dims(3, 33, 129, 40, 24), Dims(1, 2, 900, 40, 63)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dtypes(family: str, dtype: torch.dtype, backend: str, set_threads: Callable[[int], None]) -> None:
+def test_dtypes(family: str, dims: Dims, dtype: torch.dtype, backend: str, set_threads: Callable[[int], None]) -> None:
     """The same for every dtype, with and without weights."""
     if backend == "reference":
         pytest.xfail("torch's matrix products promise no such thing")
-    whole = build(family, Dims(3, 33, 129, 40, 24), dtype, hidden="lengths")
+    whole = build(family, dims, dtype, hidden="lengths")
     for case in [whole] if family == "scores" else [whole, whole.replace(grad_weights=None)]:
         set_threads(1)
         expected = results(case, backend)

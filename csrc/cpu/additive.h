@@ -8,6 +8,14 @@ namespace onepass::ONEPASS_ISA {
 template <class R>
 void additive_forward(const AdditiveForward& args, const Executor& executor) {
   const Shape& shape = args.shape;
+  const auto part = [&](int64_t b, int64_t h, int64_t first, int64_t n, R* scores, int64_t stride) {
+    AdditiveForward some = args;
+    some.keys = from_row(args.keys, first);
+    some.memory.sizes = from_row(args.memory.sizes, first);
+    some.memory.exponentials = from_row(args.memory.exponentials, first);
+    additive_scores<R>(Scratch::mine(), some, b, h, 0, shape.T, {n, nullptr, nullptr}, scores, stride);
+  };
+  if (args.context.data != nullptr && split_forward<R>(args, {}, executor, part)) return;
   const int64_t heads = shape.B * shape.H;
   const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kMostQueries);
   const int64_t blocks = (shape.T + block - 1) / block;

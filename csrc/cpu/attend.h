@@ -232,4 +232,50 @@ void source_sums(const SourceSums& args, const Executor& executor) {
   });
 }
 
+// A few queries over a long source, with fewer (b, h) than threads: the source is shared out for the scores, the columns of the values
+// for the context. Every element is still one sum in one order, so that the result is the same to the last bit.
+// scores(b, h, first, n, out, stride): of all queries and n positions from `first` on. Returns whether it took the call.
+template <class R, class Args, class Scores>
+bool split_forward(const Args& args, const Tensor& logsumexp, const Executor& executor, const Scores& scores) {
+  constexpr int64_t kQueries = 16, kWork = 64 * 1024;
+  const Shape& shape = args.shape;
+  const int64_t heads = shape.B * shape.H, T = shape.T, parts = executor.threads;
+  const bool alike = args.visibility.mask == nullptr && (args.visibility.lengths == nullptr || args.visibility.lengths_step == 0);
+  if (heads == 0 || heads >= parts || !alike || T == 0 || T > kQueries || shape.S * (shape.A + shape.D) < kWork) return false;
+  const auto share = [&](int64_t whole) { return (whole / parts / 64 + 1) * 64; };  // of a part: whole cache lines
+  const int64_t stride = padded<R>(shape.S), rows = share(shape.S), columns = share(shape.D);
+  R* all = static_cast<R*>(std::aligned_alloc(64, static_cast<size_t>(heads * T * stride + 64) / 64 * 64 * sizeof(R)));
+  if (all == nullptr) throw std::bad_alloc();
+  parallel(executor, heads * parts, [&](int64_t item) {
+    const int64_t bh = item / parts, first = item % parts * rows;
+    const int64_t n = visible_to(Scratch::mine(), args.visibility, shape.S, bh / shape.H, bh % shape.H, 0, T).count;
+    if (first < n) scores(bh / shape.H, bh % shape.H, first, first + rows < n ? rows : n - first, all + bh * T * stride + first, stride);
+  });
+  parallel(executor, heads * parts, [&](int64_t item) {
+    Scratch& scratch = Scratch::mine();
+    const int64_t b = item / parts / shape.H, h = item / parts % shape.H, part = item % parts, column = part * columns;
+    if (part > 0 && column >= shape.D) return;
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, T);
+    R* weights = scratch.take<R>(T * stride);
+    R* buffer = scratch.take<R>(shape.S);
+    for (int64_t t = 0; t < T; ++t) {
+      R* row = weights + t * stride;
+      __builtin_memcpy(row, all + (item / parts * T + t) * stride, static_cast<size_t>(visible.count) * sizeof(R));
+      const R sum = softmax_row<R>(row, visible, t);
+      if (part > 0) continue;
+      if (logsumexp.data != nullptr) *reinterpret_cast<R*>(logsumexp.at(b, h, t)) = sum;
+      if (args.weights.data != nullptr) scatter_row<R>(args.weights.at(b, h, t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
+    }
+    const int64_t width = column + columns < shape.D ? columns : shape.D - column;
+    Tensor slice = args.values;
+    slice.data = static_cast<char*>(slice.data) + column * size_of(slice.dtype);
+    const R** values = row_pointers<R>(scratch, slice, b, h, 0, visible.count, width);
+    const Output<R> context(scratch, args.context, b, h, 0, T, width, nullptr, column);
+    sum_visible<R>(scratch, weights, stride, visible, T, values, width, context.rows);
+    context.flush();
+  });
+  std::free(all);
+  return true;
+}
+
 }  // namespace onepass::ONEPASS_ISA

@@ -20,6 +20,13 @@ void multiplicative_scores(const R* const* query, int64_t queries, const R* cons
 template <class R>
 void multiplicative_forward(const MultiplicativeForward& args, const Executor& executor) {
   const Shape& shape = args.shape;
+  const auto part = [&](int64_t b, int64_t h, int64_t first, int64_t n, R* scores, int64_t stride) {
+    Scratch& scratch = Scratch::mine();
+    const R** query = row_pointers<R>(scratch, args.query, b, h, 0, shape.T, shape.A);
+    const R** keys = row_pointers<R>(scratch, args.keys, b, h, first, n, shape.A);
+    multiplicative_scores<R>(query, shape.T, keys, n, shape.A, R(args.scale), scores, stride, shape.T >= kMany);
+  };
+  if (split_forward<R>(args, args.logsumexp, executor, part)) return;
   const int64_t heads = shape.B * shape.H;
   const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kQueryBlock);
   const int64_t blocks = (shape.T + block - 1) / block;
