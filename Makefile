@@ -18,7 +18,7 @@ test: $(VENV)/installed lint
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py
+	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py benchmarks/steps.py
 	MYPYPATH=examples/g2p $(BIN)/mypy examples/g2p
 
 # torch first and by itself: the build takes its headers from the environment (see setup.py).
