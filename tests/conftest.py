@@ -89,6 +89,15 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No graph of another test, and no poisoned memory, which a compiled graph would fill in its own way."""
+    torch.use_deterministic_algorithms(False)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """``torch.set_num_threads``, undone afterwards."""
     before = torch.get_num_threads()

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from cases import Case, Dims, Results, build, call
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ Attend = Callable[..., tuple[Any, Any]]
 Program = Callable[[Attend, Tensor], Tensor]
 Layer = Callable[..., nn.Module]
 QUERY_DIM, KEY_DIM = 6, 8
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_heads = pytest.mark.parametrize("heads", [0, 2])
+by_step_or_at_once = pytest.mark.parametrize("by_step", [True, False], ids=["by step", "at once"])
 
 LAYERS: dict[str, Layer] = {
     "additive": lambda **options: onepass.AdditiveAttention(QUERY_DIM, KEY_DIM, 10, **options),
@@ -25,6 +29,7 @@ LAYERS: dict[str, Layer] = {
     "dot": lambda **options: onepass.MultiplicativeAttention(KEY_DIM, KEY_DIM, **options),
     "scaled dot": lambda **options: onepass.MultiplicativeAttention(KEY_DIM, KEY_DIM, "scaled_dot", **options),
 }
+each_layer = pytest.mark.parametrize("kind", LAYERS)
 
 
 def build_for_memory(
@@ -195,6 +200,7 @@ PROGRAMS: dict[str, Program] = {
     "beams and steps": _beams,
     "one query twice": _twice,
 }
+each_program = pytest.mark.parametrize("program", PROGRAMS)
 
 
 def expected_gradients(case: Case, program: Program) -> Results:
@@ -209,6 +215,25 @@ def trained(case: Case, backend: str, program: Program) -> Results:
     leaves = with_leaves(case)
     program(remember(leaves, backend).attend, leaves.query).backward()  # type: ignore[no-untyped-call]
     return gradients(leaves)
+
+
+def double(family: str, heads: int = 0, seed: int = 0, hidden: str = "both") -> Case:
+    """A case in fp64."""
+    return build_for_memory(family, Dims(3, 4, 9, 7, 6, heads), torch.float64, hidden=hidden, seed=seed)
+
+
+def step_losses(case: Case, backend: str) -> list[Tensor]:
+    """One loss per step of one memory, independent of each other."""
+    memory = remember(case, backend)
+    return [loss_of(*memory.attend(query, need_weights=True)) for query in case.query.unbind(-2)]
+
+
+def expected_of_steps(case: Case, *steps: int) -> Results:
+    """The undeferred gradients of the sum of some of those losses."""
+    return expected_gradients(
+        case,
+        lambda attend, queries: torch.stack([loss_of(*attend(queries[..., step, :], need_weights=True)) for step in steps]).sum(),
+    )
 
 
 def make_layer(kind: str, dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:

@@ -1,8 +1,6 @@
-"""An attention memory gives, step by step, what the functions give; it says why it cannot; rows are selected; bfloat16 storage."""
+"""An attention memory gives, step by step, what the functions give; rows are selected; it says why it cannot."""
 
 import contextlib
-import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,22 +8,20 @@ import pytest
 import torch
 from cases import DTYPES, RANGES, Case, Dims, assert_same_bits, build, garbage
 from memory_cases import (
-    FAMILIES,
     HIDDEN,
-    KEY_DIM,
-    LAYERS,
     assert_near,
     attended,
     build_for_memory,
+    by_step_or_at_once,
+    each_family,
+    each_heads,
     functions,
     gradients,
-    layer_states,
     loss_of,
-    make_layer,
     remember,
     with_leaves,
 )
-from tolerance import bounds, check
+from tolerance import check
 from torch import Tensor
 
 import onepass
@@ -49,10 +45,6 @@ EMPTY = [
     Dims(2, 3, 0, 7, 4, heads=2),
     Dims(2, 0, 5, 7, 4, heads=2),
 ]
-each_family = pytest.mark.parametrize("family", FAMILIES)
-each_layer = pytest.mark.parametrize("kind", LAYERS)
-each_heads = pytest.mark.parametrize("heads", [0, 2])
-by_step_or_at_once = pytest.mark.parametrize("by_step", [True, False], ids=["by step", "at once"])
 
 
 @by_step_or_at_once
@@ -405,226 +397,3 @@ def test_grad_mode_errors(family: str, mode: Callable[[], Any], backend: str) ->
     with pytest.raises(RuntimeError, match="grad"):
         without.attend(case.query)
     assert trains.attend(case.query)[0].requires_grad
-
-
-def bfloat16_bounds(case: Case) -> dict[str, Tensor]:
-    """How far results may be when stored in bfloat16: scores move by d, weights by a factor of e^2d, values by 2^-8 of themselves.
-
-    A weight lies in ``w e^-2d`` to ``w e^2d``; a context is off by ``sum_s w |value| ((1 + 2^-8) e^2d - 1)`` at most. To both the
-    tolerance without bfloat16 is added. Additive scores move by ``2^-9 sum |v|``, multiplicative ones by ``2^-8 |scale| sum |q k|``.
-    """
-    wide, plain = case.to(torch.float64), bounds(case)
-    if case.family == "additive":
-        moved = 2.0**-9 * wide.v.abs().sum(-1)[..., None, None]
-    else:
-        moved = 2.0**-8 * abs(case.scale) * (wide.query.abs() @ wide.keys.abs().mT).amax(-1, keepdim=True)
-    weights, values = plain["weights"].exact, wide.values.masked_fill(~case.visible().any(-2)[..., None], 0.0).abs()
-    ratio = (2 * moved).exp()
-    return {
-        "weights": weights * (ratio - 1) + plain["weights"].tolerance,
-        "context": ((1 + 2.0**-8) * ratio - 1) * (weights @ values) + plain["context"].tolerance,
-    }
-
-
-@pytest.mark.parametrize("hidden", ["none", "both"])
-@pytest.mark.parametrize("span", ["normal", "small", "wide", "saturated", "cancelling 11", "one channel cancelling", "cancelling 60"])
-@pytest.mark.parametrize("dims", [Dims(2, 3, 67, 33, 40), Dims(3, 2, 5, 7, 1, heads=2)], ids=str)
-@each_family
-def test_bfloat16_storage(family: str, dims: Dims, span: str, hidden: str, backend: str, isa: str) -> None:
-    """Results of float32 queries are off by no more than the documented rounding of scores and values."""
-    case = build_for_memory(family, dims, hidden=hidden, span=span)
-    exact, limits = bounds(case), bfloat16_bounds(case)
-    for by_step, (name, limit) in itertools.product((True, False), limits.items()):
-        found = attended(garbage(case, torch.nan), backend, by_step, dtype=torch.bfloat16)[name]
-        assert found.dtype == torch.float32
-        excess = (found.double() - exact[name].exact).abs() / limit
-        assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
-
-
-@by_step_or_at_once
-@each_heads
-@pytest.mark.parametrize("hidden", ["none", "both"])
-@each_family
-def test_bfloat16_gradients(family: str, hidden: str, heads: int, by_step: bool, backend: str) -> None:
-    """Gradients through a bfloat16 memory are float32, and off by 5 % in norm at most."""
-    case = build_for_memory(family, Dims(3, 4, 33, 20, 13, heads), hidden=hidden)
-    found, exact = attended(case, backend, by_step, dtype=torch.bfloat16), bounds(case)
-    for name in ("d_query", "d_keys", "d_values", *(["d_v"] if family == "additive" else [])):
-        assert found[name].dtype == torch.float32
-        want = exact[name].exact
-        assert (found[name].double() - want).norm() <= 0.05 * want.norm(), name
-
-
-@each_family
-def test_bfloat16_is_stored(family: str, backend: str) -> None:
-    """Values that bfloat16 cannot hold are rounded: the storage is really narrow; those that it can hold are exact."""
-    case = build(family, Dims(2, 1, 1, 8, 4))
-    for values, same in ((case.values, False), (case.values.bfloat16().float(), True)):
-        found = remember(case.replace(values=values), backend, dtype=torch.bfloat16).attend(case.query)[0]
-        assert torch.equal(found, values) is same
-        assert torch.equal(found, values.bfloat16().float())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_family
-def test_storage_in_the_keys_dtype(family: str, dtype: torch.dtype, backend: str) -> None:
-    """Naming the keys' own dtype changes nothing."""
-    case = build(family, Dims(2, 3, 11, 8, 4), dtype)
-    assert_same_bits(attended(case, backend, True, dtype=dtype), attended(case, backend, True))
-
-
-@each_family
-def test_select_of_bfloat16_storage(family: str, backend: str) -> None:
-    """Rows of a memory in bfloat16 give the bits of those rows' results, and gradients."""
-    case = with_leaves(build_for_memory(family, Dims(4, 2, 11, 8, 6), hidden="both"))
-    memory, rows = remember(case, backend, dtype=torch.bfloat16), torch.tensor([3, 0, 0])
-    context = memory.select(rows).attend(case.query[rows])[0]
-    torch.testing.assert_close(context, memory.attend(case.query)[0][rows], rtol=1e-6, atol=1e-6)
-    (grad,) = torch.autograd.grad(loss_of(context), [case.keys])
-    assert grad[0].any()
-    assert not grad[1:3].any()
-
-
-def named_gradients(layer: torch.nn.Module, *tensors: Tensor) -> dict[str, Tensor]:
-    """Gradients of a layer's parameters and of tensors, all of which are then removed."""
-    named = {**dict(layer.named_parameters()), **{str(place): tensor for place, tensor in enumerate(tensors)}}
-    found = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in named.items()}
-    for leaf in named.values():
-        leaf.grad = None
-    return found
-
-
-@each_layer
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("apart", [False, True], ids=["states", "values apart"])
-@pytest.mark.parametrize("hidden", ["lengths", "mask"])
-def test_layers(kind: str, heads: int, apart: bool, hidden: str, backend: str) -> None:
-    """A layer over its memory gives what it gives over the states, step by step and at once, gradients included."""
-    layer = make_layer(kind, num_heads=heads)
-    queries, states, lengths = (tensor.requires_grad_(tensor.is_floating_point()) for tensor in layer_states(kind))
-    values = torch.randn(3, 11, 4 * heads, dtype=torch.float64).requires_grad_() if apart else None
-    mask = (torch.arange(11) < lengths[:, None]) & (torch.arange(11) % 3 != 0)
-    options = {"lengths": lengths} if hidden == "lengths" else {"mask": mask[:, None]}
-    inputs = [queries, states, *([] if values is None else [values])]
-    expected, weights = layer(queries, states, values, need_weights=True, **options)
-    loss_of(expected, weights).backward()
-    expected_gradients = named_gradients(layer, *inputs)
-    memory = layer.memory(states, values, **options)
-    steps = [layer(query, memory, need_weights=True) for query in queries.unbind(1)]
-    context, found_weights = torch.stack([step[0] for step in steps], 1), torch.stack([step[1] for step in steps], -2)
-    loss_of(context, found_weights).backward()
-    assert_near({"c": context, "w": found_weights, **named_gradients(layer, *inputs)}, {"c": expected, "w": weights, **expected_gradients})
-    again = layer(queries, layer.memory(states, values, **options), need_weights=True)
-    loss_of(*again).backward()
-    assert_near({"c": again[0], "w": again[1], **named_gradients(layer, *inputs)}, {"c": expected, "w": weights, **expected_gradients})
-
-
-@each_layer
-def test_layer_projects_once(kind: str, backend: str) -> None:
-    """``layer.memory`` is what applies the key projection: the steps do not."""
-    layer = make_layer(kind)
-    queries, states, lengths = layer_states(kind)
-    calls: list[int] = []
-    if isinstance(layer, onepass.AdditiveAttention):
-        layer.key_layer.register_forward_hook(lambda *_: calls.append(1))
-    memory = layer.memory(states, lengths=lengths)
-    for query in queries.unbind(1):
-        layer(query, memory)
-    assert len(calls) == isinstance(layer, onepass.AdditiveAttention)
-
-
-@each_layer
-@pytest.mark.parametrize("given", ["values", "lengths", "mask"])
-def test_layer_refuses_what_the_memory_has(kind: str, given: str, backend: str) -> None:
-    """Values, lengths and mask belong to the memory: next to one they are a ValueError."""
-    layer = make_layer(kind)
-    queries, states, lengths = layer_states(kind)
-    memory = layer.memory(states, lengths=lengths)
-    extra = {"values": states, "lengths": lengths, "mask": torch.ones(3, 1, 11, dtype=torch.bool)}[given]
-    with pytest.raises(ValueError, match=given):
-        layer(queries, memory, **{given: extra})
-
-
-@each_layer
-@pytest.mark.parametrize("heads", [1, 2])
-def test_layer_storage_in_bfloat16(kind: str, heads: int, backend: str) -> None:
-    """A layer's memory may be stored in bfloat16; results stay float32 and close, and gradients reach every parameter."""
-    layer = make_layer(kind, torch.float32, num_heads=heads)
-    queries, states, lengths = (tensor.requires_grad_(tensor.is_floating_point()) for tensor in layer_states(kind, dtype=torch.float32))
-    expected = layer(queries, states, lengths=lengths)[0]
-    found = layer(queries, layer.memory(states, lengths=lengths, dtype=torch.bfloat16))[0]
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() <= 0.05 * expected.norm()
-    assert not torch.equal(found, expected)
-    loss_of(found).backward()
-    assert all(leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any() for leaf in (queries, states, *layer.parameters()))
-
-
-@each_layer
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("one_step", [True, False])
-def test_dropout(kind: str, heads: int, one_step: bool, backend: str) -> None:
-    """Returned weights are the dropped ones, the context is theirs, and gradients are those of that product."""
-    layer = make_layer(kind, num_heads=heads, dropout=0.5)
-    queries, states, _ = (tensor.requires_grad_(tensor.is_floating_point()) for tensor in layer_states(kind))
-    query = queries[:, 0] if one_step else queries
-    context, weights = layer(query, layer.memory(states), need_weights=True)
-    kept = (weights != 0).double()
-    assert 0.25 < kept.mean() < 0.75
-    loss_of(context).backward()
-    found = {"context": context, "weights": weights, **named_gradients(layer, queries, states)}
-    full = layer.eval()(query, states, need_weights=True)[1]
-    expected = full * kept * 2
-    rows = expected.unsqueeze(-2) if one_step else expected
-    split = states if heads == 1 else states.view(3, 11, heads, KEY_DIM // heads).transpose(1, 2)
-    product = rows @ split
-    product = product if heads == 1 else product.transpose(1, 2).flatten(-2)
-    product = product.squeeze(1) if one_step else product
-    loss_of(product).backward()
-    assert_near(found, {"context": product, "weights": expected, **named_gradients(layer, queries, states)})
-
-
-@each_layer
-def test_dropout_and_padding(kind: str, backend: str) -> None:
-    """With dropout, NaN beyond the lengths reaches no result and no gradient of a parameter or query."""
-    layer = make_layer(kind, dropout=0.5)
-    queries, states, lengths = layer_states(kind)
-    states = states.masked_fill((torch.arange(11) >= lengths[:, None])[..., None], torch.nan)
-    queries.requires_grad_()
-    context, weights = layer(queries, layer.memory(states.nan_to_num(0.0), states, lengths=lengths), need_weights=True)
-    loss_of(context, weights).backward()
-    assert not weights[1].any()
-    assert not weights[2, :, 4:].any()
-    assert all(tensor.isfinite().all() for tensor in (context, weights, queries.grad, *named_gradients(layer).values()))
-
-
-@each_layer
-def test_dropout_is_seeded(kind: str, backend: str) -> None:
-    """A seed reproduces every bit, another seed and another step drop others, and ``eval`` drops nothing."""
-    layer, plain = make_layer(kind, dropout=0.5), make_layer(kind)
-    queries, states, lengths = layer_states(kind)
-
-    def weights(seed: int) -> list[Tensor]:
-        torch.manual_seed(seed)
-        memory = layer.memory(states, lengths=lengths)
-        return [layer(queries[:, 0], memory, need_weights=True)[1] for _ in range(2)]
-
-    first, again, other = weights(3), weights(3), weights(4)
-    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
-    assert not any(torch.equal(*pair) for pair in [*zip(first, other, strict=True), tuple(first)])
-    layer.eval()
-    expected = plain(queries[:, 0], plain.memory(states, lengths=lengths), need_weights=True)[1]
-    assert all(torch.equal(got, expected) for got in weights(3))
-
-
-@each_layer
-def test_layer_is_copied_as_ever(kind: str, backend: str) -> None:
-    """A layer holds no memory: after one was made and used, its copy, its state and its buffers are as before."""
-    layer = make_layer(kind)
-    queries, states, lengths = layer_states(kind)
-    before = set(vars(layer)), set(layer.state_dict())
-    memory = layer.memory(states, lengths=lengths)
-    expected = layer(queries, memory)[0]
-    assert (set(vars(layer)), set(layer.state_dict())) == before
-    twin = copy.deepcopy(layer)
-    assert torch.equal(twin(queries, twin.memory(states, lengths=lengths))[0], expected)

@@ -3,8 +3,6 @@
 What is counted are graphs compiled after the first call: within it, torch may start over, having learnt what is dynamic.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import FAMILIES, Case, Dims, build, call
@@ -16,13 +14,7 @@ import onepass
 SIZES = [(3, 5), (4, 5), (4, 9), (7, 6)]
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """No graph of another test, and no poisoned memory, which a compiled graph would fill in its own way."""
-    torch.use_deterministic_algorithms(False)
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def run(function: object, case: Case) -> dict[str, torch.Tensor]:

@@ -1,15 +1,16 @@
 """``torch.compile`` and ``torch.export`` take a memory: made within the graph, or handed to it; results and gradients are eager's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from cases import Case, Dims, Results
 from memory_cases import (
-    FAMILIES,
     assert_near,
     build_for_memory,
+    each_family,
+    each_heads,
     gradients,
     layer_states,
     loss_of,
@@ -21,17 +22,7 @@ from memory_cases import (
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-each_family = pytest.mark.parametrize("family", FAMILIES)
-each_heads = pytest.mark.parametrize("heads", [0, 2])
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """No graph of another test, and no poisoned memory, which a compiled graph would fill in its own way."""
-    torch.use_deterministic_algorithms(False)
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def decode(attend: Callable[..., Any], queries: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,97 @@
+"""A memory stored in bfloat16 is off by the rounding that its documentation states, and by no more."""
+
+import itertools
+
+import pytest
+import torch
+from cases import DTYPES, Case, Dims, assert_same_bits, build, garbage
+from memory_cases import (
+    attended,
+    build_for_memory,
+    by_step_or_at_once,
+    each_family,
+    each_heads,
+    loss_of,
+    remember,
+    with_leaves,
+)
+from tolerance import bounds
+from torch import Tensor
+
+
+def bfloat16_bounds(case: Case) -> dict[str, Tensor]:
+    """How far results may be when stored in bfloat16: scores move by d, weights by a factor of e^2d, values by 2^-8 of themselves.
+
+    A weight lies in ``w e^-2d`` to ``w e^2d``; a context is off by ``sum_s w |value| ((1 + 2^-8) e^2d - 1)`` at most. To both the
+    tolerance without bfloat16 is added. Additive scores move by ``2^-9 sum |v|``, multiplicative ones by ``2^-8 |scale| sum |q k|``.
+    """
+    wide, plain = case.to(torch.float64), bounds(case)
+    if case.family == "additive":
+        moved = 2.0**-9 * wide.v.abs().sum(-1)[..., None, None]
+    else:
+        moved = 2.0**-8 * abs(case.scale) * (wide.query.abs() @ wide.keys.abs().mT).amax(-1, keepdim=True)
+    weights, values = plain["weights"].exact, wide.values.masked_fill(~case.visible().any(-2)[..., None], 0.0).abs()
+    ratio = (2 * moved).exp()
+    return {
+        "weights": weights * (ratio - 1) + plain["weights"].tolerance,
+        "context": ((1 + 2.0**-8) * ratio - 1) * (weights @ values) + plain["context"].tolerance,
+    }
+
+
+@pytest.mark.parametrize("hidden", ["none", "both"])
+@pytest.mark.parametrize("span", ["normal", "small", "wide", "saturated", "cancelling 11", "one channel cancelling", "cancelling 60"])
+@pytest.mark.parametrize("dims", [Dims(2, 3, 67, 33, 40), Dims(3, 2, 5, 7, 1, heads=2)], ids=str)
+@each_family
+def test_bfloat16_storage(family: str, dims: Dims, span: str, hidden: str, backend: str, isa: str) -> None:
+    """Results of float32 queries are off by no more than the documented rounding of scores and values."""
+    case = build_for_memory(family, dims, hidden=hidden, span=span)
+    exact, limits = bounds(case), bfloat16_bounds(case)
+    for by_step, (name, limit) in itertools.product((True, False), limits.items()):
+        found = attended(garbage(case, torch.nan), backend, by_step, dtype=torch.bfloat16)[name]
+        assert found.dtype == torch.float32
+        excess = (found.double() - exact[name].exact).abs() / limit
+        assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
+
+
+@by_step_or_at_once
+@each_heads
+@pytest.mark.parametrize("hidden", ["none", "both"])
+@each_family
+def test_bfloat16_gradients(family: str, hidden: str, heads: int, by_step: bool, backend: str) -> None:
+    """Gradients through a bfloat16 memory are float32, and off by 5 % in norm at most."""
+    case = build_for_memory(family, Dims(3, 4, 33, 20, 13, heads), hidden=hidden)
+    found, exact = attended(case, backend, by_step, dtype=torch.bfloat16), bounds(case)
+    for name in ("d_query", "d_keys", "d_values", *(["d_v"] if family == "additive" else [])):
+        assert found[name].dtype == torch.float32
+        want = exact[name].exact
+        assert (found[name].double() - want).norm() <= 0.05 * want.norm(), name
+
+
+@each_family
+def test_bfloat16_is_stored(family: str, backend: str) -> None:
+    """Values that bfloat16 cannot hold are rounded: the storage is really narrow; those that it can hold are exact."""
+    case = build(family, Dims(2, 1, 1, 8, 4))
+    for values, same in ((case.values, False), (case.values.bfloat16().float(), True)):
+        found = remember(case.replace(values=values), backend, dtype=torch.bfloat16).attend(case.query)[0]
+        assert torch.equal(found, values) is same
+        assert torch.equal(found, values.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_family
+def test_storage_in_the_keys_dtype(family: str, dtype: torch.dtype, backend: str) -> None:
+    """Naming the keys' own dtype changes nothing."""
+    case = build(family, Dims(2, 3, 11, 8, 4), dtype)
+    assert_same_bits(attended(case, backend, True, dtype=dtype), attended(case, backend, True))
+
+
+@each_family
+def test_select_of_bfloat16_storage(family: str, backend: str) -> None:
+    """Rows of a memory in bfloat16 give the bits of those rows' results, and gradients."""
+    case = with_leaves(build_for_memory(family, Dims(4, 2, 11, 8, 6), hidden="both"))
+    memory, rows = remember(case, backend, dtype=torch.bfloat16), torch.tensor([3, 0, 0])
+    context = memory.select(rows).attend(case.query[rows])[0]
+    torch.testing.assert_close(context, memory.attend(case.query)[0][rows], rtol=1e-6, atol=1e-6)
+    (grad,) = torch.autograd.grad(loss_of(context), [case.keys])
+    assert grad[0].any()
+    assert not grad[1:3].any()
