@@ -3,7 +3,6 @@
 import itertools
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from memory_cases import (
+    FAMILIES,
     PROGRAMS,
     Decoder,
     assert_near,
@@ -75,10 +75,17 @@ def test_saved_tensors_elsewhere(family: str, program: str, backend: str) -> Non
     assert_near(gradients(leaves), expected_gradients(leaves, PROGRAMS[program]))
 
 
-@pytest.mark.parametrize("name", ["query", "keys", "values", "v", "lengths", "mask"])
-@each_family
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (family, name)
+        for family in FAMILIES
+        for name in ("query", "keys", "values", "v", "lengths", "mask")
+        if (family, name) != ("multiplicative", "v")
+    ],
+)
 def test_changes_in_place(family: str, name: str, backend: str) -> None:
-    """An input overwritten between the step and its backward is an error, or changes nothing; it never gives wrong gradients."""
+    """An input overwritten between the step and its backward is an error."""
     leaves = with_leaves(double(family))
     parts = {key: None if (t := getattr(leaves, key)) is None else t.clone() for key in ("query", "keys", "values", "v", "lengths", "mask")}
     case = leaves.replace(**parts)
@@ -89,8 +96,13 @@ def test_changes_in_place(family: str, name: str, backend: str) -> None:
     assert changed is not None
     with torch.no_grad():
         changed.zero_()
-    try:
-        torch.stack(losses).sum().backward()
+    loss = torch.stack(losses).sum()
+    if backend == "cpu":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        return
+    try:  # torch's own formulae have copied some of the inputs at the step
+        loss.backward()
     except RuntimeError as error:
         assert "modified by an inplace operation" in str(error)  # noqa: PT017
     else:
@@ -208,17 +220,16 @@ def test_second_backward_is_refused(family: str, program: str, backend: str) -> 
 
 @each_family
 def test_backward_through_a_freed_memory(family: str, backend: str) -> None:
-    """A second loss over a memory whose graph was freed is that error too, or right; it never gives wrong gradients."""
+    """A second loss over a memory whose deposits were consumed and whose graph was freed is that error too."""
     case = double(family)
     leaves = with_leaves(case)
     losses = step_losses(leaves, backend)
     losses[0].backward()
-    try:
+    if backend == "reference":  # whose steps share no graph
         losses[1].backward()
-    except RuntimeError as error:
-        assert re.search(r"backward.*second time", str(error))  # noqa: PT017
-    else:
-        assert_near(gradients(leaves), expected_of_steps(case, 0, 1))
+        return assert_near(gradients(leaves), expected_of_steps(case, 0, 1))
+    with pytest.raises(RuntimeError, match=r"backward.*second time"):
+        losses[1].backward()
 
 
 @pytest.mark.parametrize("name", ["query", "keys", "values"])
