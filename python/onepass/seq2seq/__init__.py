@@ -1,0 +1,1 @@
+"""Whole sequence-to-sequence systems: encoder, decoders, search, training."""
