@@ -1,0 +1,69 @@
+"""The encoder: a bidirectional recurrent network over the source.
+
+Shapes: ``B`` sources, ``S`` source positions, ``M`` width of an encoder state (both directions).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoder states ``[B, S, M]`` (zeros beyond the lengths), lengths ``[B]``, and ``final`` ``[B, M]``: the rightward state at the last
+    symbol beside the leftward state at the first."""
+
+    states: Tensor
+    lengths: Tensor
+    final: Tensor
+
+
+class Encoder(nn.Module):
+    """Bahdanau's annotations (arXiv:1409.0473, section 3.2): each state holds the rightward and the leftward state of its symbol.
+
+    Args:
+        num_symbols: size of the source vocabulary; symbol 0 is padding.
+        embedding_dim: width of a symbol's embedding.
+        hidden_dim: width of one direction; a state is ``output_dim = 2 * hidden_dim`` wide.
+        num_layers: recurrent layers.
+        cell: ``"gru"`` or ``"lstm"``.
+        dropout: probability with which embeddings, and states between layers, are dropped in training.
+    """
+
+    def __init__(
+        self, num_symbols: int, embedding_dim: int, hidden_dim: int, *, num_layers: int = 1, cell: str = "gru", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.output_dim = 2 * hidden_dim
+        self.embedding = nn.Embedding(num_symbols, embedding_dim, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
+        self.rnn = recurrence(embedding_dim, hidden_dim, num_layers, cell, dropout, bidirectional=True)
+
+    def forward(self, source: Tensor, lengths: Tensor) -> Encoded:
+        """Encode symbols ``source [B, S]`` (int64), of which ``lengths [B]`` count, each at least 1. What lies beyond is not read."""
+        if source.dim() != 2 or lengths.shape != source.shape[:1]:
+            raise ValueError(f"source must be [B, S] and lengths [B]; got {list(source.shape)} and {list(lengths.shape)}")
+        if lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= source.shape[1]:
+            raise ValueError(f"lengths must lie in [1, {source.shape[1]}]; got {int(lengths.min())} to {int(lengths.max())}")
+        embedded = self.dropout(self.embedding(source))
+        if lengths.numel() and int(lengths.min()) == source.shape[1]:  # nothing to pack away, and a plain run is faster
+            states, _ = self.rnn(embedded)
+        else:
+            packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            states, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=source.shape[1])
+        half = self.output_dim // 2
+        last = states[torch.arange(len(lengths), device=states.device), lengths - 1, :half]
+        return Encoded(states, lengths, torch.cat((last, states[:, 0, half:]), -1))
+
+
+def recurrence(
+    input_dim: int, hidden_dim: int, num_layers: int, cell: str, dropout: float, bidirectional: bool = False
+) -> nn.GRU | nn.LSTM:
+    """A recurrent network of torch, batch first; dropout lies between layers."""
+    if cell not in CELLS:
+        raise ValueError(f"cell must be 'gru' or 'lstm'; got {cell!r}")
+    between = dropout if num_layers > 1 else 0.0
+    return CELLS[cell](input_dim, hidden_dim, num_layers, batch_first=True, dropout=between, bidirectional=bidirectional)
