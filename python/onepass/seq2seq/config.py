@@ -56,13 +56,15 @@ class _Table:
 class DataConfig(_Table):
     """What to learn from: the CMU dictionary, or files of pairs (:func:`onepass.seq2seq.data.read_pairs`).
 
-    ``stress`` is for the dictionary; the paths, which ``"pairs"`` needs, and how ``source`` and ``target`` are cut, are for files.
+    ``stress`` and ``phrase_words``, the most words that are joined for training (:func:`onepass.seq2seq.cmudict.load`), are for the
+    dictionary; the paths, which ``"pairs"`` needs, and how ``source`` and ``target`` are cut, are for files.
     """
 
     table: ClassVar[str] = "data"
 
     task: Literal["cmudict", "pairs"] = "cmudict"
     stress: bool = False
+    phrase_words: _Count = 1
     train: str = ""
     validation: str = ""
     test: str = ""
@@ -74,7 +76,7 @@ class DataConfig(_Table):
         if self.task == "cmudict":
             self._unused(("train", "validation", "test", "source", "target"), 'data.task = "cmudict"')
             return
-        self._unused(("stress",), 'data.task = "pairs"')
+        self._unused(("stress", "phrase_words"), 'data.task = "pairs"')
         for key in ("train", "validation", "test"):
             if not getattr(self, key):
                 raise ConfigError(f'data.task = "pairs" needs the path of a file of pairs in data.{key}; got none')
@@ -85,8 +87,8 @@ class ModelConfig(_Table):
     """The network. A key that the decoder has no use for must keep its default.
 
     maxout_dim: width of the maxout output of ``"bahdanau"``; 0 is a linear output. score, window, half_width and input_feeding are for
-    ``"luong"``; half_width, of a local window, is at least 1 there and 0 elsewhere. attention_dim is the hidden width of a score or of
-    a predicted position: ``"luong"`` has one with ``score = "concat"`` or ``window = "local-p"``.
+    ``"luong"``; half_width, of a local window, is at least 1 there and 0 elsewhere. attention_dim is for ``"bahdanau"`` and for
+    ``score = "concat"``.
     """
 
     table: ClassVar[str] = "model"
@@ -115,8 +117,8 @@ class ModelConfig(_Table):
         if self.decoder != "luong":
             self._unused(("score", "window", "half_width", "input_feeding"), chosen)
             return
-        if self.score != "concat" and self.window != "local-p":
-            self._unused(("attention_dim",), f"{chosen}, model.score = {_toml(self.score)} and model.window = {_toml(self.window)}")
+        if self.score != "concat":
+            self._unused(("attention_dim",), f"{chosen} and model.score = {_toml(self.score)}")
         if self.window == "global":
             self._unused(("half_width",), 'model.window = "global"')
         elif self.half_width < 1:
