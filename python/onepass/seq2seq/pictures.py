@@ -1,0 +1,49 @@
+"""Pictures: alignments as heat maps, error rates over the length of the source. They need matplotlib and no display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from onepass.seq2seq.data import DataError
+
+
+def draw_alignments(path: Path, source: Sequence[str], panels: Sequence[tuple[str, Sequence[str], Tensor]]) -> None:
+    """Save the weights ``[T, S]`` of each panel ``(title, target symbols, weights)``, side by side, as a PNG."""
+    rows = max(len(symbols) for _, symbols, _ in panels)
+    figure = _figure((0.32 * len(source) + 0.9) * len(panels) + 0.9, 0.32 * rows + 1.5)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, symbols, weights) in zip(grid, panels, strict=True):
+        image = axes.imshow(weights.cpu().numpy(), cmap="magma", vmin=0.0, vmax=1.0)
+        axes.set_xticks(range(len(source)), list(source), fontsize=11)
+        axes.set_yticks(range(len(symbols)), list(symbols), fontsize=9)
+        axes.tick_params(length=0)
+        axes.xaxis.tick_top()
+        axes.set_title(title, fontsize=12, pad=8)
+    figure.colorbar(image, ax=list(grid), label="attention weight", shrink=0.8, pad=0.02)
+    figure.savefig(path, dpi=130)
+
+
+def draw_error_by_length(path: Path, series: Mapping[str, Sequence[tuple[float, float]]], trained_to: float) -> None:
+    """Save lines of ``(mean source length, symbol error rate)``; ``trained_to``: the longest source seen in training."""
+    figure = _figure(7.2, 4.2)
+    axes = figure.subplots()
+    for name, points in series.items():
+        axes.plot([length for length, _ in points], [100.0 * rate for _, rate in points], marker="o", label=name)
+    axes.axvline(trained_to, color="grey", linestyle="--", linewidth=1.0)
+    axes.annotate("longest trained on", (trained_to, axes.get_ylim()[1]), xytext=(4, -12), textcoords="offset points", color="grey")
+    axes.set_xlabel("source symbols")
+    axes.set_ylabel("symbol error rate, %")
+    axes.set_ylim(bottom=0.0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise DataError("pictures need matplotlib: `pip install matplotlib`") from missing
+    return Figure(figsize=(width, height), layout="constrained")
