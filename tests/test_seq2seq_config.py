@@ -27,7 +27,16 @@ from onepass.seq2seq.data import DataError
 PAIRS = {"task": "pairs", "train": "train.tsv", "validation": "sub/validation.tsv", "test": "/elsewhere/test.tsv"}
 DEFAULTS = {
     "seed": 0,
-    "data": {"task": "cmudict", "stress": False, "train": "", "validation": "", "test": "", "source": "characters", "target": "words"},
+    "data": {
+        "task": "cmudict",
+        "stress": False,
+        "phrase_words": 1,
+        "train": "",
+        "validation": "",
+        "test": "",
+        "source": "characters",
+        "target": "words",
+    },
     "model": {
         "decoder": "bahdanau",
         "cell": "gru",
@@ -295,7 +304,6 @@ def test_a_key_that_the_decoder_does_not_use(values: dict[str, Any], key: str) -
         {"decoder": "plain", "num_layers": 3, "dropout": 0.5, "cell": "lstm"},
         {"decoder": "bahdanau", "attention_dim": 7, "maxout_dim": 7},
         {"decoder": "luong", "score": "concat", "attention_dim": 7, "input_feeding": False},
-        {"decoder": "luong", "window": "local-p", "half_width": 1, "attention_dim": 7},
         {"decoder": "luong", "score": "dot", "decoder_dim": 384},
     ],
 )
@@ -334,6 +342,7 @@ def test_pairs_need_paths(key: str) -> None:
         ({"train": "a.tsv"}, "train", "cmudict"),
         ({"target": "characters"}, "target", "cmudict"),
         (PAIRS | {"stress": True}, "stress", "pairs"),
+        (PAIRS | {"phrase_words": 2}, "phrase_words", "pairs"),
     ],
 )
 def test_a_key_that_the_task_does_not_use(values: dict[str, Any], key: str, task: str) -> None:
