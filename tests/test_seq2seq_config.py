@@ -239,6 +239,7 @@ def test_every_choice_refuses_others(table: str, key: str) -> None:
 
 
 LEAST_ONE = {
+    "data": ["phrase_words"],
     "model": ["embedding_dim", "encoder_dim", "decoder_dim", "attention_dim", "num_layers"],
     "training": ["steps", "batch_size", "validate_every"],
     "search": ["beams"],
