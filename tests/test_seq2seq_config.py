@@ -406,3 +406,38 @@ def test_differences() -> None:
 def test_search_and_threads_may_differ() -> None:
     search = SearchConfig(beams=1, length_penalty=1.0, coverage_penalty=1.0, max_length=9)
     assert differences(Config(), Config(training=TrainingConfig(threads=2), search=search)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["seed=7"], Config(seed=7)),
+        (
+            ["training.steps=100", "training.warmup = 1", "model.cell=lstm"],
+            {"training": {"steps": 100, "warmup": 1}, "model": {"cell": "lstm"}},
+        ),
+        (['model.cell="lstm"', "data.stress=true"], {"model": {"cell": "lstm"}, "data": {"stress": True}}),
+        (["training.steps=1", "training.steps=2"], {"training": {"steps": 2}}),
+    ],
+)
+def test_settings_go_before_the_file(tmp_path: Path, settings: list[str], expected: Config | dict[str, Any]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[training]\nsteps = 5\nclip = 2.0\n")
+    wanted = expected if isinstance(expected, Config) else config_from_dict(expected, tmp_path)
+    steps = wanted.training.steps if any("steps" in one for one in settings) else 5
+    assert load_config(path, settings) == dataclasses.replace(wanted, training=dataclasses.replace(wanted.training, steps=steps, clip=2.0))
+
+
+@pytest.mark.parametrize("setting", ["", "steps", "=3", "seed=", "seed=1\nseed=2", "a b=3"])
+def test_not_a_setting(tmp_path: Path, setting: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"a setting is a key, = and a value, like training\.steps=100; got "):
+        load_config(path, [setting])
+
+
+def test_a_setting_is_checked_like_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"unknown key training\.stops; did you mean training\.steps\?"):
+        load_config(path, ["training.stops=3"])

@@ -35,13 +35,13 @@ def train(
     configuration: Annotated[Path, typer.Argument(help="TOML file.", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME of NAME.toml")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, to the same last bit.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the configuration's.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Before the file: training.steps=100. Repeatable.", show_default=False)
+    ] = None,
     checkpoint_every: Annotated[float, typer.Option(min=0.0, help="Seconds between checkpoints.")] = 30.0,
 ) -> None:
     """Train a system. Ctrl-C leaves a checkpoint; --resume goes on from it."""
-    config = load_config(configuration)
-    if steps is not None:
-        config = training.with_steps(config, steps)
+    config = load_config(configuration, settings or ())
     folder = output or Path("runs") / configuration.stem
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -108,6 +108,7 @@ def evaluate(
     length_penalty: LengthPenalty = None,
     coverage_penalty: CoveragePenalty = None,
     max_length: MaxLength = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG of the longest right alignment.", show_default=False)] = None,
     edges: Annotated[str, typer.Option(help="Also by source length, up to each of these: 5,10,15.")] = "",
     show: Annotated[int, typer.Option(min=0, help="Examples to print.")] = 10,
     output: Annotated[Path | None, typer.Option("--json", help="File for the figures.", show_default=False)] = None,
@@ -137,6 +138,8 @@ def evaluate(
     console.print(_rates_table([("all", rates), *by_length]))
     if show:
         console.print(_examples_table(examples[:show], predictions[:show]))
+    if picture is not None:
+        _draw_longest(picture, system, search, examples, predictions)
     if output is not None:
         figures = {
             "config": asdict(system.config),
@@ -219,14 +222,27 @@ def _examples_table(examples: list[Example], predictions: list[Symbols]) -> Tabl
 
 
 def _draw(folder: Path, sources: list[Symbols], hypotheses: list[Decoded]) -> None:
-    from onepass.seq2seq.pictures import draw_alignments
-
     folder.mkdir(parents=True, exist_ok=True)
     for number, (source, one) in enumerate(zip(sources, hypotheses, strict=True), 1):
-        if one.alignment is None:
-            raise DataError("this system has no attention, and so no alignment to draw")
-        rows = [*one.symbols, *(["end"] if one.ended else [])]
-        draw_alignments(folder / f"{number:04}.png", source, [("", rows, one.alignment)])
+        _draw_alignment(folder / f"{number:04}.png", source, one)
+
+
+def _draw_longest(path: Path, system: System, search: SearchConfig, examples: list[Example], predictions: list[Symbols]) -> None:
+    """The alignment of the longest source that was decoded right, of the longest of all if none was."""
+    outcomes = zip(examples, predictions, strict=True)
+    example, _ = max(outcomes, key=lambda outcome: (outcome[1] in outcome[0].references, len(outcome[0].source)))
+    [[best]] = system.decode([example.source], search, need_weights=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _draw_alignment(path, example.source, best)
+    notes.print(f"alignment of {''.join(example.source)!r}: {path}")
+
+
+def _draw_alignment(path: Path, source: Symbols, one: Decoded) -> None:
+    from onepass.seq2seq.pictures import draw_alignments
+
+    if one.alignment is None:
+        raise DataError("this system has no attention, and so no alignment to draw")
+    draw_alignments(path, source, [("", [*one.symbols, *(["end"] if one.ended else [])], one.alignment)])
 
 
 @contextmanager

@@ -177,8 +177,52 @@ class Config(_Table):
             self.search._unused(("coverage_penalty",), 'model.decoder = "plain"')
 
 
-def load_config(path: str | os.PathLike[str]) -> Config:
-    """The configuration of a TOML file. Errors begin with the path: no such file, not UTF-8, a syntax error with its line, a wrong key."""
+def load_config(path: str | os.PathLike[str], settings: Iterable[str] = ()) -> Config:
+    """The configuration of a TOML file. Errors begin with the path: no such file, not UTF-8, a syntax error with its line, a wrong key.
+
+    ``settings`` go before what the file says: ``"training.steps=100"``, each a line of TOML; a value that is none, like
+    ``model.cell=lstm``, is a string.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+        mapping = _parsed(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1} ({error.reason})") from None
+    except _TomlError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        raise ConfigError(f"{path}:{line[1] if line else text.count(chr(10)) + 1}: not TOML: {error}") from None
+    for setting in settings:
+        given = _parsed_setting(setting)
+        for key, value in given.items():
+            below = mapping.get(key)
+            mapping[key] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
+    try:
+        return config_from_dict(mapping, os.path.dirname(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _parsed_setting(setting: str) -> dict[str, Any]:
+    key, equals, value = setting.partition("=")
+    for text in (setting, f"{key} = {_toml(value.strip())}"):
+        try:
+            if equals and value.strip() and "\n" not in setting:
+                return _parsed(text)
+        except _TomlError:
+            continue
+    raise ConfigError(f"a setting is a key, = and a value, like training.steps=100; got {setting!r}")
+
+
+class _TomlError(ValueError):
+    """What a parser of TOML says."""
+
+
+def _parsed(text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -187,22 +231,9 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         except ModuleNotFoundError:
             raise ConfigError("Python 3.10 reads TOML with a package that is not installed: `pip install tomli`") from None
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-        mapping = tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1} ({error.reason})") from None
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        raise ConfigError(f"{path}:{line[1] if line else text.count(chr(10)) + 1}: not TOML: {error}") from None
-    try:
-        return config_from_dict(mapping, os.path.dirname(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise _TomlError(str(error)) from None
 
 
 def config_from_dict(mapping: Mapping[str, Any], folder: str | os.PathLike[str]) -> Config:

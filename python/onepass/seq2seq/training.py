@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -216,9 +216,3 @@ def _interruption() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def with_steps(config: Config, steps: int) -> Config:
-    """The configuration with another number of steps: a quick look, or a longer run."""
-    validate_every = min(config.training.validate_every, steps)
-    return replace(config, training=replace(config.training, steps=steps, validate_every=validate_every))
