@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: not a safetensors file that can be read: {error}") from None
     if text is None:
         raise DataError(f"{path}: these tensors were not written by onepass: the metadata lack their description")
-    metadata = json.loads(text)
-    if metadata.pop("format") != FORMAT:
+    try:
+        metadata = dict(json.loads(text))
+    except ValueError:
+        metadata = {}
+    if metadata.pop("format", None) != FORMAT:
         raise DataError(f"{path}: written by a version of onepass with another format than {FORMAT}")
     return tensors, metadata
+
+
+@contextmanager
+def described_as(path: Path, kind: str) -> Iterator[None]:
+    """Where tensors and metadata are put to use: what does not fit is a DataError that names the file and the kind it should be."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path} is not {kind} of this version of onepass: {str(error).splitlines()[0]}") from error

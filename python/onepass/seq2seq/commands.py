@@ -22,7 +22,7 @@ from onepass.seq2seq.data import DataError, Example, Symbols, read_pairs, split_
 from onepass.seq2seq.scoring import ErrorRates, error_by_length, error_rates
 from onepass.seq2seq.system import Decoded, System, load_splits
 
-notes = Console(stderr=True, highlight=False)  # standard output is for results
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)  # standard output is for results
 
 RunPath = Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.", show_default=False)]
 Beams = Annotated[int | None, typer.Option(min=1, help="Hypotheses in the search; 1 is greedy.", show_default="the configuration's")]
@@ -79,6 +79,9 @@ def decode(
     search = _search(system.config, beams, length_penalty, coverage_penalty, max_length)
     if n_best > search.beams:
         raise DataError(f"--n-best {n_best} needs as many beams; got {search.beams}: add --beams {n_best}")
+    if alignments is not None:
+        _refuse_without_attention(system)
+        alignments.mkdir(parents=True, exist_ok=True)
     lines = _source_lines(sources)
     parsed = []
     for place, line in lines:
@@ -117,6 +120,11 @@ def evaluate(
     system = _load(run)
     search = _search(system.config, beams, length_penalty, coverage_penalty, max_length)
     bounds = _edges(edges)
+    for path in (output, picture):
+        if path is not None:  # before the work, not after it
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if picture is not None:
+        _refuse_without_attention(system)
     if data is not None:
         examples = read_pairs(data, system.config.data.source, system.config.data.target)
     else:
@@ -134,7 +142,7 @@ def evaluate(
         predictions = [_without_stress(prediction) for prediction in predictions]
     rates = error_rates(examples, predictions)
     by_length = error_by_length(examples, predictions, bounds) if bounds else []
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(_rates_table([("all", rates), *by_length]))
     if show:
         console.print(_examples_table(examples[:show], predictions[:show]))
@@ -169,7 +177,7 @@ def _source_lines(path: Path | None) -> list[tuple[str, str]]:
     name = "standard input" if path is None else str(path)
     try:
         content = sys.stdin.buffer.read() if path is None else path.read_bytes()
-        lines = content.decode().splitlines()
+        lines = content.decode("utf-8-sig").removesuffix("\n").split("\n") if content else []
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -177,7 +185,7 @@ def _source_lines(path: Path | None) -> list[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise DataError(f"{name}:{number}: the source is empty")
-    return [(f"{name}:{number}", line) for number, line in enumerate(lines, 1)]
+    return [(f"{name}:{number}", line.removesuffix("\r")) for number, line in enumerate(lines, 1)]
 
 
 def _decode(
@@ -222,7 +230,6 @@ def _examples_table(examples: list[Example], predictions: list[Symbols]) -> Tabl
 
 
 def _draw(folder: Path, sources: list[Symbols], hypotheses: list[Decoded]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for number, (source, one) in enumerate(zip(sources, hypotheses, strict=True), 1):
         _draw_alignment(folder / f"{number:04}.png", source, one)
 
@@ -232,7 +239,6 @@ def _draw_longest(path: Path, system: System, search: SearchConfig, examples: li
     outcomes = zip(examples, predictions, strict=True)
     example, _ = max(outcomes, key=lambda outcome: (outcome[1] in outcome[0].references, len(outcome[0].source)))
     [[best]] = system.decode([example.source], search, need_weights=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _draw_alignment(path, example.source, best)
     notes.print(f"alignment of {''.join(example.source)!r}: {path}")
 
@@ -240,9 +246,13 @@ def _draw_longest(path: Path, system: System, search: SearchConfig, examples: li
 def _draw_alignment(path: Path, source: Symbols, one: Decoded) -> None:
     from onepass.seq2seq.pictures import draw_alignments
 
-    if one.alignment is None:
-        raise DataError("this system has no attention, and so no alignment to draw")
+    assert one.alignment is not None
     draw_alignments(path, source, [("", [*one.symbols, *(["end"] if one.ended else [])], one.alignment)])
+
+
+def _refuse_without_attention(system: System) -> None:
+    if system.config.model.decoder == "plain":
+        raise DataError("this system has no attention, and so no alignment to draw")
 
 
 @contextmanager

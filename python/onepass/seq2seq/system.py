@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onepass.seq2seq import cmudict
 from onepass.seq2seq.bahdanau import BahdanauDecoder
-from onepass.seq2seq.checkpoint import read_tensors, write_tensors
+from onepass.seq2seq.checkpoint import described_as, read_tensors, write_tensors
 from onepass.seq2seq.config import Config, ModelConfig, SearchConfig, config_from_dict, config_to_dict
 from onepass.seq2seq.data import DataError, Splits, Symbols, Vocabulary, pad, read_pairs
 from onepass.seq2seq.decoder import Decoder, PlainDecoder
@@ -55,8 +55,9 @@ class System:
     def load(cls, path: Path) -> "System":
         """What :meth:`save` kept, ready to decode. DataError: as :func:`onepass.seq2seq.checkpoint.read_tensors`."""
         tensors, metadata = read_tensors(path)
-        system = cls.described(metadata, path)
-        system.model.load_state_dict(tensors)
+        with described_as(path, "the model.safetensors of a run"):
+            system = cls.described(metadata, path)
+            system.model.load_state_dict(tensors)
         system.model.eval()
         return system
 

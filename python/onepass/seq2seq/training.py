@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepass.seq2seq.checkpoint import read_tensors, write_tensors
+from onepass.seq2seq.checkpoint import described_as, read_tensors, write_tensors
 from onepass.seq2seq.config import Config, differences
 from onepass.seq2seq.data import PAD, Batch, DataError, Pairs, Splits
 from onepass.seq2seq.model import Seq2Seq
@@ -84,7 +84,8 @@ class Run:
         """The run in the folder, as it was left. DataError: there is none, or it was begun with another configuration."""
         path = folder / CHECKPOINT
         tensors, metadata = read_tensors(path)
-        kept = System.described(metadata, path)
+        with described_as(path, "the checkpoint of a run"):
+            kept = System.described(metadata, path)
         if different := differences(kept.config, config):
             raise DataError(f"{path} belongs to another configuration:\n  " + "\n  ".join(different))
         system = System.of(config, splits)
@@ -93,7 +94,8 @@ class Run:
                 changed = sorted(set(ours.symbols) ^ set(theirs.symbols))
                 raise DataError(f"{path}: the training examples have other {name} symbols now: {', '.join(changed[:10])}")
         run = cls(system, splits, folder)
-        run._restore(tensors, metadata)
+        with described_as(path, "the checkpoint of a run"):
+            run._restore(tensors, metadata)
         return run
 
     def train(self, checkpoint_seconds: float = 30.0, report: Callable[[Progress], None] | None = None) -> Outcome:
@@ -169,11 +171,15 @@ class Run:
         loss = total / count
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        self._refuse_not_finite(norm.item(), "norm of the gradient")  # before it reaches the weights
         self.optimizer.step()
-        if not math.isfinite(value := loss.item()):
-            raise DataError(f"the loss is {value} at step {step + 1}: training.learning_rate = {training.learning_rate} may be too high")
-        return value
+        return loss.item()
+
+    def _refuse_not_finite(self, value: float, name: str) -> None:
+        if not math.isfinite(value):
+            rate = self.training.learning_rate
+            raise DataError(f"the {name} is {value} at step {self.progress.step}: training.learning_rate = {rate} may be too high")
 
     def _validate(self) -> None:
         """The loss on the validation pairs; the weights are kept if it is the lowest."""
@@ -183,6 +189,7 @@ class Run:
             for rows in torch.split(self.validation.lengths.argsort(stable=True), 256):
                 nats, symbols = cross_entropy(self.system.model, self.validation.batch(rows))
                 total, count = total + nats.item(), count + symbols
+        self._refuse_not_finite(total, "validation loss")
         self.progress.history.append((self.progress.step, total / count))
         if self.progress.best[0] == self.progress.step:
             self.system.save(self.folder / MODEL)
