@@ -11,7 +11,8 @@ SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc 
 demo: $(VENV)/installed
 	$(BIN)/python -m onepass info
 	$(BIN)/python benchmarks/side_by_side.py --rounds 3
-	$(BIN)/python examples/g2p/train.py
+	$(BIN)/python -m onepass train examples/g2p/configs/demo.toml --output g2p-demo $(if $(wildcard g2p-demo/checkpoint.safetensors),--resume)
+	$(BIN)/python -m onepass evaluate g2p-demo --json g2p-demo/result.json --picture g2p-demo/alignment.png
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n 2 -q
@@ -19,14 +20,14 @@ test: $(VENV)/installed lint
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py benchmarks/steps.py
-	MYPYPATH=examples/g2p $(BIN)/mypy examples/g2p
+	$(BIN)/mypy examples/g2p/results.py
 
 # torch first and by itself: the build takes its headers from the environment (see setup.py).
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=2.13" wheel
-	ONEPASS_CPU=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,demo]"
+	ONEPASS_CPU=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,seq2seq]"
 	touch $@
 
 clean:

@@ -1,6 +1,7 @@
 """Whole sequence-to-sequence systems: encoder, decoders, search, training."""
 
 from onepass.seq2seq.bahdanau import BahdanauDecoder
+from onepass.seq2seq.data import BOS, EOS, PAD
 from onepass.seq2seq.decoder import Decoder, DecoderState, PlainDecoder
 from onepass.seq2seq.encoder import Encoded, Encoder
 from onepass.seq2seq.luong import LuongDecoder
@@ -8,6 +9,9 @@ from onepass.seq2seq.model import Seq2Seq
 from onepass.seq2seq.search import Hypothesis, beam_search, greedy_search
 
 __all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
     "BahdanauDecoder",
     "Decoder",
     "DecoderState",

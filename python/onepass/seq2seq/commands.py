@@ -154,6 +154,7 @@ def evaluate(
             "parameters": sum(parameter.numel() for parameter in system.model.parameters()),
             "search": asdict(search),
             "examples": {"split": str(data or split), "phrase_words": phrase_words, "drop_stress": drop_stress},
+            "mean_source_length": sum(len(example.source) for example in examples) / max(1, len(examples)),
             **_figures(rates),
             "by_length": {name: _figures(one) for name, one in by_length},
         }
