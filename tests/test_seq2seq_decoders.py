@@ -36,7 +36,7 @@ from torch import Tensor
 
 from onepass.seq2seq import BahdanauDecoder, Encoded, LuongDecoder, PlainDecoder
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 LENGTHS = (5, 1, 7, 3)
 either_way = pytest.mark.parametrize("way", [by_steps, at_once])
 WITH_WEIGHTS = [name for name in DECODERS if "plain" not in name]
@@ -152,16 +152,19 @@ def test_batch_is_one_by_one(kind: str, way: Any) -> None:
 @either_way
 @pytest.mark.parametrize("kind", WITH_WEIGHTS)
 def test_padding_is_never_read(kind: str, way: Any) -> None:
-    """NaN in the encoder states beyond the lengths changes no bit of results and gradients, whose own padding is zero."""
+    """Encoder states beyond the lengths change no bit of the results if they are NaN, and none of the gradients either if they are
+    numbers (the gradient of a key's projection is a product with all states); their own gradient is zero."""
     decoder, symbols, found = make_decoder(kind), make_symbols(4, 6), []
     padding = torch.arange(7) >= torch.tensor(LENGTHS)[:, None]
-    for filling in (0.0, torch.nan):
+    for filling in (0.0, 1e3, torch.nan):
         clean = make_encoded(LENGTHS)
         states = clean.states.masked_fill(padding[..., None], filling).requires_grad_()
         outputs = way(decoder, Encoded(states, clean.lengths, clean.final), symbols)
         found.append([*outputs, *gradients(outputs, [states, *decoder.parameters()])])
         assert not found[-1][2][padding].any()
-    for dirty, expected in zip(*found, strict=True):
+    for expected, numbers in zip(*found[:2], strict=True):
+        same(numbers, expected)
+    for expected, dirty in zip(found[0][:3], found[2][:3], strict=True):
         same(dirty, expected)
 
 
@@ -388,7 +391,7 @@ def test_dropout(kind: str) -> None:
             assert first is None or first.isfinite().all()
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5])
+@pytest.mark.parametrize("dropout", [-0.1, 1.5])
 @pytest.mark.parametrize("kind", ["plain", "bahdanau", "concat"])
 def test_dropout_out_of_range(kind: str, dropout: float) -> None:
     with pytest.raises(ValueError, match="dropout"):

@@ -10,6 +10,7 @@ from seq2seq_formulae import encode
 
 from onepass.seq2seq import Encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 each_cell = pytest.mark.parametrize("cell", ["gru", "lstm"])
 each_depth = pytest.mark.parametrize("num_layers", [1, 2, 3])
 
