@@ -1,7 +1,6 @@
 """Encoders, decoders and whole models to test: how they are made, what they are given, and what comes out of them."""
 
 import functools
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,12 +70,15 @@ def make_encoder(dtype: torch.dtype = torch.float64, seed: int = 1, **options: A
     return randomise(Encoder(U, E, M // 2, **options).to(dtype), seed).eval()
 
 
-def make_model(kind: "str | Kind", seed: int = 0, *, num_symbols: int = V, peak: float = 1.0, **options: Any) -> Any:
-    """A model in evaluation mode, in float64; ``peak`` multiplies its logits."""
+def make_model(
+    kind: "str | Kind", seed: int = 0, *, num_symbols: int = V, peak: float = 1.0, end: float = 0.0, **options: Any
+) -> Any:
+    """A model in evaluation mode, in float64; ``peak`` multiplies its logits, ``end`` is added to that of the end symbol."""
     decoder = make_decoder(kind, seed=seed, num_symbols=num_symbols, **options)
     with torch.no_grad():
         decoder.output.weight.mul_(peak)
         decoder.output.bias.mul_(peak)
+        decoder.output.bias[EOS] += end
     return Seq2Seq(make_encoder(seed=seed + 1), decoder).eval()
 
 
@@ -150,40 +152,3 @@ def same(found: Any, expected: Any) -> None:
     assert (found is None) == (expected is None)
     if expected is not None:
         assert torch.equal(found, expected)
-
-
-def continuations(num_symbols: int, max_length: int) -> list[tuple[int, ...]]:
-    """Every sequence that a search may read out: ending in EOS after at most ``max_length`` symbols, or as long as that without one."""
-    ordinary = [symbol for symbol in range(num_symbols) if symbol not in (PAD, BOS, EOS)]
-    going, found = [()], []  # type: ignore[var-annotated]
-    for _ in range(max_length):
-        found += [(*sequence, EOS) for sequence in going]
-        going = [(*sequence, symbol) for sequence in going for symbol in ordinary]
-    return found + going
-
-
-def forced(model: Any, source: Tensor, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, Any]]:
-    """Log probability and weights ``[T, S]`` of each sequence, its end symbol included, by teacher forcing; source ``[S]`` is unpadded."""
-    found: dict[tuple[int, ...], tuple[float, Any]] = {}
-    for size in {len(sequence) for sequence in sequences}:
-        group = [sequence for sequence in sequences if len(sequence) == size]
-        target = torch.tensor(group)
-        read = torch.cat([torch.full((len(group), 1), BOS), target[:, :-1]], 1)
-        with torch.inference_mode():
-            logits, weights = model(source.expand(len(group), -1), torch.full((len(group),), source.shape[0]), read)
-        totals = torch.log_softmax(logits, -1).gather(-1, target[..., None]).sum((1, 2)).tolist()
-        for number, sequence in enumerate(group):
-            found[sequence] = totals[number], None if weights is None else weights[number]
-    return [found[sequence] for sequence in sequences]
-
-
-def penalised(log_probability: float, weights: Any, size: int, length_penalty: float, coverage_penalty: float) -> float:
-    """Wu et al. 2016, equation 14, over the positions that the weights have."""
-    score = log_probability / ((5 + size) / 6) ** length_penalty
-    if coverage_penalty:
-        score += coverage_penalty * float(weights.sum(0).clamp(max=1.0).log().sum())
-    return score
-
-
-def shuffled(items: Sequence[Any], seed: int) -> list[Any]:
-    return random.Random(seed).sample(list(items), len(items))
