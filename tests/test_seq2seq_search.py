@@ -33,8 +33,7 @@ SEARCHES = [pair for pair in itertools.product(SEARCHED, PENALTIES) if allowed(*
 
 
 @pytest.mark.parametrize(("kind", "penalty"), SEARCHES)
-@pytest.mark.parametrize(("num_symbols", "max_length"), [(4, 5), (5, 4), (6, 3), (6, 4)])
-@pytest.mark.parametrize("peak", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize(("num_symbols", "max_length", "peak"), [(4, 5, 1.0), (5, 4, 0.3), (5, 4, 5.0), (6, 3, 1.0), (6, 4, 3.0)])
 def test_beams_for_all_find_all(kind: str, penalty: str, num_symbols: int, max_length: int, peak: float) -> None:
     """With a beam for every sequence that there is nothing is lost: the n best are those of all, for every n."""
     model = make_model(kind, seed=num_symbols, num_symbols=num_symbols, peak=peak)
@@ -48,8 +47,9 @@ def test_beams_for_all_find_all(kind: str, penalty: str, num_symbols: int, max_l
 
 
 @pytest.mark.parametrize(("kind", "penalty"), SEARCHES)
-@pytest.mark.parametrize(("beams", "n_best"), [(1, 1), (2, 1), (3, 3), (5, 2)])
-@pytest.mark.parametrize(("peak", "end"), [(1.0, 0.0), (3.0, 2.0), (0.3, 1.0)])
+@pytest.mark.parametrize(
+    ("beams", "n_best", "peak", "end"), [(1, 1, 1.0, 0.0), (2, 1, 3.0, 2.0), (3, 3, 0.3, 1.0), (3, 3, 3.0, 2.0), (5, 2, 1.0, 0.0)]
+)
 def test_beam(kind: str, penalty: str, beams: int, n_best: int, peak: float, end: float) -> None:
     """The search of the documentation, one source at a time: what it keeps, sets aside and gives back."""
     model = make_model(kind, seed=beams, peak=peak, end=end)
@@ -62,8 +62,7 @@ def test_beam(kind: str, penalty: str, beams: int, n_best: int, peak: float, end
 
 
 @each_decoder
-@pytest.mark.parametrize("max_length", [1, 2, 5, 12])
-@pytest.mark.parametrize(("peak", "end"), [(1.0, 0.0), (4.0, 3.0), (1.0, -50.0)])
+@pytest.mark.parametrize(("max_length", "peak", "end"), [(1, 1.0, 0.0), (2, 4.0, 3.0), (5, 1.0, -50.0), (12, 1.0, 0.0), (12, 4.0, 3.0)])
 def test_greedy(kind: str, max_length: int, peak: float, end: float) -> None:
     """Greedy search takes the most probable symbol at every step until the end symbol or the maximum, as a beam of one does."""
     model = make_model(kind, peak=peak, end=end)
