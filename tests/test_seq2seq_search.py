@@ -39,11 +39,12 @@ def test_beams_for_all_find_all(kind: str, penalty: str, num_symbols: int, max_l
     model = make_model(kind, seed=num_symbols, num_symbols=num_symbols, peak=peak)
     source, lengths = make_sources((4, 1, 3))
     everything = continuations(num_symbols, max_length)
+    whole = Options(len(everything), len(everything), max_length, **PENALTIES[penalty])
+    expected = [ranked(model, row, everything, whole) for row in unpadded(source, lengths)]
     for n_best in (len(everything), 3, 1):
-        options = Options(len(everything), n_best, max_length, **PENALTIES[penalty])
-        found = options.search(model, source, lengths, need_weights=True)
-        for hypotheses, row in zip(found, unpadded(source, lengths), strict=True):
-            assert_same(hypotheses, ranked(model, row, everything, options))
+        found = dataclasses.replace(whole, n_best=n_best).search(model, source, lengths, need_weights=True)
+        for hypotheses, best in zip(found, expected, strict=True):
+            assert_same(hypotheses, best[:n_best])
 
 
 @pytest.mark.parametrize(("kind", "penalty"), SEARCHES)
@@ -71,14 +72,13 @@ def test_greedy(kind: str, max_length: int, peak: float, end: float) -> None:
     one_beam = Options(1, 1, max_length).search(model, source, lengths, need_weights=True)
     for row, hypothesis, (of_beam,) in zip(unpadded(source, lengths), found, one_beam, strict=True):
         assert_same([hypothesis], [of_beam])
-        taken: tuple[int, ...] = ()
-        while len(taken) < max_length and EOS not in taken:
-            with torch.no_grad():
-                logits = model(row[None], torch.tensor([len(row)]), torch.tensor([[BOS, *taken]]))[0][0, -1]
-            logits[[PAD, BOS]] = -torch.inf
-            taken = (*taken, int(logits.argmax()))
-        assert hypothesis.symbols == taken[: len(taken) - (taken[-1] == EOS)]
-        assert hypothesis.ended == (taken[-1] == EOS)
+        with torch.no_grad():
+            logits = model(row[None], torch.tensor([len(row)]), torch.tensor([[BOS, *hypothesis.symbols]]))[0][0]
+        logits[:, [PAD, BOS]] = -torch.inf
+        most_probable = tuple(logits.argmax(-1).tolist())
+        assert hypothesis.symbols == most_probable[: len(hypothesis.symbols)]
+        assert hypothesis.ended == (len(hypothesis.symbols) < max_length)
+        assert not hypothesis.ended or most_probable[-1] == EOS
         assert end > -50 or len(hypothesis.symbols) == max_length
 
 
