@@ -1,6 +1,7 @@
 """Searches written out: every sequence there is, the beam of the documentation without batches, scores by teacher forcing."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,21 @@ from onepass.seq2seq import Hypothesis, beam_search
 from onepass.seq2seq.data import BOS, EOS, PAD
 
 Sequences = list[tuple[int, ...]]
+PENALTIES: dict[str, dict[str, float]] = {
+    "none": {},
+    "length": {"length_penalty": 0.8},
+    "coverage": {"coverage_penalty": 0.4},
+    "both": {"length_penalty": 1.5, "coverage_penalty": 1.0},
+}
+SEARCHED = ("plain", "bahdanau, maxout", "dot", "general, 2 LSTM layers", "concat, no feeding", "local-m, concat", "local-p, dot")
+
+
+def allowed(kind: str, penalty: str) -> bool:
+    """Coverage needs attention, and under local attention would be log 0 wherever no window reaches."""
+    return not ("coverage_penalty" in PENALTIES[penalty] and ("plain" in kind or "local" in kind))
+
+
+SEARCHES = [pair for pair in itertools.product(SEARCHED, PENALTIES) if allowed(*pair)]
 
 
 @dataclasses.dataclass(frozen=True)

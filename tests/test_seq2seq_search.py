@@ -1,4 +1,4 @@
-"""What greedy and beam search find: beside every sequence there is, beside the beam written out, and rescored by teacher forcing."""
+"""What greedy and beam search find: beside the beam written out, rescored by teacher forcing, and for sources one by one."""
 
 import dataclasses
 import itertools
@@ -8,45 +8,24 @@ from typing import Any
 import pytest
 import torch
 from seq2seq_cases import DECODERS, each_decoder, make_model, make_sources
-from seq2seq_searches import Options, assert_aligned, assert_same, beam_of_one_source, continuations, forced, penalised, ranked, unpadded
+from seq2seq_searches import (
+    PENALTIES,
+    SEARCHES,
+    Options,
+    allowed,
+    assert_aligned,
+    assert_same,
+    beam_of_one_source,
+    forced,
+    penalised,
+    unpadded,
+)
 
 from onepass.seq2seq import greedy_search
 from onepass.seq2seq.data import BOS, EOS, PAD
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 LENGTHS = (4, 1, 6, 3)
-PENALTIES: dict[str, dict[str, float]] = {
-    "none": {},
-    "length": {"length_penalty": 0.8},
-    "coverage": {"coverage_penalty": 0.4},
-    "both": {"length_penalty": 1.5, "coverage_penalty": 1.0},
-}
-SEARCHED = ("plain", "bahdanau, maxout", "dot", "general, 2 LSTM layers", "concat, no feeding", "local-m, concat", "local-p, dot")
-
-
-def allowed(kind: str, penalty: str) -> bool:
-    """Coverage needs attention, and under local attention would be log 0 wherever no window reaches."""
-    return not ("coverage_penalty" in PENALTIES[penalty] and ("plain" in kind or "local" in kind))
-
-
-SEARCHES = [pair for pair in itertools.product(SEARCHED, PENALTIES) if allowed(*pair)]
-
-
-@pytest.mark.parametrize(("kind", "penalty"), SEARCHES)
-@pytest.mark.parametrize(("num_symbols", "max_length", "peak"), [(4, 5, 1.0), (5, 4, 0.3), (5, 4, 5.0), (6, 3, 1.0), (6, 4, 3.0)])
-def test_beams_for_all_find_all(kind: str, penalty: str, num_symbols: int, max_length: int, peak: float) -> None:
-    """With a beam for every sequence that there is nothing is lost: the n best are those of all, for every n."""
-    model = make_model(kind, seed=num_symbols, num_symbols=num_symbols, peak=peak)
-    source, lengths = make_sources((4, 1, 3))
-    everything = continuations(num_symbols, max_length)
-    whole = Options(len(everything), len(everything), max_length, **PENALTIES[penalty])
-    expected = [ranked(model, row, everything, whole) for row in unpadded(source, lengths)]
-    for n_best in (len(everything), 3, 1):
-        found = dataclasses.replace(whole, n_best=n_best).search(model, source, lengths, need_weights=True)
-        for hypotheses, best in zip(found, expected, strict=True):
-            assert_same(hypotheses, best[:n_best])
-
-
 @pytest.mark.parametrize(("kind", "penalty"), SEARCHES)
 @pytest.mark.parametrize(
     ("beams", "n_best", "peak", "end"), [(1, 1, 1.0, 0.0), (2, 1, 3.0, 2.0), (3, 3, 0.3, 1.0), (3, 3, 3.0, 2.0), (5, 2, 1.0, 0.0)]
@@ -114,19 +93,6 @@ def test_limits_of_sources(kind: str) -> None:
     for hypotheses in ([[one] for one in greedy_search(model, source, lengths)], Options(3, 3, None).search(model, source, lengths)):  # type: ignore[arg-type]
         for length, of_source in zip(lengths.tolist(), hypotheses, strict=True):
             assert all(len(one.symbols) == 2 * length + 8 and not one.ended for one in of_source)
-
-
-@pytest.mark.parametrize("kind", ["plain", "bahdanau", "dot"])
-@pytest.mark.parametrize(("num_symbols", "max_length"), [(3, 1), (3, 4), (4, 1), (4, 3), (5, 1)])
-def test_small_vocabularies(kind: str, num_symbols: int, max_length: int) -> None:
-    """Fewer hypotheses than asked for come back where there are no more, down to the empty one alone."""
-    model = make_model(kind, num_symbols=num_symbols)
-    source, lengths = make_sources((3, 1))
-    everything, options = continuations(num_symbols, max_length), Options(40, 40, max_length)
-    if num_symbols == 3:
-        everything = [(EOS,)]
-    for hypotheses, row in zip(options.search(model, source, lengths), unpadded(source, lengths), strict=True):
-        assert_same(hypotheses, ranked(model, row, everything, options))
 
 
 @pytest.mark.parametrize("penalty", [penalty for penalty in PENALTIES if "coverage_penalty" not in PENALTIES[penalty]])
