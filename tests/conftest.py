@@ -105,6 +105,12 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread(set_threads: Callable[[int], None]) -> None:
+    """For tests of many tiny operations, which threads that wait for one another slow down by far."""
+    set_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def leave_no_isa() -> Iterator[None]:
     """A test that forces an instruction set by itself does not pass it on."""
