@@ -70,9 +70,7 @@ def make_encoder(dtype: torch.dtype = torch.float64, seed: int = 1, **options: A
     return randomise(Encoder(U, E, M // 2, **options).to(dtype), seed).eval()
 
 
-def make_model(
-    kind: "str | Kind", seed: int = 0, *, num_symbols: int = V, peak: float = 1.0, end: float = 0.0, **options: Any
-) -> Any:
+def make_model(kind: "str | Kind", seed: int = 0, *, num_symbols: int = V, peak: float = 1.0, end: float = 0.0, **options: Any) -> Any:
     """A model in evaluation mode, in float64; ``peak`` multiplies its logits, ``end`` is added to that of the end symbol."""
     decoder = make_decoder(kind, seed=seed, num_symbols=num_symbols, **options)
     with torch.no_grad():

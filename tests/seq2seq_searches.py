@@ -107,7 +107,7 @@ def beam_of_one_source(model: Any, source: Tensor, options: Options) -> tuple[li
         ]
         kept = sorted(nexts, reverse=True)[: options.beams]
         ended += [one for one in kept if one[1][-1] == EOS]
-        live = [one for one in kept if one[1][-1] != EOS]
+        live = [one for one in sorted(nexts, reverse=True) if one[1][-1] != EOS][: options.beams]
         if size == options.max_length or not live:
             break
         best = sorted((total for total, _ in ended), reverse=True)[: options.n_best]

@@ -48,7 +48,8 @@ class Encoder(nn.Module):
             raise ValueError(f"source must be [B, S] and lengths [B]; got {list(source.shape)} and {list(lengths.shape)}")
         if lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= source.shape[1]:
             raise ValueError(f"lengths must lie in [1, {source.shape[1]}]; got {int(lengths.min())} to {int(lengths.max())}")
-        embedded = self.dropout(self.embedding(source))
+        beyond = torch.arange(source.shape[1], device=source.device) >= lengths.unsqueeze(-1)
+        embedded = self.dropout(self.embedding(source.masked_fill(beyond, 0)))
         if lengths.numel() and int(lengths.min()) == source.shape[1]:  # nothing to pack away, and a plain run is faster
             states, _ = self.rnn(embedded)
         else:

@@ -79,10 +79,11 @@ def beam_search(
     """The ``n_best`` hypotheses of each source by score, best first.
 
     ``score = log P / ((5 + n) / 6)^length_penalty + coverage_penalty * sum_s log(min(1, sum_t weights[t, s]))``, with ``n`` symbols, the
-    end symbol among them (Wu et al. 2016, arXiv:1609.08144, equation 14). Every step keeps the ``beams`` most probable continuations
-    of a source; what ends among them is set aside with its score. A source is done, and leaves the work, when ``beams`` hypotheses
-    have ended, when none that goes on could still come among the ``n_best``, or at the maximum length, where those that go on count
-    as they are.
+    end symbol among them (Wu et al. 2016, arXiv:1609.08144, equation 14); a position that was never attended to, as local attention may
+    leave it, makes the coverage minus infinity. At every step, what ends among the ``beams`` most probable continuations of a source
+    is set aside with its score, and the ``beams`` most probable ones that have not ended go on. A source is done, and leaves the work,
+    when ``beams`` hypotheses have ended, when none that goes on could still come among the ``n_best``, or at the maximum length, where
+    those that go on count as they are.
 
     Args:
         model: in evaluation mode, unless dropout is wanted. source: ``[B, S]``, int64. lengths: ``[B]``, at least 1.
@@ -96,7 +97,7 @@ def beam_search(
     """
     if not 1 <= n_best <= beams:
         raise ValueError(f"beams and n_best must be 1 <= n_best <= beams; got n_best={n_best}, beams={beams}")
-    if length_penalty < 0.0 or coverage_penalty < 0.0:
+    if not (length_penalty >= 0.0 and coverage_penalty >= 0.0):  # NaN is neither
         raise ValueError(f"penalties must be at least 0; got length_penalty={length_penalty}, coverage_penalty={coverage_penalty}")
     state, limits = _begin(model, source, lengths, max_length)
     if coverage_penalty > 0.0 and state.memory is None:
@@ -108,7 +109,8 @@ def beam_search(
     log_p = torch.zeros(len(rows), 1, device=source.device, dtype=torch.float64)  # [N, K], of the hypotheses that go on
     last = torch.full_like(rows, BOS).unsqueeze(1)  # [N, K]
     history = last.new_empty(len(rows), 1, 0)  # [N, K, T]
-    alignment = log_p.new_empty((len(rows), 1, 0, source.shape[1]), dtype=torch.float32)  # [N, K, T, S]
+    dtype = torch.float32 if state.memory is None else state.memory.values.dtype
+    alignment = torch.empty(len(rows), 1, 0, source.shape[1], dtype=dtype, device=source.device)  # [N, K, T, S]
     coverage = alignment.new_zeros(len(rows), 1, source.shape[1])  # [N, K, S]
     while len(rows):
         logits, state, weights = model.decoder.step(last, state)
@@ -119,7 +121,7 @@ def beam_search(
         if weights is not None:
             coverage = coverage + weights
             if need_weights:
-                alignment = torch.cat((alignment, weights.unsqueeze(-2).to(alignment.dtype)), -2)
+                alignment = torch.cat((alignment, weights.unsqueeze(-2)), -2)
 
         possible, ends = best.isfinite(), symbol == EOS
         penalised = best / ((5 + n) / 6) ** length_penalty
