@@ -72,7 +72,7 @@ void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int
   }
 }
 
-// All gradients of one (b, h), blocks of queries in order; the block depends on the shape alone, so that sums over T do too.
+// All gradients of one (b, h), blocks of queries in order; the block depends on the shape and the spans alone, so that sums over T do too.
 template <class R>
 void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int64_t h) {
   Scratch& scratch = Scratch::mine();
