@@ -48,6 +48,7 @@ class Case:
     v: Tensor
     lengths: Tensor | None = None
     mask: Tensor | None = None
+    spans: Tensor | None = None
     scale: float = 1.0
     grad_context: Any = None  # a tensor, or None where nothing arrives
     grad_weights: Any = None
@@ -79,6 +80,11 @@ class Case:
             per_query = self.lengths if self.lengths.dim() == 2 else self.lengths[:, None].expand(full[0], self.steps())
             seen = torch.arange(full[-1]) < per_query[:, :, None]
             visible &= seen[:, None] if len(full) == 4 else seen
+        if self.spans is not None:
+            spans = self.spans if self.spans.dim() == 3 else self.spans[:, None]
+            positions = torch.arange(full[-1])
+            seen = (positions >= spans[:, :, :1]) & (positions < spans[:, :, 1:])
+            visible &= seen[:, None] if len(full) == 4 else seen
         if self.mask is not None:
             heads_share = len(full) == 4 and self.mask.dim() == 3
             visible &= self.mask[:, None] if heads_share else self.mask
@@ -87,7 +93,7 @@ class Case:
 
 def call(case: Case, backend: str, **options: Any) -> tuple[Any, ...]:
     """The family's public function; ``(scores,)`` or ``(context, weights)``, of which weights may be None."""
-    common: dict[str, Any] = {"lengths": case.lengths, "mask": case.mask, "backend": backend}
+    common: dict[str, Any] = {"lengths": case.lengths, "mask": case.mask, "spans": case.spans, "backend": backend}
     if case.family == "scores":
         return (onepass.additive_scores(case.query, case.keys, case.v, **common),)
     options.setdefault("need_weights", True)
@@ -176,11 +182,16 @@ MASKS = (
     "one row hidden",
     "both",
     "shared",
+    "spans",
+    "moving spans",
+    "int32 spans",
+    "one span",
+    "all three",
 )
 
 
 def hide(kind: str, dims: Dims, generator: torch.Generator) -> dict[str, Tensor]:
-    """``lengths`` and ``mask`` of a kind."""
+    """``lengths``, ``mask`` and ``spans`` of a kind."""
     batch, steps, source = dims.batch, dims.steps, dims.source
 
     def drawn(*shape: int) -> Tensor:
@@ -216,6 +227,17 @@ def hide(kind: str, dims: Dims, generator: torch.Generator) -> dict[str, Tensor]
         return {"lengths": drawn(batch), "mask": holes(batch, steps, source)}
     if kind == "shared":
         return {"mask": holes(1, steps, source)}
+    if kind in ("spans", "int32 spans"):  # anywhere, of any width, empty and turned round too
+        spans = torch.randint(0, source + 1, (batch, steps, 2), generator=generator)
+        return {"spans": spans.int() if kind == "int32 spans" else spans}
+    if kind == "moving spans":  # Luong's monotonic windows
+        first = (torch.arange(steps) * max(source - 2, 1) // max(steps, 1)).expand(batch, steps)
+        return {"spans": torch.stack([first, first + 3], -1).clamp(max=source)}
+    if kind == "one span":
+        return {"spans": torch.tensor([source // 3, source - source // 4]).expand(batch, steps, 2)}
+    if kind == "all three":
+        first = drawn(batch, steps) // 2
+        return {"lengths": drawn(batch, steps), "mask": holes(batch, steps, source), "spans": torch.stack([first, first + source // 2], -1)}
     raise ValueError(kind)
 
 

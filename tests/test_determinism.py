@@ -25,7 +25,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("hidden", ["none", "both", "holes", "lengths per query"])
+@pytest.mark.parametrize("hidden", ["none", "both", "holes", "lengths per query", "spans", "moving spans"])
 @pytest.mark.parametrize("dims", SHAPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_threads_and_repeats(family: str, dims: Dims, hidden: str, backend: str, isa: str, set_threads: Callable[[int], None]) -> None:

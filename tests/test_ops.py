@@ -6,16 +6,18 @@ import pytest
 import torch
 from cases import DTYPES, Case, Dims, bits, build, call
 
+from onepass._validate import limits_of
+
 DIMS = [Dims(2, 3, 5, 8, 4), Dims(2, 3, 5, 8, 4, heads=2), Dims(1, 4, 37, 12, 5)]
-HIDDEN = ["none", "lengths", "holes", "both"]
+HIDDEN = ["none", "lengths", "holes", "both", "spans", "all three"]
 pytestmark = pytest.mark.usefixtures("backend")
 
 
 def common(case: Case) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Lengths and mask as the ops take them: int64, and expanded."""
+    """Lengths (or spans in their place) and mask as the ops take them: int64, and expanded."""
     full = (*case.query.shape[:-1], case.keys.shape[-2])
     mask = case.mask[:, None] if case.mask is not None and case.mask.dim() < len(full) else case.mask
-    return case.lengths, None if mask is None else mask.expand(full)
+    return limits_of(case.lengths, case.spans, case.keys.shape[-2]), None if mask is None else mask.expand(full)
 
 
 def forward_arguments(case: Case, keep_weights: bool = True) -> tuple[Any, ...]:
@@ -143,15 +145,20 @@ def test_op_is_the_function(family: str) -> None:
 
 
 def step_arguments(case: Case, one_step: bool, half: bool = False) -> tuple[str, tuple[Any, ...]]:
-    """A step over a memory and its arguments; the mask is the sources' own."""
-    lengths = None if case.lengths is None else case.lengths if case.lengths.dim() == 1 else case.lengths[:, 0].contiguous()
+    """A step over a memory and its arguments; lengths (but for spans) and mask are the sources' own."""
+    lengths = common(case)[0]
+    if case.spans is not None:
+        lengths = lengths[:, :1] if one_step else lengths
+    elif lengths is not None:
+        lengths = lengths if lengths.dim() == 1 else lengths[:, 0].contiguous()
     mask = None if (mask := common(case)[1]) is None else mask[..., :1, :]
     query = case.query.detach()[..., 0, :] if one_step else case.query.detach()
     query.requires_grad_(case.query.requires_grad)
     values = case.values.to(torch.bfloat16) if half else case.values
     if case.family == "multiplicative":
         return "multiplicative_step", (query, case.keys, values, case.scale, lengths, mask)
-    prepared = op("additive_prepare")(case.keys.detach(), case.v.detach(), lengths, mask, half)
+    own = None if case.spans is not None else lengths
+    prepared = op("additive_prepare")(case.keys.detach(), case.v.detach(), own, mask, half)
     return "additive_step", (query, case.keys, values, case.v, *prepared, lengths, mask)
 
 
@@ -172,9 +179,12 @@ def test_steps(family: str, hidden: str, dtype: torch.dtype, one_step: bool) -> 
             saved = (*arguments[:3], *others[:-2], weights, *others[-2:])
             for grads in ((torch.randn_like(context), torch.randn_like(weights)), (None, torch.randn_like(weights))):
                 torch.library.opcheck(op(f"{name}_backward"), (*grads, *saved), test_utils=tests)
+        narrow = weights.detach().to(dtype).requires_grad_(True)
+        torch.library.opcheck(op("weighted_values"), (narrow, case.values, *arguments[-2:]), test_utils=tests)
+        torch.library.opcheck(op("weighted_values_backward"), (context.detach(), case.values, *arguments[-2:]), test_utils=tests)
         if not one_step:
             torch.library.opcheck(op("source_sums"), (weights, case.grad_context, *arguments[-2:]), test_utils=tests)
-            if family == "additive":
+            if family == "additive" and case.spans is None:
                 prepare = (case.keys, case.v, *arguments[-2:], False)
                 torch.library.opcheck(op("additive_prepare"), prepare, test_utils=("test_schema", "test_faketensor"))
 
@@ -187,6 +197,32 @@ def test_steps_traced(family: str, one_step: bool) -> None:
     case = case.replace(**{name: tensor.requires_grad_() for name, tensor in case.inputs().items()})
     name, arguments = step_arguments(case, one_step)
     torch.library.opcheck(op(name), arguments, test_utils="test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("hidden", ["both", "all three"])
+@pytest.mark.parametrize("one_step", [False, True])
+def test_weighted_values_traced(one_step: bool, hidden: str) -> None:
+    """The context of given weights through AOTAutograd with dynamic shapes, gradients compared."""
+    case = build("multiplicative", hidden=hidden)
+    _, (_, _, values, _, lengths, mask) = step_arguments(case, one_step)
+    weights = (case.grad_weights[..., 0, :] if one_step else case.grad_weights).clone().requires_grad_()
+    arguments = (weights, values.requires_grad_(), lengths, mask)
+    torch.library.opcheck(op("weighted_values"), arguments, test_utils="test_aot_dispatch_dynamic")
+
+
+def test_weighted_values_meet_checks() -> None:
+    """Called directly, its ops refuse what would read out of bounds."""
+    case = build("multiplicative")
+    weights, values = case.grad_weights, case.values
+    for arguments in ((weights[..., :-1], values), (weights, values[:1]), (weights[:1], values), (weights[0, 0], values)):
+        with pytest.raises(RuntimeError, match=r"must be .*; got"):
+            op("weighted_values")(*arguments, None, None)
+    for arguments in ((case.grad_context[..., :-1], values), (case.grad_context[:1], values)):
+        with pytest.raises(RuntimeError, match=r"must be .*; got"):
+            op("weighted_values_backward")(*arguments, None, None)
+    for spans in (torch.zeros(2, 3, 3, dtype=torch.int64), torch.zeros(2, 4, 2, dtype=torch.int64)):
+        with pytest.raises(RuntimeError, match=r"spans, .*; got"):
+            op("weighted_values")(weights, values, spans, None)
 
 
 def test_steps_meet_checks() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 GARBAGE = [torch.nan, torch.inf, -torch.inf, 1e30, 60.0]
 HIDING = ["lengths", "lengths per query", "padding", "holes", "nothing", "one row hidden", "both", "shared"]
+HIDING += ["spans", "moving spans", "all three"]
 SHAPES = [Dims(3, 5, 37, 20, 9), Dims(2, 1, 150, 70, 33), Dims(2, 4, 19, 12, 7, heads=2)]
 
 

@@ -16,13 +16,9 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
     additive_scores<R>(Scratch::mine(), some, b, h, 0, shape.T, {n, nullptr, nullptr}, scores, stride);
   };
   if (args.context.data != nullptr && split_forward<R>(args, {}, executor, part)) return;
-  const int64_t heads = shape.B * shape.H;
-  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kMostQueries);
-  const int64_t blocks = (shape.T + block - 1) / block;
-  parallel(executor, heads * blocks, [&](int64_t item) {
+  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
+  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
     Scratch& scratch = Scratch::mine();
-    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
-    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
     const int64_t stride = padded<R>(visible.count);
     R* scores = scratch.take<R>(queries * stride);
@@ -36,7 +32,7 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
                      buffer);
     }
     if (raw) return;
-    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, visible.count, shape.D, visible.index);
+    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, visible.count, shape.D, visible.index);
     const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
     sum_visible<R>(scratch, scores, stride, visible, queries, values, shape.D, context.rows);
     context.flush();
@@ -65,12 +61,13 @@ struct Slice {
   R least_of_all, largest_of_all;
   int64_t count, width;
 
-  Slice(Scratch& scratch, Tensor tensor, int64_t b, int64_t h, const int32_t* index, int64_t n, int64_t column, int64_t width)
+  Slice(Scratch& scratch, Tensor tensor, int64_t b, int64_t h, const int32_t* index, int64_t first, int64_t n, int64_t column,
+        int64_t width)
       : e(scratch.take<R>(n * padded<R>(width))), largest(scratch.take<R>(n)), least_of_all(R(__builtin_inf())), largest_of_all(0),
         count(n), width(width) {
     constexpr int W = kWidth<R>;
     tensor.data = static_cast<char*>(tensor.data) + column * size_of(tensor.dtype);
-    rows = row_pointers<R>(scratch, tensor, b, h, 0, n, width, index);
+    rows = row_pointers<R>(scratch, tensor, b, h, first, n, width, index);
     for (int64_t i = 0; i < n; ++i) {
       Vec<R> top = {}, poison[1] = {};
       const R* next = rows[i + 1 < n ? i + 1 : i];
@@ -169,10 +166,10 @@ ONEPASS_INLINE void gradient_step(const Terms<R, Q>& terms, const R* g, Vec<R>* 
   }
 }
 
-// Q queries against all keys of a slice. dq, dk: vector by vector, as the slices.
+// Q queries against the keys from `from` to `end` of a slice. dq, dk: vector by vector, as the slices.
 template <class R, int Q>
-void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factors<R>& v, const R* g, const uint8_t* seen, R* dq, R* dk,
-                   VectorGradient<R>& dv) {
+void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, int64_t from, int64_t end, const Factors<R>& v, const R* g,
+                   const uint8_t* seen, R* dq, R* dk, VectorGradient<R>& dv) {
   constexpr int W = kWidth<R>;
   constexpr R kMerged = (Limits<R>::product / Q - 1) / R(2.8853900817779268);
   const int64_t n = k.count;
@@ -185,7 +182,7 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factor
   const auto in_range = [&](R smallest, R largest) {
     return most + largest <= Limits<R>::single && least + smallest >= R(kSmall) && v.finite;
   };
-  const bool uniform = n > 0 && in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
+  const bool uniform = end > from && in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
   for (int64_t c = 0; c < k.width; c += W) {
     Vec<R> eq[Q], sum[Q] = {}, fast = {}, direct = {};  // sums of sums: the error grows with the root of their number
 #pragma GCC unroll 4
@@ -194,16 +191,16 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factor
     R* key = dk + c * n;
     if (uniform) {
       // The next key's terms are begun before this one's are used: the chain to a reciprocal is longer than the machine looks ahead.
-      Terms<R, Q> terms = gradient_terms<R, Q, true>(eq, load<R>(ek));
-      for (int64_t s = 0; s < n; ++s) {
-        const Terms<R, Q> next = gradient_terms<R, Q, true>(eq, load<R>(ek + (s + 1 < n ? s + 1 : s) * W));
+      Terms<R, Q> terms = gradient_terms<R, Q, true>(eq, load<R>(ek + from * W));
+      for (int64_t s = from; s < end; ++s) {
+        const Terms<R, Q> next = gradient_terms<R, Q, true>(eq, load<R>(ek + (s + 1 < end ? s + 1 : s) * W));
         Vec<R> key_sum = load<R>(key + s * W);
         gradient_step<R, Q>(terms, g + s * Q, sum, key_sum, fast);
         store<R>(key + s * W, key_sum);
         terms = next;
       }
     } else {
-      for (int64_t s = 0; s < n; ++s) {
+      for (int64_t s = from; s < end; ++s) {
         Vec<R> key_sum = load<R>(key + s * W);
         if (!in_range(k.largest[s], k.largest[s])) {
           for (int i = 0; i < Q; ++i) {
@@ -229,7 +226,7 @@ void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, const Factor
     store<R>(dv.direct + c, load<R>(dv.direct + c) + direct);
   }
   R total = 0;
-  for (int64_t s = 0; s < n; ++s)
+  for (int64_t s = from; s < end; ++s)
     if (uniform || in_range(k.largest[s], k.largest[s]))
       for (int i = 0; i < Q; ++i) total += g[s * Q + i];
   dv.total += total;
@@ -246,8 +243,8 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   const int64_t n = visible.count, whole = padded<R>(width);
   clear_unseen<R>(args.grad_keys, b, h, shape.S, visible, column, width);
   clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
-  const Slice<R> q(scratch, args.query, b, h, seers.index, seers.count, column, width);
-  const Slice<R> k(scratch, args.keys, b, h, visible.index, n, column, width);
+  const Slice<R> q(scratch, args.query, b, h, seers.index, 0, seers.count, column, width);
+  const Slice<R> k(scratch, args.keys, b, h, visible.index, visible.first, n, column, width);
   const Factors<R> v(scratch, args.v, h, column, width);
   const auto zeros = [&](int64_t count) {
     R* p = scratch.take<R>(count);
@@ -257,27 +254,35 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   R *dq = scratch.take<R>(seers.count * whole), *dk = zeros(n * whole);
   VectorGradient<R> dv{zeros(whole), zeros(whole)};
   R* g = scratch.take<R>(4 * n);
-  uint8_t* seen = visible.seen == nullptr ? nullptr : scratch.take<uint8_t>(4 * n);
-  const auto tile = [&](auto queries, int64_t t) {
+  uint8_t* seen = visible.alike() ? nullptr : scratch.take<uint8_t>(4 * n);
+  const auto tile = [&](auto queries, int64_t t, int64_t from, int64_t end) {
     constexpr int Q = decltype(queries)::value;
     const R* row[Q];
     for (int i = 0; i < Q; ++i) row[i] = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t + i]));
-    for (int64_t s = 0; s < n; ++s)
+    for (int64_t s = from; s < end; ++s)
       for (int i = 0; i < Q; ++i) g[s * Q + i] = row[i][visible.position(s)];
     if (seen != nullptr)
-      for (int64_t s = 0; s < n; ++s)
+      for (int64_t s = from; s < end; ++s)
         for (int i = 0; i < Q; ++i) seen[s * Q + i] = visible.sees(seers.index[t + i], s);
-    gradient_tile<R, Q>(q, t, k, v, g, seen, dq, dk, dv);
+    gradient_tile<R, Q>(q, t, k, from, end, v, g, seen, dq, dk, dv);
   };
-  int64_t t = 0;
-  for (; t + 4 <= seers.count; t += 4) tile(std::integral_constant<int, 4>{}, t);
-  if (t + 2 <= seers.count) tile(std::integral_constant<int, 2>{}, t), t += 2;
-  if (t < seers.count) tile(std::integral_constant<int, 1>{}, t);
+  for (int64_t t = 0; t < seers.count;) {
+    const int64_t left = seers.count - t, together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    Group group{together, 0, n};
+    if (visible.window != nullptr) {
+      group = seers.group(visible, t, together);
+      if (group.queries == 3) group = seers.group(visible, t, 2);
+    }
+    if (group.queries == 4) tile(std::integral_constant<int, 4>{}, t, group.first, group.last);
+    else if (group.queries == 2) tile(std::integral_constant<int, 2>{}, t, group.first, group.last);
+    else tile(std::integral_constant<int, 1>{}, t, group.first, group.last);
+    t += group.queries;
+  }
 
   // Gradients that no cache would keep go past it: a store into the cache reads the line first.
   constexpr int64_t kCached = int64_t{32} << 20;
-  const auto write = [&](const Tensor& to, const int32_t* index, int64_t count, const R* sums) {
-    const Output<R> out(scratch, to, b, h, 0, count, width, index, column);
+  const auto write = [&](const Tensor& to, const int32_t* index, int64_t first, int64_t count, const R* sums) {
+    const Output<R> out(scratch, to, b, h, first, count, width, index, column);
     const bool past_cache = shape.B * to.batch * size_of(to.dtype) >= kCached && is_native<R>(to.dtype);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += W) {
@@ -289,8 +294,8 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     if (past_cache) finish_stores();
     out.flush();
   };
-  write(args.grad_query, seers.index, seers.count, dq);
-  write(args.grad_keys, visible.index, n, dk);
+  write(args.grad_query, seers.index, 0, seers.count, dq);
+  write(args.grad_keys, visible.index, visible.first, n, dk);
   R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
   for (int64_t c = 0; c < width; ++c) partial[c] = (dv.total - R(2) * dv.fast[c]) + dv.direct[c];
 }
@@ -345,11 +350,8 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
   constexpr int W = kWidth<R>;
   const Shape& shape = args.shape;
   const Channels<R> channels(shape.A);
-  const int64_t heads = shape.B * shape.H, whole = channels.whole;
-  const int64_t block = query_block(shape.T, shape.S, heads, 0, kMostQueries), blocks = (shape.T + block - 1) / block;
-  parallel(executor, heads * blocks, [&](int64_t item) {
-    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
-    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
+  const int64_t whole = channels.whole, block = query_block(shape.T, shape.S, shape.B * shape.H, 0, kMostQueries);
+  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
     Scratch& scratch = Scratch::mine();
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
     const int64_t n = visible.count, stride = padded<R>(n);
@@ -365,6 +367,13 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
     R *eq = scratch.take<R>(queries * whole), *dq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
     __builtin_memset(dq, 0, static_cast<size_t>(queries * whole) * sizeof(R));
     for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
+    const uint8_t* rows_seen = visible.seen;
+    if (visible.window != nullptr) {
+      auto* rows = scratch.take<uint8_t>(queries * n);
+      for (int64_t t = 0; t < queries; ++t)
+        for (int64_t i = 0; i < n; ++i) rows[t * n + i] = visible.sees(t, i);
+      rows_seen = rows;
+    }
     const int64_t chunk = key_chunk(whole, n);
     const KeyChunks<R> chunks(scratch, args.keys, args.memory, channels, b, h, visible, chunk);
     for (int64_t first = 0; first < n; first += chunk) {
@@ -372,7 +381,7 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
       const Keys<R> k = chunks.take(first, count);
       for (int64_t t = 0; t < queries; ++t) {
         const R* row = g + t * stride + first;
-        const uint8_t* seen = visible.seen == nullptr ? nullptr : visible.seen + t * n + first;
+        const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
         const auto keys = [&](auto together, int64_t s) {
           query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s, seen == nullptr ? nullptr : seen + s,
                                                        c, dq + t * whole);
@@ -399,11 +408,8 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H;
   const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kMostQueries);
-  const int64_t blocks = (shape.T + block - 1) / block;
-  parallel(executor, heads * blocks, [&](int64_t item) {
-    const int64_t bh = item / blocks, t0 = item % blocks * block;
-    additive_score_gradient<R>(args, bh / shape.H, bh % shape.H, t0, t0 + block <= shape.T ? block : shape.T - t0);
-  });
+  for_queries(executor, shape, args.visibility, block,
+              [&](int64_t b, int64_t h, int64_t t0, int64_t queries) { additive_score_gradient<R>(args, b, h, t0, queries); });
 
   // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
   // depends on the slice.

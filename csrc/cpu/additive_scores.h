@@ -292,7 +292,7 @@ class KeyChunks {
   KeyChunks(Scratch& scratch, const Tensor& keys, const Prepared& memory, const Channels<R>& channels, int64_t b, int64_t h,
             const Visible& visible, int64_t chunk)
       : channels_(channels), visible_(visible), memory_(memory), b_(b), h_(h),
-        rows_(row_pointers<R>(scratch, keys, b, h, 0, visible.count, channels.count, visible.index)),
+        rows_(row_pointers<R>(scratch, keys, b, h, visible.first, visible.count, channels.count, visible.index)),
         copy_(in_place() ? nullptr : scratch.take<R>(chunk * channels.whole)), e_(scratch.take<const R*>(chunk)),
         size_(scratch.take<Size<R>>(chunk)) {}
 
@@ -391,9 +391,9 @@ void additive_prepare(const AdditivePrepare& args, const Executor& executor) {
     const int64_t n = visible.count - first < kRows ? visible.count - first : kRows;
     if (n <= 0) return;
     const int32_t* index = visible.index == nullptr ? nullptr : visible.index + first;
-    const R** rows = row_pointers<R>(scratch, args.keys, b, h, first, n, shape.A, index);
+    const R** rows = row_pointers<R>(scratch, args.keys, b, h, visible.first + first, n, shape.A, index);
     auto* sizes = reinterpret_cast<Size<R>*>(args.memory.sizes.at(b, h, 0));
-    const Output<R> out(scratch, args.memory.exponentials, b, h, first, n, channels.whole, index);
+    const Output<R> out(scratch, args.memory.exponentials, b, h, visible.first + first, n, channels.whole, index);
     for (int64_t i = 0; i < n; ++i)
       sizes[visible.position(first + i)] = exponentiate<R>(rows[i], rows[i + 1 < n ? i + 1 : i], channels, out.rows[i]);
     out.flush();

@@ -30,6 +30,23 @@ inline int64_t query_block(int64_t T, int64_t S, int64_t heads, int threads, int
   return block < T ? (block + 3) / 4 * 4 : (T < 1 ? 1 : T);
 }
 
+// Calls f(b, h, first query, queries) for all queries, blocks of them shared out over the threads. Queries with spans come in groups that
+// lie close, so that the work follows the spans.
+template <class F>
+void for_queries(const Executor& executor, const Shape& shape, const Visibility& visibility, int64_t block, const F& f) {
+  const int64_t blocks = (shape.T + block - 1) / block;
+  parallel(executor, shape.B * shape.H * blocks, [&](int64_t item) {
+    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
+    const int64_t end = t0 + block <= shape.T ? t0 + block : shape.T;
+    if (visibility.firsts == nullptr) return f(b, h, t0, end - t0);
+    for (int64_t t = t0, queries; t < end; t += queries) {
+      queries = group_of(end - t, [&](int64_t i) { return span_of(visibility, shape.S, b, t + i); }).queries;
+      Scratch::mine().reset();
+      f(b, h, t, queries);
+    }
+  });
+}
+
 // The sum of a row's visible entries, given a vector or one at a time. Each goes to the lane of its position, whatever others a block of
 // queries sees: how queries are shared out in blocks must not show in the last bit.
 template <class R, class FV, class F1>
@@ -38,6 +55,12 @@ ONEPASS_INLINE R sum_by_position(const Visible& visible, const FV& vector, const
   Vec<R> sums[1] = {};
   if (visible.index == nullptr) {
     for (int64_t i = 0; i < visible.count; i += W) sums[0] += vector(i);
+    if (const int64_t turn = visible.first % W; turn != 0) {
+      R lanes[W], turned[W];
+      store<R>(lanes, sums[0]);
+      for (int64_t lane = 0; lane < W; ++lane) turned[(lane + turn) % W] = lanes[lane];
+      sums[0] = load<R>(turned);
+    }
   } else {
     R lanes[W] = {};
     for (int64_t i = 0; i < visible.count; ++i) lanes[visible.index[i] % W] += one(i);
@@ -58,7 +81,7 @@ R softmax_row(R* row, const Visible& visible, int64_t query) {
     return -infinity;
   }
   for (int64_t i = n; i < whole; ++i) row[i] = -infinity;
-  if (visible.seen != nullptr)
+  if (!visible.alike())
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) row[i] = -infinity;
   Vec<R> top = splat<R>(-infinity);
@@ -67,7 +90,7 @@ R softmax_row(R* row, const Visible& visible, int64_t query) {
   for (int64_t i = 0; i < whole; i += W) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - largest));
   const R sum = sum_by_position<R>(visible, [&](int64_t i) { return load<R>(row + i); }, [&](int64_t i) { return row[i]; });
   for (int64_t i = 0; i < whole; i += W) store<R>(row + i, load<R>(row + i) / sum);
-  if (visible.seen != nullptr)
+  if (!visible.alike())
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) row[i] = 0;
   return largest + std::log(sum);
@@ -90,7 +113,7 @@ void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visib
   int64_t suspects = 0;
   int64_t* suspect = nullptr;
   const R** safe = rows;
-  if (visible.seen != nullptr) {
+  if (!visible.alike()) {
     suspect = scratch.take<int64_t>(visible.count);
     for (int64_t i = 0; i < visible.count; ++i)
       if (visible.mixed(queries, i) && !all_finite<R>(rows[i], width)) suspect[suspects++] = i;
@@ -113,17 +136,18 @@ void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visib
 template <class R>
 void scatter_row(void* to, Dtype dtype, const R* row, const Visible& visible, int64_t query, int64_t S, R elsewhere, R* buffer) {
   for (int64_t s = 0; s < S; ++s) buffer[s] = elsewhere;
-  for (int64_t i = 0; i < visible.count; ++i)
+  for (int64_t i = visible.begin(query); i < visible.end(query); ++i)
     if (visible.sees(query, i)) buffer[visible.position(i)] = row[i];
   write_row<R>(to, buffer, dtype, S);
 }
 
 // The visible entries of one such row; 0 where the query does not see the position.
 template <class R>
-void gather_row(R* row, const void* from, Dtype dtype, const Visible& visible, int64_t query, int64_t S, R* buffer) {
+void gather_row(R* row, const void* from, Dtype dtype, const Visible& visible, int64_t query, R* buffer) {
   const R* dense = static_cast<const R*>(from);
-  if (!is_native<R>(dtype)) {
-    read_row<R>(buffer, from, dtype, S);
+  if (!is_native<R>(dtype) && visible.count > 0) {
+    const int64_t first = visible.position(0), end = visible.position(visible.count - 1) + 1;
+    read_row<R>(buffer + first, static_cast<const char*>(from) + first * size_of(dtype), dtype, end - first);
     dense = buffer;
   }
   for (int64_t i = 0; i < visible.count; ++i) row[i] = visible.sees(query, i) ? dense[visible.position(i)] : R(0);
@@ -134,7 +158,7 @@ template <class R>
 void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int64_t query) {
   constexpr int W = kWidth<R>;
   const int64_t n = visible.count;
-  if (visible.seen != nullptr)
+  if (!visible.alike())
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) grad[i] = 0;
   const auto vector = [&](int64_t i) {
@@ -142,7 +166,7 @@ void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int
   };
   const R mean = sum_by_position<R>(visible, vector, [&](int64_t i) { return weights[i] * grad[i]; });
   for (int64_t i = 0; i < n; ++i) grad[i] = weights[i] * (grad[i] - mean);
-  if (visible.seen != nullptr)
+  if (!visible.alike())
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) grad[i] = 0;
 }
@@ -157,7 +181,7 @@ void score_gradient(Scratch& scratch, const Args& args, int64_t b, int64_t h, in
   R* row = scratch.take<R>(stride);
   R* buffer = scratch.take<R>(shape.S);
   if (args.grad_context.data != nullptr) {
-    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
+    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
     const R** upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
     dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
   } else {
@@ -166,11 +190,11 @@ void score_gradient(Scratch& scratch, const Args& args, int64_t b, int64_t h, in
   for (int64_t t = 0; t < queries; ++t) {
     R* g = grad + t * stride;
     if (args.grad_weights.data != nullptr) {
-      gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, shape.S, buffer);
+      gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, buffer);
       for (int64_t i = 0; i < n; ++i) g[i] += row[i];
     }
     if (args.weights.data != nullptr) {
-      gather_row<R>(row, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, shape.S, buffer);
+      gather_row<R>(row, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
       softmax_gradient_row<R>(g, row, visible, t);
     }
   }
@@ -195,6 +219,11 @@ struct Seers {
     for (int64_t t = 0; t < T; ++t)
       if (visible.sees_any(t)) index[count++] = static_cast<int32_t>(t);
   }
+
+  // Of them from the t-th on, those to take at once, and the part of the list that they see.
+  Group group(const Visible& visible, int64_t t, int64_t most) const {
+    return group_of(most < count - t ? most : count - t, [&](int64_t i) { return Span{visible.begin(index[t + i]), visible.end(index[t + i])}; });
+  }
 };
 
 template <class R>
@@ -209,17 +238,60 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
   const Seers seers(scratch, visible, shape.T);
   const int64_t n = visible.count;
   clear_unseen<R>(args.grad_values, b, h, shape.S, visible, column, width);
-  R* weights = scratch.take<R>(seers.count * n);
+  const bool in_groups = visible.window != nullptr;
+  R* weights = scratch.take<R>((in_groups && seers.count > kMostQueries ? kMostQueries : seers.count) * n);
   R* buffer = scratch.take<R>(shape.S);
-  for (int64_t i = 0; i < seers.count; ++i)
-    gather_row<R>(weights + i * n, args.weights.at(b, h, seers.index[i]), args.weights.dtype, visible, seers.index[i], shape.S, buffer);
   Tensor slice = args.grad_context;
   slice.data = slice.data == nullptr ? nullptr : static_cast<char*>(slice.data) + column * size_of(slice.dtype);
   const int64_t terms = slice.data == nullptr ? 0 : seers.count;
   const R** upstream = row_pointers<R>(scratch, slice, b, h, 0, terms, width, seers.index);
-  const Output<R> out(scratch, args.grad_values, b, h, 0, n, width, visible.index, column);
-  weighted_sums<R>(weights, 1, n, upstream, terms, width, out.rows, n);
+  const Output<R> out(scratch, args.grad_values, b, h, visible.first, n, width, visible.index, column);
+  if (in_groups || terms == 0) weighted_sums<R>(weights, 1, n, upstream, 0, width, out.rows, n);  // zeros
+  for (int64_t t0 = 0, count; t0 < terms; t0 += count) {
+    const Group group = in_groups ? seers.group(visible, t0, kMostQueries) : Group{terms, 0, n};
+    const Visible part = visible.part(0, group.first, group.last - group.first);
+    count = group.queries;
+    for (int64_t i = 0; i < count; ++i)
+      gather_row<R>(weights + i * part.count, args.weights.at(b, h, seers.index[t0 + i]), args.weights.dtype, part, seers.index[t0 + i], buffer);
+    weighted_sums<R>(weights, 1, part.count, upstream + t0, count, width, out.rows + group.first, part.count, in_groups);
+  }
   out.flush();
+}
+
+template <class R>
+void weighted_values(const WeightedValues& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
+  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
+    Scratch& scratch = Scratch::mine();
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+    const int64_t n = visible.count;
+    R *weights = scratch.take<R>(queries * n), *buffer = scratch.take<R>(shape.S);
+    for (int64_t t = 0; t < queries; ++t)
+      gather_row<R>(weights + t * n, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
+    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
+    const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
+    sum_visible<R>(scratch, weights, n, visible, queries, values, shape.D, context.rows);
+    context.flush();
+  });
+}
+
+// dL/dweights from dL/dcontext; exactly 0 where not seen.
+template <class R>
+void weighted_values_backward(const WeightedValues& args, const Executor& executor) {
+  const Shape& shape = args.shape;
+  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
+  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
+    Scratch& scratch = Scratch::mine();
+    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
+    const int64_t n = visible.count, stride = padded<R>(n);
+    R *grad = scratch.take<R>(queries * stride), *buffer = scratch.take<R>(shape.S);
+    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
+    const R** upstream = row_pointers<R>(scratch, args.context, b, h, t0, queries, shape.D);
+    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
+    for (int64_t t = 0; t < queries; ++t)
+      scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, grad + t * stride, visible, t, shape.S, R(0), buffer);
+  });
 }
 
 template <class R>
@@ -240,7 +312,8 @@ bool split_forward(const Args& args, const Tensor& logsumexp, const Executor& ex
   constexpr int64_t kQueries = 16, kWork = 64 * 1024;
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H, T = shape.T, parts = executor.threads;
-  const bool alike = args.visibility.mask == nullptr && (args.visibility.lengths == nullptr || args.visibility.lengths_step == 0);
+  const bool alike = args.visibility.mask == nullptr && (args.visibility.lengths == nullptr || args.visibility.lengths_step == 0) &&
+                     args.visibility.firsts == nullptr;  // a span is short
   if (heads == 0 || heads >= parts || !alike || T == 0 || T > kQueries || shape.S * (shape.A + shape.D) < kWork) return false;
   const auto share = [&](int64_t whole) { return (whole / parts / 64 + 1) * 64; };  // of a part: whole cache lines
   const int64_t stride = padded<R>(shape.S), rows = share(shape.S), columns = share(shape.D);

@@ -29,9 +29,10 @@ __attribute__((always_inline)) inline Tensor from_row(Tensor x, int64_t n) {
   return x;
 }
 
-// Which source positions a query sees: the first lengths[b, t] of them, where mask[b, h, t, s] holds.
+// Which source positions a query sees: the first lengths[b, t] of them, or with spans those from firsts[b, t] to lengths[b, t], where
+// mask[b, h, t, s] holds.
 struct Visibility {
-  const int64_t* lengths = nullptr;
+  const int64_t *lengths = nullptr, *firsts = nullptr;  // of the same strides
   int64_t lengths_batch = 0, lengths_step = 0;
   const uint8_t* mask = nullptr;
   int64_t mask_batch = 0, mask_head = 0, mask_step = 0, mask_source = 0;
@@ -98,6 +99,14 @@ struct SourceSums {
   Tensor weights, grad_context, grad_values;
 };
 
+// context[b, h, t] = sum over s of weights[b, h, t, s] values[b, h, s], and what arrives at the context taken back to the weights.
+struct WeightedValues {
+  Shape shape;  // A = 0
+  Tensor weights, values;
+  Visibility visibility;
+  Tensor context;
+};
+
 struct MultiplicativeForward {
   Shape shape;
   double scale;
@@ -120,6 +129,8 @@ struct Kernels {
   void (*additive_step_backward)(const StepBackward&, const Executor&);
   void (*multiplicative_step_backward)(const StepBackward&, const Executor&);
   void (*source_sums)(const SourceSums&, const Executor&);
+  void (*weighted_values)(const WeightedValues&, const Executor&);
+  void (*weighted_values_backward)(const WeightedValues&, const Executor&);
   void (*additive_forward)(const AdditiveForward&, const Executor&);
   void (*additive_backward)(const AdditiveBackward&, const Executor&);
   void (*multiplicative_forward)(const MultiplicativeForward&, const Executor&);

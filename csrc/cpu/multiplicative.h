@@ -27,18 +27,14 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     multiplicative_scores<R>(query, shape.T, keys, n, shape.A, R(args.scale), scores, stride, shape.T >= kMany);
   };
   if (split_forward<R>(args, args.logsumexp, executor, part)) return;
-  const int64_t heads = shape.B * shape.H;
-  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kQueryBlock);
-  const int64_t blocks = (shape.T + block - 1) / block;
-  parallel(executor, heads * blocks, [&](int64_t item) {
+  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
+  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
     Scratch& scratch = Scratch::mine();
-    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
-    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
     const int64_t n = visible.count, stride = padded<R>(n);
     R* scores = scratch.take<R>(queries * stride);
     const R** query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
-    const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, visible.index);
+    const R** keys = row_pointers<R>(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
     multiplicative_scores<R>(query, queries, keys, n, shape.A, R(args.scale), scores, stride, shape.T >= kMany);
     R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t) {
@@ -48,7 +44,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
       if (buffer != nullptr)
         scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
     }
-    const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, visible.index);
+    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
     const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
     sum_visible<R>(scratch, scores, stride, visible, queries, values, shape.D, context.rows);
     context.flush();
@@ -62,7 +58,7 @@ void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int
   const int64_t n = visible.count;
   if (args.weights.data != nullptr) {
     for (int64_t t = 0; t < queries; ++t)
-      gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, args.shape.S, buffer);
+      gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
     return;
   }
   multiplicative_scores<R>(query, queries, keys, n, args.shape.A, R(args.scale), weights, stride, args.shape.T >= kMany);
@@ -70,55 +66,62 @@ void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int
     R* row = weights + t * stride;
     const R logsumexp = *reinterpret_cast<const R*>(args.logsumexp.at(b, h, t0 + t));
     for (int64_t i = 0; i < n; i += kWidth<R>) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - logsumexp));
-    if (visible.seen != nullptr)
+    if (!visible.alike())
       for (int64_t i = 0; i < n; ++i)
         if (!visible.sees(t, i)) row[i] = 0;
   }
 }
 
-// All gradients of one (b, h), blocks of queries in order; the block depends on the shape alone, so that sums over T do too.
+// All gradients of one (b, h), blocks of queries in order; the block depends on the shape and the spans alone, so that sums over T do too.
 template <class R>
 void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int64_t h) {
   Scratch& scratch = Scratch::mine();
   const Shape& shape = args.shape;
   const Visible whole = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
-  const int64_t n = whole.count, stride = padded<R>(n), T = shape.T;
+  const int64_t listed = whole.count, T = shape.T;
   clear_unseen<R>(args.grad_keys, b, h, shape.S, whole, 0, shape.A);
   clear_unseen<R>(args.grad_values, b, h, shape.S, whole, 0, shape.D);
-  const Output<R> grad_keys(scratch, args.grad_keys, b, h, 0, n, shape.A, whole.index);
-  const Output<R> grad_values(scratch, args.grad_values, b, h, 0, n, shape.D, whole.index);
+  const Output<R> grad_keys(scratch, args.grad_keys, b, h, whole.first, listed, shape.A, whole.index);
+  const Output<R> grad_values(scratch, args.grad_values, b, h, whole.first, listed, shape.D, whole.index);
   const Output<R> grad_query(scratch, args.grad_query, b, h, 0, T, shape.A);
-  const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, whole.index);
-  const R** values = row_pointers<R>(scratch, args.values, b, h, 0, n, shape.D, whole.index);
+  const R** keys = row_pointers<R>(scratch, args.keys, b, h, whole.first, listed, shape.A, whole.index);
+  const R** values = row_pointers<R>(scratch, args.values, b, h, whole.first, listed, shape.D, whole.index);
   const R** query = row_pointers<R>(scratch, args.query, b, h, 0, T, shape.A);
   const bool through_context = args.grad_context.data != nullptr;
   const R** upstream = through_context ? row_pointers<R>(scratch, args.grad_context, b, h, 0, T, shape.D) : nullptr;
   const R scale = R(args.scale);
 
   const int64_t block = query_block(T, shape.S, 1, 0, kQueryBlock);
-  R* weights = scratch.take<R>(block * stride);
-  R* grad = scratch.take<R>(block * stride);
-  R* row = scratch.take<R>(stride);
+  R* weights = scratch.take<R>(block * padded<R>(listed));
+  R* grad = scratch.take<R>(block * padded<R>(listed));
+  R* row = scratch.take<R>(padded<R>(listed));
   R* buffer = scratch.take<R>(shape.S);
   auto** seeing_query = scratch.take<const R*>(block);
   auto** seeing_upstream = scratch.take<const R*>(block);
-  for (int64_t t0 = 0; t0 == 0 || t0 < T; t0 += block) {
-    const int64_t queries = t0 + block <= T ? block : T - t0;
-    Visible visible = whole;
-    if (visible.seen != nullptr) visible.seen += t0 * n;
-    weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys, weights, stride, buffer);
-    if (through_context) dot_products<R>(upstream + t0, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
+  const bool in_groups = whole.window != nullptr;
+  if (in_groups || T == 0) {  // zeros, to add to
+    weighted_sums<R>(grad, 1, listed, seeing_query, 0, shape.A, grad_keys.rows, listed);
+    weighted_sums<R>(weights, 1, listed, seeing_upstream, 0, shape.D, grad_values.rows, listed);
+  }
+  for (int64_t t0 = 0, queries; t0 < T; t0 += queries) {
+    Group group{t0 + block <= T ? block : T - t0, 0, listed};
+    if (in_groups) group = group_of(group.queries, [&](int64_t t) { return Span{whole.begin(t0 + t), whole.end(t0 + t)}; });
+    queries = group.queries;
+    const int64_t from = group.first, n = group.last - from, stride = padded<R>(n);
+    const Visible visible = whole.part(t0, from, n);
+    weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys + from, weights, stride, buffer);
+    if (through_context) dot_products<R>(upstream + t0, queries, values + from, n, shape.D, grad, stride, shape.T >= kMany);
     else __builtin_memset(grad, 0, static_cast<size_t>(queries * stride) * sizeof(R));
     for (int64_t t = 0; t < queries; ++t) {
       R* g = grad + t * stride;
       if (args.grad_weights.data != nullptr) {
-        gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, shape.S, buffer);
+        gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, buffer);
         for (int64_t i = 0; i < n; ++i) g[i] += row[i];
       }
       softmax_gradient_row<R>(g, weights + t * stride, visible, t);
       for (int64_t i = 0; i < n; ++i) g[i] *= scale;
     }
-    sum_visible<R>(scratch, grad, stride, visible, queries, keys, shape.A, grad_query.rows + t0);
+    sum_visible<R>(scratch, grad, stride, visible, queries, keys + from, shape.A, grad_query.rows + t0);
     // Queries that see nothing are left out of the sums over queries: what they hold is never read.
     int64_t seers = 0;
     for (int64_t t = 0; t < queries; ++t) {
@@ -131,8 +134,9 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
       if (through_context) seeing_upstream[seers] = upstream[t0 + t];
       ++seers;
     }
-    weighted_sums<R>(grad, 1, stride, seeing_query, seers, shape.A, grad_keys.rows, n, t0 > 0);
-    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, shape.D, grad_values.rows, n, t0 > 0);
+    const bool add = in_groups || t0 > 0;
+    weighted_sums<R>(grad, 1, stride, seeing_query, seers, shape.A, grad_keys.rows + from, n, add);
+    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, shape.D, grad_values.rows + from, n, add);
   }
   grad_query.flush();
   grad_keys.flush();
@@ -149,11 +153,8 @@ void multiplicative_backward(const MultiplicativeBackward& args, const Executor&
 template <class R>
 void multiplicative_step_backward(const StepBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
-  const int64_t heads = shape.B * shape.H;
-  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kQueryBlock), blocks = (shape.T + block - 1) / block;
-  parallel(executor, heads * blocks, [&](int64_t item) {
-    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
-    const int64_t queries = t0 + block <= shape.T ? block : shape.T - t0;
+  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
+  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
     Scratch& scratch = Scratch::mine();
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
     const int64_t n = visible.count, stride = padded<R>(n);
@@ -164,7 +165,7 @@ void multiplicative_step_backward(const StepBackward& args, const Executor& exec
       for (int64_t i = 0; i < n; ++i) g[t * stride + i] *= R(args.scale);
       scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g + t * stride, visible, t, shape.S, R(0), buffer);
     }
-    const R** keys = row_pointers<R>(scratch, args.keys, b, h, 0, n, shape.A, visible.index);
+    const R** keys = row_pointers<R>(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
     const Output<R> grad_query(scratch, args.grad_query, b, h, t0, queries, shape.A);
     sum_visible<R>(scratch, g, stride, visible, queries, keys, shape.A, grad_query.rows);
     grad_query.flush();

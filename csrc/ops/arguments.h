@@ -113,21 +113,30 @@ class Arguments {
     return view;
   }
 
+  // lengths: [B]; [B, T]; or [B, T, 2], spans: of each query the first position and the one after the last.
   Visibility visibility(const OptionalTensor& lengths, const OptionalTensor& mask, const Shape& shape) {
     Visibility v;
     if (lengths.has_value()) {
       ONEPASS_CHECK(lengths->scalar_type() == ScalarType::Long && lengths->is_cpu(), "lengths must be int64 on the cpu");
-      const bool per_query = lengths->dim() == 2;
-      ONEPASS_CHECK((per_query || lengths->dim() == 1) && lengths->size(0) == shape.B && (!per_query || lengths->size(1) == shape.T),
-                    "lengths must be [B] = [", shape.B, "] or [B, T] = [", shape.B, ", ", shape.T, "]; got ", shape_of(*lengths));
-      v.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+      const int64_t rank = lengths->dim();
+      ONEPASS_CHECK(rank >= 1 && rank <= 3 && lengths->size(0) == shape.B && (rank < 2 || lengths->size(1) == shape.T) &&
+                        (rank < 3 || lengths->size(2) == 2),
+                    "lengths must be [B] = [", shape.B, "], [B, T] = [", shape.B, ", ", shape.T, "] or, as spans, [B, T, 2]; got ",
+                    shape_of(*lengths));
+      const auto* data = static_cast<const int64_t*>(lengths->const_data_ptr());
+      v.lengths = rank == 3 ? data + lengths->stride(2) : data;
+      v.firsts = rank == 3 ? data : nullptr;
       v.lengths_batch = lengths->stride(0);
-      v.lengths_step = per_query ? lengths->stride(1) : 0;
-      for (int64_t b = 0; b < shape.B; ++b)
-        for (int64_t t = 0; t < (per_query ? shape.T : 1); ++t) {
-          const int64_t n = v.lengths[b * v.lengths_batch + t * v.lengths_step];
-          ONEPASS_CHECK(n >= 0 && n <= shape.S, "lengths must lie in [0, ", shape.S, "], got ", n);
-        }
+      v.lengths_step = rank > 1 ? lengths->stride(1) : 0;
+      const auto check = [&](const int64_t* numbers, const char* name) {
+        for (int64_t b = 0; b < shape.B; ++b)
+          for (int64_t t = 0; t < (rank > 1 ? shape.T : 1); ++t) {
+            const int64_t n = numbers[b * v.lengths_batch + t * v.lengths_step];
+            ONEPASS_CHECK(n >= 0 && n <= shape.S, name, " must lie in [0, ", shape.S, "], got ", n);
+          }
+      };
+      if (rank == 3) check(v.firsts, "spans");
+      check(v.lengths, rank == 3 ? "spans, and lengths beside them," : "lengths");
     }
     if (mask.has_value()) {
       Sizes sizes = with_heads(shape, shape.T, shape.S);

@@ -186,6 +186,37 @@ TorchTensor source_sums(TorchTensor weights, TorchTensor rows, OptionalTensor le
   return sums;
 }
 
+// Weights or what arrives at their context, and values, as the kernels take them; the output is made by the caller.
+WeightedValues weighted(Arguments& in, const TorchTensor& rows, const TorchTensor& values, const OptionalTensor& lengths,
+                        const OptionalTensor& mask) {
+  WeightedValues args;
+  args.shape = shape_of_step(rows, values, values.size(values.dim() - 1));
+  args.shape.A = 0;
+  args.values = in.in_memory("values", values, in.with_heads(args.shape, args.shape.S, args.shape.D), rows.scalar_type());
+  args.visibility = in.visibility(lengths, mask, args.shape);
+  return args;
+}
+
+TorchTensor weighted_values(TorchTensor weights, TorchTensor values, OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(weights, values);
+  WeightedValues args = weighted(in, weights, values, lengths, mask);
+  TorchTensor context = empty(weights, in.per_query(args.shape, args.shape.D));
+  args.weights = in.in("weights", weights, in.per_query(args.shape, args.shape.S));
+  args.context = in.view("context", context);
+  kernels().weighted_values(args, executor());
+  return context;
+}
+
+TorchTensor weighted_values_backward(TorchTensor grad_context, TorchTensor values, OptionalTensor lengths, OptionalTensor mask) {
+  Arguments in(grad_context, values);
+  WeightedValues args = weighted(in, grad_context, values, lengths, mask);
+  TorchTensor grad_weights = empty(grad_context, in.per_query(args.shape, args.shape.S));
+  args.context = in.in("grad_context", grad_context, in.per_query(args.shape, args.shape.D));
+  args.weights = in.view("grad_weights", grad_weights);
+  kernels().weighted_values_backward(args, executor());
+  return grad_weights;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
@@ -206,6 +237,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
       " Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor grad_query, Tensor grad_scores)");
   library.def("stack_steps(Tensor[] steps, bool several) -> Tensor");
   library.def("source_sums(Tensor weights, Tensor rows, Tensor? lengths, Tensor? mask) -> Tensor");
+  library.def("weighted_values(Tensor weights, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor");
+  library.def("weighted_values_backward(Tensor grad_context, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
@@ -216,6 +249,8 @@ STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
   library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
   library.impl("stack_steps", TORCH_BOX(&stack_steps));
   library.impl("source_sums", TORCH_BOX(&source_sums));
+  library.impl("weighted_values", TORCH_BOX(&weighted_values));
+  library.impl("weighted_values_backward", TORCH_BOX(&weighted_values_backward));
 }
 
 }  // namespace onepass

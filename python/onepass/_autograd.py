@@ -137,6 +137,16 @@ def _source_sums_like(weights: Tensor, rows: Tensor, lengths: Tensor | None, mas
     return rows.new_empty((*rows.shape[:-2], weights.shape[-1], rows.shape[-1]))
 
 
+@fake("weighted_values")
+def _weighted_values_like(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return _context_like(weights, values)
+
+
+@fake("weighted_values_backward")
+def _weighted_values_backward_like(grad_context: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return grad_context.new_empty((*grad_context.shape[:-1], values.shape[-2]))
+
+
 @fake("stack_steps")
 def _stack_steps_like(steps: list[Tensor], several: bool) -> Tensor:
     rows = steps if several else [step.unsqueeze(-2) for step in steps]
@@ -228,6 +238,25 @@ def _multiplicative_step_backward(ctx: Any, grad_context: Tensor | None, grad_we
     return grad_query, grad_keys, grad_values, None, None, None
 
 
+def _weighted_values_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    _keep(ctx, *inputs)
+
+
+def _weighted_values_backward(ctx: Any, grad_context: Tensor | None) -> Grads:
+    if grad_context is None:
+        return (None,) * 4
+    weights, values, lengths, mask = ctx.saved_tensors
+    wants_weights, wants_values = ctx.needs_input_grad[:2]
+    grad_weights = grad_values = None
+    if wants_weights:
+        grad_weights = torch.ops.onepass.weighted_values_backward(grad_context, values, lengths, mask)
+    if wants_values:
+        rows = _rows_of(weights, values)
+        wide = weights.to(_accumulator(weights.dtype))
+        grad_values = torch.ops.onepass.source_sums(rows(wide), rows(grad_context), lengths, mask).to(values.dtype)
+    return grad_weights, grad_values, None, None
+
+
 def _rows_of(query: Tensor, keys: Tensor) -> Callable[[Tensor | None], Tensor | None]:
     """Gives what belongs to one query the dimension of several."""
     one_step = query.dim() < keys.dim()
@@ -247,6 +276,7 @@ register_autograd("onepass::additive_scores", _scores_backward, setup_context=_s
 register_autograd("onepass::multiplicative_forward", _multiplicative_backward, setup_context=_multiplicative_setup)
 register_autograd("onepass::additive_step", _additive_step_backward, setup_context=_additive_step_setup)
 register_autograd("onepass::multiplicative_step", _multiplicative_step_backward, setup_context=_multiplicative_step_setup)
+register_autograd("onepass::weighted_values", _weighted_values_backward, setup_context=_weighted_values_setup)
 for _op in (
     "additive_backward",
     "additive_scores_backward",
@@ -255,5 +285,6 @@ for _op in (
     "multiplicative_step_backward",
     "source_sums",
     "stack_steps",
+    "weighted_values_backward",
 ):
     register_autograd(f"onepass::{_op}", _refuse, setup_context=_refuse_setup)

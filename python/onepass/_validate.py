@@ -9,7 +9,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Inputs(NamedTuple):
-    """Arguments as the ops take them: query ``[B, (H,) T, A]``, lengths int64, mask expanded to ``[B, (H,) T, S]``."""
+    """Arguments as the ops take them: query ``[B, (H,) T, A]``, lengths int64, mask expanded to ``[B, (H,) T, S]``, spans ``[B, T, 2]``."""
 
     query: Tensor
     keys: Tensor
@@ -17,7 +17,12 @@ class Inputs(NamedTuple):
     v: Tensor | None
     lengths: Tensor | None
     mask: Tensor | None
+    spans: Tensor | None
     one_step: bool
+
+    def limits(self) -> Tensor | None:
+        """Lengths, spans or both as the ops take them, in one tensor."""
+        return limits_of(self.lengths, self.spans, self.keys.shape[-2])
 
     def output(self, tensor: Tensor) -> Tensor:
         """An op's ``[B, (H,) T, ...]`` result in the rank of the caller's query."""
@@ -31,6 +36,7 @@ def check_inputs(
     v: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
+    spans: Tensor | None = None,
     *,
     lacks: str = "",
     like: str = "query",
@@ -65,7 +71,20 @@ def check_inputs(
             raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
     lengths = _check_lengths(lengths, query, keys)
     mask = _check_mask(mask, query, keys, one_step)
-    return Inputs(query, keys, values, v, lengths, mask, one_step)
+    spans = check_spans(spans, query, one_step)
+    return Inputs(query, keys, values, v, lengths, mask, spans, one_step)
+
+
+def limits_of(lengths: Tensor | None, spans: Tensor | None, source: int) -> Tensor | None:
+    """The ops' third form of lengths, spans ``[B, T, 2]`` that end where the lengths do; what is out of range stays so, for them to see."""
+    if spans is None:
+        return lengths
+    if lengths is None:
+        return spans
+    first, last = spans.unbind(-1)
+    lengths = (lengths if lengths.dim() == 2 else lengths.unsqueeze(-1)).expand_as(last)
+    longer = torch.maximum(last, lengths)
+    return torch.stack([first, torch.where(longer > source, longer, torch.minimum(last, lengths))], -1)
 
 
 def _check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> None:
@@ -97,6 +116,26 @@ def _check_lengths(lengths: Tensor | None, query: Tensor, keys: Tensor) -> Tenso
     if list(lengths.shape) not in ([batch], [batch, steps]):
         raise ValueError(f"lengths must be [B] = [{batch}] or, per query, [B, T] = [{batch}, {steps}]; got {_shape(lengths)}")
     return lengths.to(torch.int64)
+
+
+def check_spans(spans: Tensor | None, query: Tensor, one_step: bool) -> Tensor | None:
+    """Spans as int64 ``[B, T, 2]``, for a query that has its dimension T."""
+    if spans is None:
+        return None
+    if not isinstance(spans, Tensor):
+        raise TypeError(f"spans must be a torch.Tensor of integers; got {type(spans).__name__}")
+    if spans.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"spans must be int64 or int32; got {spans.dtype}")
+    if spans.device != query.device:
+        raise ValueError(f"spans must be on the device of query, {query.device}; got {spans.device}")
+    given = spans
+    if one_step and spans.dim() == 2:
+        spans = spans.unsqueeze(1)
+    batch, steps = query.shape[0], query.shape[-2]
+    if list(spans.shape) != [batch, steps, 2]:
+        wanted = f"[B, 2] = [{batch}, 2] for one step" if one_step else f"[B, T, 2] = [{batch}, {steps}, 2]"
+        raise ValueError(f"spans must be {wanted}; got {_shape(given)}")
+    return spans.to(torch.int64)
 
 
 def _check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool) -> Tensor | None:

@@ -20,6 +20,7 @@ def additive_attention(
     *,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
+    spans: Tensor | None = None,
     need_weights: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +36,10 @@ def additive_attention(
         v: ``[A]`` or ``[H, A]``.
         lengths: how many source positions are visible, in ``[0, S]``: integers ``[B]``, or ``[B, T]`` per query.
         mask: boolean, True where a query attends; broadcastable to ``[B, T, S]`` (``[B, S]`` for one step; with heads also
-            ``[B, H, T, S]``). With ``lengths``, a position must be visible by both.
+            ``[B, H, T, S]``).
+        spans: the window of the source that each query sees, positions ``first <= s < last``: integers ``[B, T, 2]`` in ``[0, S]``
+            (``[B, 2]`` for one step), for all heads. The work follows the windows. Where ``first >= last`` nothing is seen. With
+            ``lengths`` or ``mask`` too, a position must be visible by all.
         need_weights: also return the weights; a gradient may come back through them.
         backend: ``"auto"``, ``"cpu"`` (compiled kernels) or ``"reference"`` (plain torch). A named backend never falls back.
 
@@ -45,16 +49,16 @@ def additive_attention(
 
     Raises:
         TypeError: dtypes that are mixed or not supported. ValueError: ranks, sizes or devices that do not go together, an unknown
-        backend. RuntimeError: lengths outside ``[0, S]``, a backend that cannot serve the call, a second derivative.
+        backend. RuntimeError: lengths or spans outside ``[0, S]``, a backend that cannot serve the call, a second derivative.
     """
-    inputs = check_inputs(query, keys, values, v, lengths, mask)
+    inputs = check_inputs(query, keys, values, v, lengths, mask, spans)
     if pick_backend(backend, query) == "reference":
         context, weights = reference.additive_attention(
-            inputs.query, keys, values, v, lengths=inputs.lengths, mask=inputs.mask, need_weights=True
+            inputs.query, keys, values, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans, need_weights=True
         )
         assert weights is not None
     else:
-        context, weights = torch.ops.onepass.additive_forward(inputs.query, keys, values, v, inputs.lengths, inputs.mask)
+        context, weights = torch.ops.onepass.additive_forward(inputs.query, keys, values, v, inputs.limits(), inputs.mask)
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
 
 
@@ -65,6 +69,7 @@ def additive_scores(
     *,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
+    spans: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The raw scores ``v . tanh(query[t] + keys[s])``, for pointer networks and normalisers other than softmax.
@@ -75,11 +80,11 @@ def additive_scores(
     Returns:
         ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible.
     """
-    inputs = check_inputs(query, keys, None, v, lengths, mask, lacks="values")
+    inputs = check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values")
     if pick_backend(backend, query) == "reference":
-        scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask)
+        scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans)
     else:
-        scores = torch.ops.onepass.additive_scores(inputs.query, keys, v, inputs.lengths, inputs.mask)
+        scores = torch.ops.onepass.additive_scores(inputs.query, keys, v, inputs.limits(), inputs.mask)
     return inputs.output(scores)
 
 
@@ -91,6 +96,7 @@ def multiplicative_attention(
     scale: float = 1.0,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
+    spans: Tensor | None = None,
     need_weights: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
@@ -99,15 +105,22 @@ def multiplicative_attention(
     Luong, Pham and Manning 2015 (arXiv:1508.04025), equations 7 and 8, *dot*; for *general* project the query (or the keys) first.
     ``scale = A ** -0.5`` gives the scaled dot product. Arguments, results and errors as in :func:`additive_attention`, without ``v``.
     """
-    inputs = check_inputs(query, keys, values, None, lengths, mask, lacks="v")
+    inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
     if pick_backend(backend, query) == "reference":
         context, weights = reference.multiplicative_attention(
-            inputs.query, keys, values, scale=scale, lengths=inputs.lengths, mask=inputs.mask, need_weights=need_weights
+            inputs.query,
+            keys,
+            values,
+            scale=scale,
+            lengths=inputs.lengths,
+            mask=inputs.mask,
+            spans=inputs.spans,
+            need_weights=need_weights,
         )
     else:
         keep = need_weights or _weights_are_small(inputs.query, keys, values)
         context, weights, _ = torch.ops.onepass.multiplicative_forward(
-            inputs.query, keys, values, scale, inputs.lengths, inputs.mask, keep
+            inputs.query, keys, values, scale, inputs.limits(), inputs.mask, keep
         )
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights and weights is not None else None
 

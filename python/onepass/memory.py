@@ -5,8 +5,8 @@ the additive family exponentiates the keys. Under autograd a step's backward com
 rest (its query and weights, and the gradients of its scores and its context) with the memory; when the last step of a backward is
 done, the gradients of keys, values and ``v`` follow from all steps at once.
 
-Two nodes of the graph do it: :class:`_Root`, made with the memory, and one :class:`_Step` per call, which depends on the root
-through an empty tensor and so runs before it.
+Two kinds of nodes do it: :class:`_Root`, made with the memory, and one :class:`_Step` (or :class:`_Context`, for weights that are given)
+per call, which depends on the root through an empty tensor and so runs before it.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from onepass import reference
 from onepass._backends import pick_backend
-from onepass._validate import check_inputs
+from onepass._validate import check_inputs, check_spans, limits_of
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -110,34 +110,62 @@ class AttentionMemory:
             root = _Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
 
-    def attend(self, query: Tensor, need_weights: bool = False) -> Result:
+    def attend(self, query: Tensor, need_weights: bool = False, *, spans: Tensor | None = None) -> Result:
         """Context and weights of one query per source, or of several (beams, or all steps at once).
 
         Args:
             query: ``[B, A]`` or ``[B, K, A]``, with heads ``[B, H, A]`` or ``[B, H, K, A]``; projected already, of the keys' dtype.
             need_weights: also return the weights; a gradient may come back through them.
+            spans: the window of the source that each query sees, as in :func:`onepass.additive_attention`: integers ``[B, 2]``, or
+                ``[B, K, 2]`` for ``K`` queries, for all heads. What the memory hides stays hidden.
 
         Returns:
             ``(context, weights)``: ``[B, D]`` and ``[B, S]`` or None; with ``K`` queries ``[B, K, D]`` and ``[B, K, S]``.
 
         Raises:
-            TypeError, ValueError: a query of another dtype, device or size. RuntimeError: another grad mode than the memory's.
+            TypeError, ValueError: a query or spans of another dtype, device or size. RuntimeError: another grad mode than the memory's,
+            spans outside ``[0, S]``.
         """
         self._check(query)
-        if torch.is_grad_enabled() != self._with_grad:
-            raise RuntimeError(
-                f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
-                f"with them {'disabled' if self._with_grad else 'enabled'}: make it in the mode of its steps"
-            )
-        if self._backend == "reference" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            context, weights = self._undeferred(query)
+        self._check_mode()
+        if spans is not None:
+            spans = self._spans(spans, query)
+        if self._undefers():
+            context, weights = self._undeferred(query, spans)
         elif self._with_grad and (self._root is not None or query.requires_grad):
-            context, weights = _step(query, self._root, self)
+            context, weights = _step(query, self._root, self, spans)
         else:
-            context, weights = self._forward(query)
+            context, weights = self._forward(query, spans)
         if not need_weights:
             return context, None
         return context, weights if weights.dtype == query.dtype else weights.to(query.dtype)
+
+    def context(self, weights: Tensor, *, spans: Tensor | None = None) -> Tensor:
+        """The context of given weights, ``sum_s weights[s] values[s]`` over the visible positions: for weights that are changed after the
+        softmax, by dropout or by the Gaussian of Luong's *local-p*.
+
+        Args:
+            weights: ``[B, S]`` or ``[B, K, S]``, with heads ``[B, H, S]`` or ``[B, H, K, S]``, of the keys' dtype. Where a position is
+                not visible, weights and values are not read, and the gradient of the weights is exactly 0.
+            spans: as in :meth:`attend`.
+
+        Returns:
+            ``[B, D]`` or ``[B, K, D]``, with heads ``[B, H, D]`` or ``[B, H, K, D]``. The gradient of the values is deferred as
+            :meth:`attend`'s is.
+
+        Raises:
+            As :meth:`attend`.
+        """
+        self._check_weights(weights)
+        self._check_mode()
+        if spans is not None:
+            spans = self._spans(spans, weights)
+        if self._undefers():
+            return self._undeferred_context(weights, spans)
+        if self._with_grad and (self._root is not None or weights.requires_grad):
+            context: Tensor = _context(weights, self._root, self, spans)
+            return context
+        return self._forward_context(weights, spans)
 
     def select(self, rows: Tensor) -> "AttentionMemory":
         """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``; nothing is prepared again."""
@@ -182,24 +210,75 @@ class AttentionMemory:
             f"got {list(sizes)}"
         )
 
+    def _check_weights(self, weights: Tensor) -> None:
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"weights must be a torch.Tensor; got {type(weights).__name__}")
+        if weights.dtype != self.keys.dtype:
+            raise TypeError(f"weights must have the dtype of the memory's keys, {self.keys.dtype}; got {weights.dtype}")
+        if weights.device != self.keys.device:
+            raise ValueError(f"weights must be on the device of the memory, {self.keys.device}; got {weights.device}")
+        lead, source, sizes = list(self.keys.shape[:-2]), self.keys.shape[-2], list(weights.shape)
+        several = len(sizes) == self.keys.dim() and sizes[:-2] == lead and sizes[-1] == source
+        if not several and sizes != [*lead, source]:
+            raise ValueError(
+                f"weights must be {[*lead, source]}, or {lead} x K x [{source}] for K queries, to go with this memory; got {sizes}"
+            )
+
+    def _check_mode(self) -> None:
+        if torch.is_grad_enabled() != self._with_grad:
+            raise RuntimeError(
+                f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
+                f"with them {'disabled' if self._with_grad else 'enabled'}: make it in the mode of its steps"
+            )
+
+    def _check_versions(self) -> None:
+        if self._versions_now() != self._versions:
+            raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
+
+    def _undefers(self) -> bool:
+        """Whether a call's gradients are computed by itself, not deferred."""
+        compiling = torch.compiler.is_compiling()
+        return self._backend == "reference" or compiling or torch._C._are_functorch_transforms_active()
+
+    def _spans(self, spans: Tensor, rows: Tensor) -> Tensor | None:
+        """Spans of a query or its weights, ended by the memory's lengths: what the ops take in the place of these."""
+        one_step = rows.dim() < self.keys.dim()
+        checked = check_spans(spans, rows.unsqueeze(-2) if one_step else rows, one_step)
+        return limits_of(self.lengths, checked, self.keys.shape[-2])
+
+    def _leave(self, *tensors: Tensor | None) -> None:
+        """What a call's backward has for the root, if this backward comes to it."""
+        root = None if self._root is None else self._root.grad_fn
+        if root is not None and self._deposits is not None and torch._C._will_engine_execute_node(root):
+            self._deposits.leave(*tensors)
+
     def _versions_now(self) -> list[int]:
         return [tensor._version for tensor in (self.keys, self.values, self.v, self.lengths, self.mask) if tensor is not None]
 
-    def _forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
+        limits = self.lengths if spans is None else spans
         with torch._C._AutoDispatchBelowAutograd():
             if self._prepared is None:
                 context, weights = torch.ops.onepass.multiplicative_step.default(
-                    query, self._step_keys, self._step_values, self.scale, self.lengths, self.mask
+                    query, self._step_keys, self._step_values, self.scale, limits, self.mask
                 )
             else:
                 context, weights = torch.ops.onepass.additive_step.default(
-                    query, self._step_keys, self._step_values, self.v, *self._prepared, self.lengths, self.mask
+                    query, self._step_keys, self._step_values, self.v, *self._prepared, limits, self.mask
                 )
         return context, weights
 
-    def _undeferred(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_context(self, weights: Tensor, spans: Tensor | None) -> Tensor:
+        """The op of :meth:`context`, past autograd."""
+        limits = self.lengths if spans is None else spans
+        with torch._C._AutoDispatchBelowAutograd():
+            context: Tensor = torch.ops.onepass.weighted_values.default(weights, self._step_values, limits, self.mask)
+        return context
+
+    def _undeferred(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
+        limits = self.lengths if spans is None else spans
         keys, values = self.keys, self.values
         if self.dtype is not None:
             values = values.to(self.dtype)
@@ -207,17 +286,29 @@ class AttentionMemory:
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
-            context, weights = torch.ops.onepass.additive_step(query, keys, values, self.v, *self._prepared, self.lengths, self.mask)
+            context, weights = torch.ops.onepass.additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
         elif self._backend != "reference":
-            context, weights = torch.ops.onepass.multiplicative_step(query, keys, values, self.scale, self.lengths, self.mask)
+            context, weights = torch.ops.onepass.multiplicative_step(query, keys, values, self.scale, limits, self.mask)
         else:
-            context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype))
+            context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype), spans)
         return context, weights
 
-    def _by_reference(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _undeferred_context(self, weights: Tensor, spans: Tensor | None) -> Tensor:
+        values = self.values if self.dtype is None else self.values.to(self.dtype)
+        if self._backend != "reference":
+            limits = self.lengths if spans is None else spans
+            context: Tensor = torch.ops.onepass.weighted_values(weights, values, limits, self.mask)
+            return context
+        one_step = weights.dim() < values.dim()
+        rows = weights.unsqueeze(-2) if one_step else weights
+        visible = reference.visible_positions(self.keys, rows.shape[-2], self.lengths, self.mask, spans)
+        context = reference.weighted_values(rows, values.to(rows.dtype), visible)
+        return context.squeeze(-2) if one_step else context
+
+    def _by_reference(self, query: Tensor, keys: Tensor, values: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         one_step = query.dim() < keys.dim()
         queries = query.unsqueeze(-2) if one_step else query
-        options: dict[str, Any] = {"lengths": self.lengths, "mask": self.mask, "need_weights": True}
+        options: dict[str, Any] = {"lengths": self.lengths, "mask": self.mask, "spans": spans, "need_weights": True}
         if self.v is None:
             context, weights = reference.multiplicative_attention(queries, keys, values, scale=self.scale, **options)
         else:
@@ -283,26 +374,38 @@ class _Root(torch.autograd.Function):
         if not steps:
             return None, None, None, None
         wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
-        queries, scores, weights, contexts = (list(parts) for parts in zip(*steps, strict=True))
+        asked = [step[:3] for step in steps if step[0] is not None]  # queries, gradients of scores
+        summed = [step[2:] for step in steps if step[4] is not None]  # weights, gradients of contexts
         del steps
-        lengths, mask, rank = deposits.lengths, deposits.mask, keys.dim()
+        mask, rank = deposits.mask, keys.dim()
         grad_keys = grad_values = grad_v = None
-        if wants_keys or wants_v:
+        if asked and (wants_keys or wants_v):
+            queries, scores, spans = (list(parts) for parts in zip(*asked, strict=True))
+            del asked
+            limits = _limits(deposits.lengths, spans, queries, keys)
             query, grad_scores = _side_by_side(queries, rank), _side_by_side(scores, rank)
             if v is None:
-                grad_keys = torch.ops.onepass.source_sums(grad_scores, query, lengths, mask)
+                grad_keys = torch.ops.onepass.source_sums(grad_scores, query, limits, mask)
             else:
-                _, grad_keys, grad_v = torch.ops.onepass.additive_scores_backward(grad_scores, query, keys, v, lengths, mask)
+                _, grad_keys, grad_v = torch.ops.onepass.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
             del query, grad_scores
-        if wants_values:
-            through = [i for i, grad in enumerate(contexts) if grad is not None]
-            some_weights, some_contexts = [weights[i] for i in through], [contexts[i] for i in through]
-            del weights, contexts
-            if through:
-                grad_values = torch.ops.onepass.source_sums(
-                    _side_by_side(some_weights, rank), _side_by_side(some_contexts, rank), lengths, mask
-                )
+        if summed and wants_values:
+            spans, weights, contexts = (list(parts) for parts in zip(*summed, strict=True))
+            del summed
+            limits = _limits(deposits.lengths, spans, weights, keys)
+            grad_values = torch.ops.onepass.source_sums(_side_by_side(weights, rank), _side_by_side(contexts, rank), limits, mask)
         return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
+
+
+def _limits(lengths: Tensor | None, spans: list[Any], rows: list[Any], keys: Tensor) -> Tensor | None:
+    """What the queries of all steps see, side by side: the spans of each, or the memory's lengths if none has any."""
+    if all(span is None for span in spans):
+        return lengths
+    batch, source, rank = keys.shape[0], keys.shape[-2], keys.dim()
+    ends = keys.new_full((batch,), source, dtype=torch.int64) if lengths is None else lengths
+    whole = torch.stack([torch.zeros_like(ends), ends], -1).unsqueeze(1)  # of a query without spans
+    steps = zip(spans, rows, strict=True)
+    return torch.cat([whole.expand(-1, row.shape[-2] if row.dim() == rank else 1, -1) if span is None else span for span, row in steps], 1)
 
 
 def _side_by_side(steps: list[Tensor], rank: int) -> Tensor:
@@ -320,35 +423,62 @@ class _Step(torch.autograd.Function):
     """One call of :meth:`AttentionMemory.attend`: gives the query its gradient and leaves the rest with the memory."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, root: Tensor | None, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
-        context, weights = memory._forward(query)
+    def forward(
+        ctx: Any, query: Tensor, root: Tensor | None, memory: AttentionMemory, spans: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        context, weights = memory._forward(query, spans)
         ctx.memory = memory
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, weights)
+        ctx.save_for_backward(query, weights, spans)
         return context, weights
 
     @staticmethod
-    def backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, None, None]:
-        query, weights = ctx.saved_tensors
+    def backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        query, weights, spans = ctx.saved_tensors
         if grad_context is None and grad_weights is None:
-            return None, None, None
+            return None, None, None, None
         memory: AttentionMemory = ctx.memory
-        if memory._versions_now() != memory._versions:
-            raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
+        memory._check_versions()
+        limits = memory.lengths if spans is None else spans
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
             grad_query, grad_scores = torch.ops.onepass.multiplicative_step_backward(
-                grad_context, grad_weights, query, keys, values, memory.scale, weights, memory.lengths, memory.mask
+                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask
             )
         else:
             grad_query, grad_scores = torch.ops.onepass.additive_step_backward(
-                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, memory.lengths, memory.mask
+                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask
             )
-        root = None if memory._root is None else memory._root.grad_fn
-        if root is not None and memory._deposits is not None and torch._C._will_engine_execute_node(root):
-            memory._deposits.leave(query, grad_scores, weights, grad_context)
-        return grad_query, None, None
+        memory._leave(query, grad_scores, spans, weights, grad_context)
+        return grad_query, None, None, None
+
+
+class _Context(torch.autograd.Function):
+    """One call of :meth:`AttentionMemory.context`: gives the weights their gradient and leaves the rest with the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, root: Tensor | None, memory: AttentionMemory, spans: Tensor | None) -> Tensor:
+        ctx.memory = memory
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weights, spans)
+        return memory._forward_context(weights, spans)
+
+    @staticmethod
+    def backward(ctx: Any, grad_context: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        weights, spans = ctx.saved_tensors
+        if grad_context is None:
+            return None, None, None, None
+        memory: AttentionMemory = ctx.memory
+        memory._check_versions()
+        limits = memory.lengths if spans is None else spans
+        grad_weights = None
+        if ctx.needs_input_grad[0]:
+            grad_weights = torch.ops.onepass.weighted_values_backward(grad_context, memory._step_values, limits, memory.mask)
+        wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
+        memory._leave(None, None, spans, wide, grad_context)
+        return grad_weights, None, None, None
 
 
 # Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.
 _step: Any = super(torch.autograd.Function, _Step).apply
+_context: Any = super(torch.autograd.Function, _Context).apply

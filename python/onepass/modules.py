@@ -44,6 +44,7 @@ class _Attention(nn.Module):
         values: Tensor,
         lengths: Tensor | None,
         mask: Tensor | None,
+        spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
@@ -55,6 +56,7 @@ class _Attention(nn.Module):
         values: Tensor,
         lengths: Tensor | None,
         mask: Tensor | None,
+        spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         if values.shape[-1] % self.num_heads:
@@ -63,18 +65,19 @@ class _Attention(nn.Module):
         if one_step:
             query = query.unsqueeze(1)
             mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 2 else mask
+            spans = spans.unsqueeze(1) if isinstance(spans, Tensor) and spans.dim() == 2 else spans
         query, keys, values = self._split(query), self._split(keys), self._split(values.to(query.dtype))
         if self.dropout > 0.0 and self.training:
             # A call without value columns gives the weights alone; padding is cleared, since 0 * NaN is NaN in a plain product.
-            _, weights = self._function(query, keys, values[..., :0], lengths, mask, True)
+            _, weights = self._function(query, keys, values[..., :0], lengths, mask, spans, True)
             assert weights is not None
             if mask is not None and mask.dim() == 3 and self.num_heads > 1:
                 mask = mask.unsqueeze(1)
-            visible = reference.visible_positions(keys, query.shape[-2], lengths, mask)
+            visible = reference.visible_positions(keys, query.shape[-2], lengths, mask, spans)
             weights = nn.functional.dropout(weights, self.dropout)
             context = weights @ reference.without_unseen(values, visible)
         else:
-            context, weights = self._function(query, keys, values, lengths, mask, need_weights)
+            context, weights = self._function(query, keys, values, lengths, mask, spans, need_weights)
         context = self._join(context)
         if one_step:
             context, weights = context.squeeze(1), None if weights is None else weights.squeeze(-2)
@@ -86,6 +89,7 @@ class _Attention(nn.Module):
         query: Tensor,
         memory: AttentionMemory,
         others: tuple[Tensor | None, ...],
+        spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`_attend`, over a memory."""
@@ -96,14 +100,12 @@ class _Attention(nn.Module):
             query = query.view(*query.shape[:-1], self.num_heads, query.shape[-1] // self.num_heads)  # [B, (K,) H, A]
             query = query if one_step else query.transpose(1, 2)
         if self.dropout > 0.0 and self.training:
-            _, weights = memory.attend(query, need_weights=True)
+            _, weights = memory.attend(query, need_weights=True, spans=spans)
             assert weights is not None
             weights = nn.functional.dropout(weights, self.dropout)
-            visible = reference.visible_positions(memory.keys, 1, memory.lengths, memory.mask)
-            values = reference.without_unseen(memory.values, visible)
-            context = (weights.unsqueeze(-2) @ values).squeeze(-2) if one_step else weights @ values
+            context = memory.context(weights, spans=spans)
         else:
-            context, weights = memory.attend(query, need_weights)
+            context, weights = memory.attend(query, need_weights, spans=spans)
         if self.num_heads > 1:
             context = context.flatten(1) if one_step else self._join(context)
         return context, weights if need_weights else None
@@ -161,20 +163,22 @@ class AdditiveAttention(_Attention):
         *,
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
+        spans: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from ``query`` (``[B, T, query_dim]`` or ``[B, query_dim]``) over ``memory``: encoder states ``[B, S, key_dim]``, or
         what :meth:`memory` made of them.
 
-        ``values`` (``[B, S, D]``) default to ``memory``; ``lengths``, ``mask`` and errors as in :func:`onepass.additive_attention`.
+        ``values`` (``[B, S, D]``) default to ``memory``; ``lengths``, ``mask``, ``spans`` and errors as in
+        :func:`onepass.additive_attention`. Beside what :meth:`memory` made, ``spans`` alone may be given: they are the query's.
         Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
         """
         if isinstance(memory, AttentionMemory):
             if memory.v is None:
                 raise ValueError("an additive layer takes a memory of its own; got one of multiplicative attention")
-            return self._attend_memory(self.query_layer(query), memory, (values, lengths, mask), need_weights)
+            return self._attend_memory(self.query_layer(query), memory, (values, lengths, mask), spans, need_weights)
         keys = self.key_layer(memory)
-        return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, need_weights)
+        return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
 
     def _function(
         self,
@@ -183,10 +187,11 @@ class AdditiveAttention(_Attention):
         values: Tensor,
         lengths: Tensor | None,
         mask: Tensor | None,
+        spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         return functional.additive_attention(
-            query, keys, values, self._weighting(query.dtype), lengths=lengths, mask=mask, need_weights=need_weights
+            query, keys, values, self._weighting(query.dtype), lengths=lengths, mask=mask, spans=spans, need_weights=need_weights
         )
 
     def _weighting(self, dtype: torch.dtype) -> Tensor:
@@ -207,8 +212,7 @@ class AdditiveAttention(_Attention):
     ) -> AttentionMemory:
         """``memory`` (``[B, S, key_dim]``) projected and prepared once, for ``attention(query, memory)`` step by step.
 
-        ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`. With
-        dropout in training the gradient of the values is not deferred.
+        ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`.
         """
         keys = self._split(self.key_layer(memory))
         values = self._split((memory if values is None else values).to(keys.dtype))
@@ -259,6 +263,7 @@ class MultiplicativeAttention(_Attention):
         *,
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
+        spans: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`AdditiveAttention.forward`."""
@@ -267,9 +272,9 @@ class MultiplicativeAttention(_Attention):
         if isinstance(memory, AttentionMemory):
             if memory.v is not None:
                 raise ValueError("a multiplicative layer takes a memory of its own; got one of additive attention")
-            return self._attend_memory(query, memory, (values, lengths, mask), need_weights)
+            return self._attend_memory(query, memory, (values, lengths, mask), spans, need_weights)
         keys = memory.to(query.dtype)
-        return self._attend(query, keys, keys if values is None else values, lengths, mask, need_weights)
+        return self._attend(query, keys, keys if values is None else values, lengths, mask, spans, need_weights)
 
     def _function(
         self,
@@ -278,10 +283,11 @@ class MultiplicativeAttention(_Attention):
         values: Tensor,
         lengths: Tensor | None,
         mask: Tensor | None,
+        spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         return functional.multiplicative_attention(
-            query, keys, values, scale=self.scale, lengths=lengths, mask=mask, need_weights=need_weights
+            query, keys, values, scale=self.scale, lengths=lengths, mask=mask, spans=spans, need_weights=need_weights
         )
 
     def memory(

@@ -56,12 +56,22 @@ bool finite(const Tensor& x, const Shape& s, int64_t N, int64_t W) {
 bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, float scale) {
   Buffers b;
   const Dtype sum = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  std::vector<int64_t> lengths;
+  std::vector<int64_t> lengths, firsts;
   std::vector<uint8_t> mask;
   Visibility v;
   if (visibility & 1) {
     for (int64_t i = 0; i < s.B * s.T; ++i) lengths.push_back((i * 5) % (s.S + 1));
     v.lengths = lengths.data();
+    v.lengths_batch = s.T;
+    v.lengths_step = 1;
+  }
+  if (visibility & 4) {  // spans: empty, moving, jumping
+    for (int64_t i = 0; i < s.B * s.T; ++i) {
+      firsts.push_back((i * 3 + (i % 5 == 4 ? 7 : 0)) % (s.S + 1));
+      if (!(visibility & 1)) lengths.push_back(i % 7 == 6 ? 0 : (firsts.back() + 4) % (s.S + 1));
+    }
+    v.lengths = lengths.data();
+    v.firsts = firsts.data();
     v.lengths_batch = s.T;
     v.lengths_step = 1;
   }
@@ -102,7 +112,11 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
 
   // Steps over a memory, which all queries see alike; its exponentials in either width.
   const int64_t stride = (s.A + 15) / 16 * 16;
-  v.lengths_step = v.mask_step = 0;
+  v.mask_step = 0;
+  Visibility own = v;  // the memory's: without spans
+  own.firsts = nullptr;
+  own.lengths_step = 0;
+  if (v.firsts == nullptr) v = own;
   for (const Dtype kept : {sum, Dtype::bf16}) {
     if (dtype == Dtype::f64 && kept == Dtype::bf16) continue;
     const Tensor rows = b.tensor(s.B, s.H, s.S, s.D, kept == Dtype::bf16 ? kept : dtype);
@@ -110,13 +124,17 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
     memory.weighting.head = 3 * stride + 8;
     Shape one = s;
     one.T = 1;
-    kernels.additive_prepare({one, keys, vector, v, memory}, serial);
+    kernels.additive_prepare({one, keys, vector, visibility & 4 ? Visibility{} : own, memory}, serial);
     kernels.additive_forward({s, query, keys, rows, vector, memory, v, context, weights}, serial);
     kernels.additive_step_backward({s, 1.0, query, keys, rows, memory, v, weights, grad_context, grad_weights, grad_query, scratch}, serial);
     ok = ok && all_finite();
     kernels.multiplicative_forward({s, 0.5, query, keys, rows, v, context, weights, {}}, serial);
     kernels.multiplicative_step_backward({s, 0.5, query, keys, rows, {}, v, weights, grad_context, {}, grad_query, scratch}, serial);
     kernels.source_sums({s, v, weights, grad_context, grad_values}, serial);
+    const Tensor given = b.tensor(s.B, s.H, s.T, s.S, dtype);
+    kernels.weighted_values({s, given, rows, v, context}, serial);
+    kernels.weighted_values_backward({s, given, rows, v, grad_context}, serial);
+    ok = ok && all_finite();
     ok = ok && all_finite();
   }
   return ok;
@@ -136,7 +154,7 @@ int main() {
   for (int isa = 0; isa <= static_cast<int>(best_isa()); ++isa)
     for (const Shape& shape : shapes)
       for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16})
-        for (const int visibility : {0, 1, 2, 3})
+        for (const int visibility : {0, 1, 2, 3, 4, 7})
           for (const float scale : {0.001f, 1.f, 20.f, 1000.f}) {
             if (!run(*tables[isa], shape, dtype, visibility, scale)) {
               std::printf("not finite: %s, dtype %d, visibility %d, scale %g, B %ld H %ld T %ld S %ld A %ld D %ld\n", isa_names[isa],
