@@ -478,9 +478,10 @@ def test_an_unknown_symbol_in_the_validation_data(tmp_path: Path, example: Examp
 
 
 COPY: dict[str, dict[str, Any]] = {
-    "bahdanau": {"decoder": "bahdanau", "attention_dim": 24},
-    "luong": {"decoder": "luong"},
+    "bahdanau": {"decoder": "bahdanau", "encoder_dim": 24, "decoder_dim": 48, "attention_dim": 24},
+    "luong": {"decoder": "luong", "encoder_dim": 32, "decoder_dim": 64},
 }
+COPY_RATES = {"bahdanau": 0.01, "luong": 0.004}  # at 0.01 the second is not reliably below 1 %
 
 
 @pytest.mark.parametrize("decoder", COPY)
@@ -488,8 +489,8 @@ def test_copying_is_learnt(tmp_path: Path, decoder: str) -> None:
     """Fresh random sequences of 8 symbols, none of the held-out ones among those it learnt from: below 1 % of the symbols are wrong."""
     every = examples(4300, 5, longest=8, shortest=3, symbols="abcdefgh")
     data = Splits(every[:4000], every[4000:4100], every[4100:])
-    model = {"embedding_dim": 16, "encoder_dim": 24, "decoder_dim": 48, **COPY[decoder]}
-    update = {"steps": 600, "batch_size": 32, "validate_every": 300, "warmup": 50, "learning_rate": 0.01}
+    model = {"embedding_dim": 16, **COPY[decoder]}
+    update = {"steps": 600, "batch_size": 32, "validate_every": 300, "warmup": 50, "learning_rate": COPY_RATES[decoder]}
     Run.start(config_from_dict({"model": model, "training": update}, ""), data, tmp_path).train()
     decoded = System.load(tmp_path / MODEL).decode([example.source for example in data.test])
     rates = error_rates(data.test, [hypotheses[0].symbols for hypotheses in decoded])
