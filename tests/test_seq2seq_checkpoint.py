@@ -27,6 +27,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "luong": {"decoder": "luong", "cell": "lstm"},
     "luong-dot": {"decoder": "luong", "score": "dot", "decoder_dim": 10},
     "luong-concat": {"decoder": "luong", "score": "concat", "attention_dim": 4, "input_feeding": False},
+    "local-m": {"decoder": "luong", "score": "dot", "decoder_dim": 10, "window": "local-m", "half_width": 2},
+    "local-p": {"decoder": "luong", "window": "local-p", "half_width": 2, "input_feeding": False},
 }
 SOURCES = [tuple(text) for text in ("abc", "d", "abcdabcd", "ba", "c", "dcba", "bbbbb", "ad")]
 
@@ -300,3 +302,16 @@ def test_a_file_of_safetensors_is_one_for_others_too(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "copy")
     with pytest.raises(DataError, match="the metadata lack their description"):
         System.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["5", "[1]", '{"format": 1, "config": [], "source": [], "target": []}',
+     '{"format": 1, "config": {"model": {"later": 1}}, "source": [], "target": []}'],
+)  # fmt: skip
+def test_a_description_that_is_none(tmp_path: Path, metadata: str) -> None:
+    """The last is one of a later version: the message names the file too."""
+    (tmp_path / "x").write_bytes(save({"a": torch.ones(1)}, {"onepass": metadata}))
+    with pytest.raises(DataError) as error:
+        System.load(tmp_path / "x")
+    assert str(tmp_path / "x") in str(error.value)

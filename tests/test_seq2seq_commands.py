@@ -531,3 +531,49 @@ def test_processes(trained: Path) -> None:
     done = run("decode", str(trained), content=b"ab\nax\n")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == "error: standard input:2: unknown symbol 'x' in \"ax\"; known are 'a', 'b', 'c', 'd'\n"
+
+
+def test_a_stopped_run_says_so_again(task: Path, command: Command) -> None:
+    settings = ("--set", "training.patience=1", "--set", "training.learning_rate=1e-30")
+    run = task.parent / "run"
+    assert "stopped early" in command("train", task, "--output", run, *settings)[2]
+    assert "stopped early" in command("train", task, "--output", run, *settings, "--resume")[2]
+
+
+def test_a_resumed_run_does_not_repeat_old_lines(task: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a validation comes with the loss of its own step."""
+    run, update = task.parent / "run", Run._update
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_update", lambda self, batch: (update(self, batch), self.progress.step == 6 and signal.raise_signal(2))[0])
+        assert command("train", task, "--output", run)[0] == 130
+    assert "step 5 of" not in command("train", task, "--output", run, "--resume")[2]
+
+
+def test_symbols_that_look_like_mathematics(tmp_path: Path, command: Command, stdin: Any) -> None:
+    path = write_task(tmp_path)
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.tsv").write_text("$\\frac$ b\t$x_$ y\n")
+    run = tmp_path / "run"
+    assert command("train", path, "--output", run, "--set", "data.source=words", "--set", "training.steps=1")[0] == 0
+    stdin(b"$\\frac$ b\n")
+    assert command("decode", run, "--alignments", tmp_path / "pictures")[0] == 0
+
+
+def test_a_picture_of_another_kind(trained: Path, command: Command, tmp_path: Path) -> None:
+    status, _, error = command("evaluate", trained, "--picture", tmp_path / "a.xyz")
+    assert status in (0, 2), error
+
+
+def test_figures_into_a_folder(trained: Path, command: Command, tmp_path: Path) -> None:
+    """Said before anything is decoded, about the path that was given."""
+    outcome = command("evaluate", trained, "--json", tmp_path)
+    assert_error(outcome, f"{tmp_path}")
+    assert ".part" not in outcome[2]
+
+
+def test_the_file_of_an_unknown_symbol(trained: Path, command: Command, task: Path, tmp_path: Path) -> None:
+    """Where to look for it."""
+    (tmp_path / "pairs.tsv").write_text("ab\tA1\nxb\tA1\n")
+    assert_error(command("evaluate", trained, "--data", tmp_path / "pairs.tsv"), str(tmp_path / "pairs.tsv"), "'x'")
+    (task.parent / "validation.tsv").write_text("abz\tA1\n")
+    assert_error(command("train", task, "--output", tmp_path / "run"), "validation", "'z'")

@@ -35,6 +35,7 @@ LENGTHS = (5, 1, 7, 3)
 either_way = pytest.mark.parametrize("way", [by_steps, at_once])
 WITH_WEIGHTS = [name for name in DECODERS if "plain" not in name]
 
+
 @each_decoder
 def test_teacher_forcing_is_steps(kind: str) -> None:
     """All steps in one call give what single steps give, without gradients too."""

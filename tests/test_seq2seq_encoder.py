@@ -108,9 +108,7 @@ def test_lengths_out_of_range(lengths: tuple[int, int]) -> None:
         make_encoder()(torch.full((2, 4), 3), torch.tensor(lengths))
 
 
-@pytest.mark.parametrize(
-    ("source", "lengths"), [((4,), (1,)), ((2, 4, 1), (2,)), ((2, 4), (3,)), ((2, 4), (2, 1)), ((2, 4), ())], ids=str
-)
+@pytest.mark.parametrize(("source", "lengths"), [((4,), (1,)), ((2, 4, 1), (2,)), ((2, 4), (3,)), ((2, 4), (2, 1)), ((2, 4), ())], ids=str)
 def test_wrong_shapes(source: tuple[int, ...], lengths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"source|lengths"):
         make_encoder()(torch.full(source, 3), torch.ones(lengths, dtype=torch.int64))

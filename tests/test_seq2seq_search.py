@@ -26,6 +26,8 @@ from onepass.seq2seq.data import BOS, EOS, PAD
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 LENGTHS = (4, 1, 6, 3)
+
+
 @pytest.mark.parametrize(("kind", "penalty"), SEARCHES)
 @pytest.mark.parametrize(
     ("beams", "n_best", "peak", "end"), [(1, 1, 1.0, 0.0), (2, 1, 3.0, 2.0), (3, 3, 0.3, 1.0), (3, 3, 3.0, 2.0), (5, 2, 1.0, 0.0)]

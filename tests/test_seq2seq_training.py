@@ -29,6 +29,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "luong": {"decoder": "luong", "cell": "lstm", "num_layers": 2},
     "luong-dot": {"decoder": "luong", "score": "dot", "decoder_dim": 10},
     "luong-concat": {"decoder": "luong", "score": "concat", "attention_dim": 4, "input_feeding": False},
+    "local-m": {"decoder": "luong", "score": "dot", "decoder_dim": 10, "window": "local-m", "half_width": 2},
+    "local-p": {"decoder": "luong", "window": "local-p", "half_width": 2, "input_feeding": False},
 }
 STEPS, VALIDATE_EVERY, PER_EPOCH = 18, 4, 5
 
@@ -481,7 +483,7 @@ COPY: dict[str, dict[str, Any]] = {
     "bahdanau": {"decoder": "bahdanau", "encoder_dim": 24, "decoder_dim": 48, "attention_dim": 24},
     "luong": {"decoder": "luong", "encoder_dim": 32, "decoder_dim": 64},
 }
-COPY_RATES = {"bahdanau": 0.01, "luong": 0.004}  # at 0.01 the second is not reliably below 1 %
+COPY_UPDATES = {"bahdanau": {"steps": 700, "learning_rate": 0.01}, "luong": {"steps": 800, "learning_rate": 0.006}}
 
 
 @pytest.mark.parametrize("decoder", COPY)
@@ -490,8 +492,42 @@ def test_copying_is_learnt(tmp_path: Path, decoder: str) -> None:
     every = examples(4300, 5, longest=8, shortest=3, symbols="abcdefgh")
     data = Splits(every[:4000], every[4000:4100], every[4100:])
     model = {"embedding_dim": 16, **COPY[decoder]}
-    update = {"steps": 600, "batch_size": 32, "validate_every": 300, "warmup": 50, "learning_rate": COPY_RATES[decoder]}
+    update = {"batch_size": 32, "validate_every": 100, "warmup": 50, **COPY_UPDATES[decoder]}
     Run.start(config_from_dict({"model": model, "training": update}, ""), data, tmp_path).train()
     decoded = System.load(tmp_path / MODEL).decode([example.source for example in data.test])
     rates = error_rates(data.test, [hypotheses[0].symbols for hypotheses in decoded])
     assert rates.symbol_error_rate < 0.01
+
+
+def test_a_stopped_run_stays_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_losses(monkeypatch, 4.0, 5.0, 5.0)
+    config = configuration(validate_every=2, patience=2)
+    assert Run.start(config, splits(), tmp_path).train().reason == "stopped"
+    assert Run.resume(config, splits(), tmp_path).train().reason == "stopped"
+
+
+def test_the_step_that_was_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step is 1, as in the checkpoints and the progress."""
+    monkeypatch.setattr(training, "cross_entropy", lambda model, *_: (next(model.parameters()).sum() * math.nan, 1))
+    with pytest.raises(DataError, match="at step 1: "):
+        Run.start(configuration(), splits(), tmp_path).train()
+
+
+def test_what_a_kill_left_is_cleared_away(tmp_path: Path) -> None:
+    """A killed process cannot remove the file it was writing; the next one takes its place."""
+    Run.start(configuration(steps=1), splits(), tmp_path)
+    for name in (CHECKPOINT, MODEL):
+        (tmp_path / f"{name}.part").write_bytes(b"half")
+    Run.resume(configuration(steps=1), splits(), tmp_path).train()
+    assert {path.name for path in tmp_path.iterdir()} == {MODEL, CHECKPOINT}
+
+
+def test_a_run_goes_on_with_its_number_of_threads(tmp_path: Path) -> None:
+    """Other threads would sum in another order; a number in the configuration goes before it."""
+    torch.set_num_threads(2)
+    Run.start(configuration(), splits(), tmp_path)
+    torch.set_num_threads(1)
+    Run.resume(configuration(), splits(), tmp_path)
+    assert torch.get_num_threads() == 2
+    Run.resume(configuration(threads=1), splits(), tmp_path)
+    assert torch.get_num_threads() == 1

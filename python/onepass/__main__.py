@@ -1,6 +1,5 @@
 """The command line: ``python -m onepass info | train | decode | evaluate``."""
 
-import os
 import sys
 
 from onepass import _info
@@ -42,9 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read standard output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return 2

@@ -24,7 +24,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As :func:`write_tensors`, of any content."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f"{path.name}.part")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: these tensors were not written by onepass: the metadata lack their description")
     try:
         metadata = dict(json.loads(text))
-    except ValueError:
+    except (TypeError, ValueError):
         metadata = {}
     if metadata.pop("format", None) != FORMAT:
         raise DataError(f"{path}: written by a version of onepass with another format than {FORMAT}")
@@ -67,5 +67,5 @@ def described_as(path: Path, kind: str) -> Iterator[None]:
     """Where tensors and metadata are put to use: what does not fit is a DataError that names the file and the kind it should be."""
     try:
         yield
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} is not {kind} of this version of onepass: {str(error).splitlines()[0]}") from error

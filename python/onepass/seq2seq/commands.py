@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,7 +17,7 @@ from onepass.seq2seq import training
 from onepass.seq2seq.checkpoint import write_bytes
 from onepass.seq2seq.cmudict import phrases
 from onepass.seq2seq.config import Config, SearchConfig, load_config
-from onepass.seq2seq.data import DataError, Example, Symbols, read_pairs, split_symbols
+from onepass.seq2seq.data import DataError, Example, Symbols, naming, read_pairs, split_symbols
 from onepass.seq2seq.scoring import ErrorRates, error_by_length, error_rates
 from onepass.seq2seq.system import Decoded, System, load_splits
 
@@ -43,14 +42,12 @@ def train(
     """Train a system. Ctrl-C leaves a checkpoint; --resume goes on from it."""
     config = load_config(configuration, settings or ())
     folder = output or Path("runs") / configuration.stem
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     with notes.status("reading the data"):
         splits = load_splits(config)
         run = training.Run.resume(config, splits, folder) if resume else training.Run.start(config, splits, folder)
     size = sum(parameter.numel() for parameter in run.system.model.parameters())
     notes.print(f"{len(run.pairs):,} pairs to learn from, {len(run.validation):,} for validation; {size:,} parameters; run in {folder}")
-    with _training_bar(config.training.steps) as report:
+    with _training_bar(run.progress.step, config.training.steps) as report:
         outcome = run.train(checkpoint_every, report)
     progress = outcome.progress
     step, loss = progress.best
@@ -85,11 +82,9 @@ def decode(
     lines = _source_lines(sources)
     parsed = []
     for place, line in lines:
-        try:
+        with naming(place):
             symbols = split_symbols(line, system.config.data.source)
             system.source.numbers(symbols)
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from None
         parsed.append(symbols)
     decoded = _decode(system, parsed, search, n_best=n_best, need_weights=alignments is not None)
     between = "" if system.config.data.target == "characters" and system.config.data.task == "pairs" else " "
@@ -123,6 +118,8 @@ def evaluate(
     for path in (output, picture):
         if path is not None:  # before the work, not after it
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise DataError(f"{path} is a folder; a file is wanted")
     if picture is not None:
         _refuse_without_attention(system)
     if data is not None:
@@ -135,7 +132,8 @@ def evaluate(
     if phrase_words > 1:
         examples = phrases(examples, phrase_words, max(1, len(examples) // phrase_words), seed=0)
     examples = examples[:limit]
-    decoded = _decode(system, [example.source for example in examples], search)
+    with naming(data or split):
+        decoded = _decode(system, [example.source for example in examples], search)
     predictions = [hypotheses[0].symbols for hypotheses in decoded]
     if drop_stress:
         examples = [Example(one.source, tuple(map(_without_stress, one.references))) for one in examples]
@@ -266,10 +264,10 @@ def _bar(name: str, total: int, shown: str) -> Iterator[Callable[[int, str], Non
 
 
 @contextmanager
-def _training_bar(steps: int) -> Iterator[Callable[[training.Progress], None]]:
+def _training_bar(begun: int, steps: int) -> Iterator[Callable[[training.Progress], None]]:
     """The bar of a run; where there is no terminal, a line per validation."""
     with _bar("training", steps, "") as advance:
-        printed = 0
+        printed = begun
 
         def report(progress: training.Progress) -> None:
             nonlocal printed

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Literal
@@ -43,6 +44,15 @@ class Splits:
     train: list[Example]
     validation: list[Example]
     test: list[Example]
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """Puts where it came from, a file or a split, before what a DataError says."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
 
 
 class Vocabulary:

@@ -16,13 +16,13 @@ def draw_alignments(path: Path, source: Sequence[str], panels: Sequence[tuple[st
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, symbols, weights) in zip(grid, panels, strict=True):
         image = axes.imshow(weights.cpu().numpy(), cmap="magma", vmin=0.0, vmax=1.0)
-        axes.set_xticks(range(len(source)), list(source), fontsize=11)
-        axes.set_yticks(range(len(symbols)), list(symbols), fontsize=9)
+        axes.set_xticks(range(len(source)), _plain(source), fontsize=11)
+        axes.set_yticks(range(len(symbols)), _plain(symbols), fontsize=9)
         axes.tick_params(length=0)
         axes.xaxis.tick_top()
         axes.set_title(title, fontsize=12, pad=8)
     figure.colorbar(image, ax=list(grid), label="attention weight", shrink=0.8, pad=0.02)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format="png")
 
 
 def draw_error_by_length(path: Path, series: Mapping[str, Sequence[tuple[float, float]]], trained_to: float) -> None:
@@ -38,7 +38,12 @@ def draw_error_by_length(path: Path, series: Mapping[str, Sequence[tuple[float, 
     axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format="png")
+
+
+def _plain(symbols: Sequence[str]) -> list[str]:
+    """Symbols as labels: a dollar sign would begin a formula."""
+    return [symbol.replace("$", r"\$") for symbol in symbols]
 
 
 def _figure(width: float, height: float) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from onepass.seq2seq.checkpoint import described_as, read_tensors, write_tensors
 from onepass.seq2seq.config import Config, differences
-from onepass.seq2seq.data import PAD, Batch, DataError, Pairs, Splits
+from onepass.seq2seq.data import PAD, Batch, DataError, Pairs, Splits, naming
 from onepass.seq2seq.model import Seq2Seq
 from onepass.seq2seq.system import System
 
@@ -64,7 +64,8 @@ class Run:
         self.training = system.config.training
         self.progress = Progress()
         self.pairs = Pairs(splits.train, system.source, system.target)
-        self.validation = Pairs(splits.validation, system.source, system.target)
+        with naming(system.config.data.validation or "validation"):
+            self.validation = Pairs(splits.validation, system.source, system.target)
         self.optimizer = torch.optim.Adam(system.model.parameters(), lr=self.training.learning_rate, betas=(0.9, 0.98), fused=True)
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint
 
@@ -74,6 +75,8 @@ class Run:
         if (folder / CHECKPOINT).exists():
             raise DataError(f"{folder} already holds a run: go on with it (--resume), or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.seed)
         run = cls(System.of(config, splits), splits, folder)
         run.save()
@@ -81,7 +84,10 @@ class Run:
 
     @classmethod
     def resume(cls, config: Config, splits: Splits, folder: Path) -> "Run":
-        """The run in the folder, as it was left. DataError: there is none, or it was begun with another configuration."""
+        """The run in the folder, as it was left, with its number of threads: others would round otherwise.
+
+        DataError: there is none, or it was begun with another configuration.
+        """
         path = folder / CHECKPOINT
         tensors, metadata = read_tensors(path)
         with described_as(path, "the checkpoint of a run"):
@@ -95,6 +101,7 @@ class Run:
                 raise DataError(f"{path}: the training examples have other {name} symbols now: {', '.join(changed[:10])}")
         run = cls(system, splits, folder)
         with described_as(path, "the checkpoint of a run"):
+            torch.set_num_threads(config.training.threads or metadata["threads"])
             run._restore(tensors, metadata)
         return run
 
@@ -105,7 +112,7 @@ class Run:
         ``checkpoint_seconds``.
         """
         training, progress = self.training, self.progress
-        reason = "done"
+        reason = "stopped" if self._out_of_patience() else "done"
         with _interruption() as interrupted:
             for rows in self._remaining():
                 began = time.monotonic()
@@ -119,7 +126,7 @@ class Run:
                     self.save()
                 if report is not None:
                     report(progress)
-                if validates and progress.out_of_patience(training.patience) and progress.step < training.steps:
+                if self._out_of_patience():
                     reason = "stopped"
                     break
                 if interrupted() and progress.step < training.steps:
@@ -135,8 +142,12 @@ class Run:
         for name, parameter in self.system.model.named_parameters():
             tensors |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
         tensors["random"] = torch.get_rng_state()
-        write_tensors(self.folder / CHECKPOINT, tensors, self.system.description() | {"progress": asdict(self.progress)})
+        write_tensors(self.folder / CHECKPOINT, tensors, self.description())
         self._saved = (self.progress.step, time.monotonic())
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors."""
+        return self.system.description() | {"progress": asdict(self.progress), "threads": torch.get_num_threads()}
 
     def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self.system.model.load_state_dict({name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")})
@@ -148,9 +159,12 @@ class Run:
         self.progress = Progress(**{**kept, "history": [(int(step), float(loss)) for step, loss in kept["history"]]})
         self._saved = (self.progress.step, time.monotonic())
 
+    def _out_of_patience(self) -> bool:
+        return self.progress.step < self.training.steps and self.progress.out_of_patience(self.training.patience)
+
     def _remaining(self) -> Iterator[Tensor]:
         """The rows of every batch from the next step on: a function of the seed and the step alone."""
-        if self.progress.out_of_patience(self.training.patience):
+        if self._out_of_patience():
             return
         epoch, order = -1, list[Tensor]()
         per_epoch = len(self.pairs.epoch(self.training.batch_size, self.system.config.seed, 0))
@@ -172,14 +186,14 @@ class Run:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip)
-        self._refuse_not_finite(norm.item(), "norm of the gradient")  # before it reaches the weights
+        self._refuse_not_finite(norm.item(), "norm of the gradient", step + 1)  # before it reaches the weights
         self.optimizer.step()
         return loss.item()
 
-    def _refuse_not_finite(self, value: float, name: str) -> None:
+    def _refuse_not_finite(self, value: float, name: str, step: int) -> None:
         if not math.isfinite(value):
             rate = self.training.learning_rate
-            raise DataError(f"the {name} is {value} at step {self.progress.step}: training.learning_rate = {rate} may be too high")
+            raise DataError(f"the {name} is {value} at step {step}: training.learning_rate = {rate} may be too high")
 
     def _validate(self) -> None:
         """The loss on the validation pairs; the weights are kept if it is the lowest."""
@@ -189,7 +203,7 @@ class Run:
             for rows in torch.split(self.validation.lengths.argsort(stable=True), 256):
                 nats, symbols = cross_entropy(self.system.model, self.validation.batch(rows))
                 total, count = total + nats.item(), count + symbols
-        self._refuse_not_finite(total, "validation loss")
+        self._refuse_not_finite(total, "validation loss", self.progress.step)
         self.progress.history.append((self.progress.step, total / count))
         if self.progress.best[0] == self.progress.step:
             self.system.save(self.folder / MODEL)
