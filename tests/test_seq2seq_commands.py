@@ -514,7 +514,7 @@ def test_info(command: Command, monkeypatch: pytest.MonkeyPatch, blocked: str | 
 def test_without_typer(command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     """It says what is missing and what to install."""
     monkeypatch.setitem(sys.modules, "typer", None)
-    assert_error(command(*arguments), "typer", "pip install 'onepass-attention[seq2seq]'")
+    assert_error(command(*arguments), "typer", "pip install rich safetensors typer")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a shell")

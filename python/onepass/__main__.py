@@ -4,7 +4,7 @@ import sys
 
 from onepass import _info
 
-NEEDS = "pip install 'onepass-attention[seq2seq]'"
+NEEDS = "pip install rich safetensors typer"
 
 
 def main(arguments: list[str] | None = None) -> int:
