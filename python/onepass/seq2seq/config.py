@@ -86,6 +86,7 @@ class DataConfig(_Table):
 class ModelConfig(_Table):
     """The network. A key that the decoder has no use for must keep its default.
 
+    cell and num_layers are the encoder's, and the decoder's too unless it is ``"bahdanau"``, which has one layer of the paper's own gates.
     maxout_dim: width of the maxout output of ``"bahdanau"``; 0 is a linear output. score, window, half_width and input_feeding are for
     ``"luong"``; half_width, of a local window, is at least 1 there and 0 elsewhere. attention_dim is for ``"bahdanau"`` and for
     ``score = "concat"``.
