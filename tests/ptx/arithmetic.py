@@ -7,7 +7,7 @@ import numpy as np
 
 from .operation import CARRY, Builder, Operation, elementwise, unsupported
 from .parse import Instruction
-from .rounding import Array, add_to_odd, flush, fma, fma64, to_float32
+from .rounding import Array, add_to_odd, flush, fma, fma64, saturate, to_float32
 from .values import SIGNED, UNSIGNED, WIDTH, integer_dtype, is_float
 
 MODES = ("rn", "rz", "rm", "rp")
@@ -28,7 +28,7 @@ def finished(instruction: Instruction, apply: Callable[..., Any]) -> Callable[..
             return flush(inner(*(flush(source) for source in sources)))
 
     if "sat" in parts:
-        return lambda *sources: np.fmax(np.fmin(apply(*sources), np.float32(1)), np.float32(0))  # NaN becomes 0
+        return lambda *sources: saturate(apply(*sources))
     if "relu" in parts:
         return lambda *sources: np.maximum(apply(*sources), np.float32(0))  # NaN stays
     return apply

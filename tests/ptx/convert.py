@@ -7,7 +7,7 @@ import numpy as np
 from .arithmetic import rounding_mode
 from .operation import Builder, Operation, elementwise, unsupported
 from .parse import Instruction
-from .rounding import INTEGRAL, Array, bf16_bits, f16_bits, flush, tf32_bits, to_float32, to_integer
+from .rounding import INTEGRAL, Array, bf16_bits, f16_bits, flush, saturate, tf32_bits, to_float32, to_integer
 from .values import UNSIGNED, WIDTH, WINDOWS, integer_dtype, is_float
 
 
@@ -74,7 +74,7 @@ def float_to_float(instruction: Instruction, to: str, from_: str) -> Operation:
         if whole:
             values = INTEGRAL[whole](values)
         if "sat" in parts:
-            values = np.fmax(np.fmin(values, values.dtype.type(1)), values.dtype.type(0))
+            values = saturate(values)
         return np.maximum(values, values.dtype.type(0)) if "relu" in parts else values
 
     if to in ("f16", "bf16"):

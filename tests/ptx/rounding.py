@@ -108,14 +108,15 @@ def flush(values: Array) -> Array:
     return np.where(np.abs(values) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), values), values)
 
 
+def saturate(values: Array) -> Array:
+    """Clamped to [0, 1]; NaN becomes 0 (.sat)."""
+    return np.where(values > 0, np.minimum(values, values.dtype.type(1)), values.dtype.type(0))
+
+
 def to_integer(values: Array, mode: str, dtype: npt.DTypeLike) -> Array:
     """Floats to integers in mode rni, rzi, rmi or rpi; what is out of range saturates, NaN becomes 0."""
     limits = np.iinfo(np.dtype(dtype))
     whole = INTEGRAL[mode](np.asarray(values, np.float64))
     low, high = whole <= float(limits.min), whole >= float(limits.max)
     inside = np.where(low | high | np.isnan(whole), 0.0, whole).astype(dtype)
-    return np.where(high, dtype_scalar(limits.max, dtype), np.where(low, dtype_scalar(limits.min, dtype), inside))
-
-
-def dtype_scalar(value: int, dtype: npt.DTypeLike) -> Array:
-    return np.array(value, dtype)
+    return np.where(high, np.array(limits.max, dtype), np.where(low, np.array(limits.min, dtype), inside))
