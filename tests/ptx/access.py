@@ -245,10 +245,7 @@ def partial_words(block: Block, lanes: Array, offsets: Array, count: int, size: 
     if count == size:
         return block.global_.load(Access(block, lanes, offsets, size, 4))
     found = np.zeros((lanes.size, size), np.uint8)
-    for first in range(0, count, block.global_.unit):
-        piece = block.global_.load(Access(block, lanes, offsets + first, block.global_.unit, 1))
-        found[:, first : first + piece.shape[1]] = piece
-    found[:, count:] = 0
+    found[:, :count] = block.global_.load(Access(block, lanes, offsets, count, 1))
     return found.view(np.uint32)
 
 

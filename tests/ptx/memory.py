@@ -50,6 +50,11 @@ class Access:
     size: int
     width: int
 
+    @property
+    def alignment(self) -> int:
+        """Accesses are aligned to their size; a copy of an odd number of bytes is checked by who asks for it."""
+        return self.width if self.size & (self.size - 1) else self.size
+
     def part(self, chosen: Array) -> "Access":
         return Access(self.block, self.lanes[chosen], self.offsets[chosen], self.size, self.width)
 
@@ -65,15 +70,15 @@ class Space:
 
     def units(self, access: Access) -> tuple[Array, Array]:
         """The units that an access covers, and the lane of each."""
-        first, count = access.offsets // self.unit, access.size // self.unit
+        first, count = access.offsets // self.unit, -(-access.size // self.unit)
         if count <= 1:
             return first, access.lanes
         return (first[:, None] + np.arange(count)).reshape(-1), np.repeat(access.lanes, count)
 
     def check(self, access: Access) -> None:
         """Alignment and bounds."""
-        if (access.offsets % access.size).any():
-            lane = int((access.offsets % access.size != 0).argmax())
+        if (access.offsets % access.alignment).any():
+            lane = int((access.offsets % access.alignment != 0).argmax())
             detail = f"{access.size} bytes at {self.describe(int(access.offsets[lane]))}"
             raise access.block.fault(f"misaligned {self.name} access", detail, int(access.lanes[lane]))
         outside = self.outside(access)

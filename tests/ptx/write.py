@@ -22,8 +22,8 @@ REGISTERS = """
 
 
 def module(body: str, parameters: Sequence[str] = (), outside: str = "") -> str:
-    """A kernel ``k``. Parameters are PTX types in order, named p0, p1, ...; the body finds %tid and the registers above, and each line of it
-    has a .loc of its own, counted from 1."""
+    """A kernel ``k``. Parameters are PTX types in order, named p0, p1, ...; the body finds %tid and the registers above, and each line of
+    it has a .loc of its own, counted from 1."""
     listed = ", ".join(f".param .{type_} p{index}" for index, type_ in enumerate(parameters))
     numbered = "\n".join(f".loc 1 {number} 0\n{line}" for number, line in enumerate(body.strip("\n").splitlines(), 1))
     head = '.version 8.0\n.target sm_80\n.address_size 64\n.file 1 "k.cu"\n'
@@ -70,13 +70,13 @@ def evaluate(code: str, results: Mapping[str, npt.DTypeLike], approximate: bool 
 
 
 def declaration(name: str, dtype: "np.dtype[Any]") -> str:
-    return f".reg .{'pred' if dtype == bool else f'b{max(16, 8 * dtype.itemsize)}'} %{name};"
+    return f".reg .{'pred' if dtype == np.bool_ else f'b{max(16, 8 * dtype.itemsize)}'} %{name};"
 
 
 def transfer(opcode: str, name: str, dtype: "np.dtype[Any]", parameter: int) -> list[str]:
     """A load or a store of the thread's element of an array parameter."""
-    register, bits = ("%h0" if dtype == bool else f"%{name}"), 8 * dtype.itemsize
+    register, bits = ("%h0" if dtype == np.bool_ else f"%{name}"), 8 * dtype.itemsize
     address = [f"ld.param.u64 %rd0, [p{parameter}];", f"mad.wide.u32 %rd0, %r0, {dtype.itemsize}, %rd0;"]
     if opcode == "ld":
-        return [*address, f"ld.global.u{bits} {register}, [%rd0];", *([f"setp.ne.u16 %{name}, %h0, 0;"] if dtype == bool else [])]
-    return [*([f"selp.u16 %h0, 1, 0, %{name};"] if dtype == bool else []), *address, f"st.global.u{bits} [%rd0], {register};"]
+        return [*address, f"ld.global.u{bits} {register}, [%rd0];", *([f"setp.ne.u16 %{name}, %h0, 0;"] if dtype == np.bool_ else [])]
+    return [*([f"selp.u16 %h0, 1, 0, %{name};"] if dtype == np.bool_ else []), *address, f"st.global.u{bits} [%rd0], {register};"]
