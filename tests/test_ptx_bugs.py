@@ -291,3 +291,12 @@ def test_findings_say_where() -> None:
     text = str(found)
     for part in ("shared race", "`st.shared.u32 [%r1], %r3`", "k.cu:11", "block (0, 0, 0)", "thread 0", "k.cu:9"):
         assert part in text
+
+
+def test_write_to_an_input() -> None:
+    """An array that numpy may not write is one that the kernel may not."""
+    body = f"{TILE}\nmad.wide.u32 %rd2, %tid, 4, %rd0;\nst.global.u32 [%rd2], %tid;"
+    array = np.zeros(64, np.uint32)
+    assert not findings(body, [array])
+    array.flags.writeable = False
+    assert [found.kind for found in findings(body, [array])] == ["write to a read-only buffer"]

@@ -239,17 +239,15 @@ def test_copies_that_read_nothing_may_point_anywhere() -> None:
 
 
 def test_waits_are_per_thread() -> None:
-    """A warp that commits an empty group more does not wait for the same copies as one that does not."""
+    """Threads that commit an empty group more wait for copies which the others leave under way."""
     body = """
         .shared .align 16 .b8 tile[1024];
         ld.param.u64 %rd0, [p0];
         mad.wide.u32 %rd2, %tid, 16, %rd0;
         shl.b32 %r1, %tid, 4;
-        setp.lt.u32 %p1, %tid, 32;
-        @%p1 cp.async.cg.shared.global [%r1], [%rd2], 16;
-        @%p1 cp.async.commit_group;
-        @!%p1 cp.async.cg.shared.global [%r1], [%rd2], 16;
-        @!%p1 cp.async.commit_group;
+        setp.lt.u32 %p1, %tid, 40;
+        cp.async.cg.shared.global [%r1], [%rd2], 16;
+        cp.async.commit_group;
         @%p1 cp.async.commit_group;
         cp.async.wait_group 1;
         @%p1 ld.shared.u32 %r3, [%r1];"""
@@ -335,3 +333,30 @@ def test_compare_and_swap_and_red() -> None:
     first, second = cells[:1].copy(), cells[1:].copy()
     assert not run(body, [first, second], grid=5).findings
     assert (int(first[0]), int(second[0])) == (15, 15)
+
+
+def test_packed_atomics() -> None:
+    """Pairs of f16 are added half by half."""
+    cells, values = np.array([1.5, -2.0], np.float16), np.arange(64, dtype=np.float16)
+    body = f"{POINTERS}mad.wide.u32 %rd2, %tid, 4, %rd1;\nld.global.b32 %r1, [%rd2];\nred.global.add.noftz.f16x2 [%rd0], %r1;"
+    assert not run(body, [cells, values]).findings
+    assert cells.tolist() == [1.5 + values[::2].sum(), -2 + values[1::2].sum()]
+
+
+def test_cache_hints_change_nothing() -> None:
+    source, target = np.arange(128, dtype=np.uint32), np.empty(128, np.uint32)
+    body = f"""{POINTERS}
+        .shared .align 16 .b8 tile[512];
+        createpolicy.fractional.L2::evict_last.b64 %rd9, 1.0;
+        mad.wide.u32 %rd2, %tid, 16, %rd0;
+        mad.wide.u32 %rd3, %tid, 16, %rd1;
+        shl.b32 %r1, %tid, 4;
+        cp.async.cg.shared.global.L2::cache_hint [%r1], [%rd2], 16, %rd9;
+        cp.async.wait_all;
+        ld.shared.v4.b32 {{%r2, %r3, %r4, %r5}}, [%r1];
+        ld.global.nc.L1::evict_last.L2::cache_hint.v4.b32 {{%r6, %r7, %r8, %r9}}, [%rd2], %rd9;
+        setp.ne.u32 %p1, %r5, %r9;
+        @%p1 trap;
+        st.global.L2::cache_hint.v4.b32 [%rd3], {{%r2, %r3, %r4, %r5}}, %rd9;"""
+    assert not run(body, [source, Output(target)]).findings
+    assert np.array_equal(target, source)

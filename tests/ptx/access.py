@@ -94,7 +94,7 @@ def load(instruction: Instruction) -> Step:
 
 
 def store(instruction: Instruction) -> Step:
-    target, source = instruction.operands
+    target, source = instruction.operands[:2]
     type_, count, space = instruction.type, elements(instruction), space_of(instruction)
     strong = bool(STRONG & set(instruction.parts))
     bits = f"b{8 * WIDTH[type_]}" if type_ not in ("f32", "f64") else type_
@@ -178,14 +178,10 @@ class CopyQueue:
             due = groups < self.committed[access.lanes] - allowed
             if mask is not None:
                 due &= mask[access.lanes]
-            if due.all():
-                access.block.shared.end_copy(access, values, place)
-            elif due.any():
-                raise access.block.fault(
-                    "divergent wait", "the threads of one copy wait for different groups", int(access.lanes[due.argmin()])
-                )
-            else:
-                still.append((access, values, groups, place))
+            if due.any():
+                access.block.shared.end_copy(access.part(due), values[due], place)
+            if not due.all():
+                still.append((access.part(~due), values[~due], groups[~due], place))
         self.waiting = still
 
 
@@ -212,11 +208,12 @@ def wait_all(block: Block, mask: Array | None) -> None:
 
 def copy(instruction: Instruction) -> Step:
     """16, 8 or 4 bytes per lane from global to shared memory; with a fourth operand, only so many are read and the rest is zero."""
-    target, source, size_operand, *rest = instruction.operands
+    hinted = "L2::cache_hint" in instruction.parts
+    target, source, size_operand, *rest = instruction.operands[:-1] if hinted else instruction.operands
     assert isinstance(size_operand, Immediate)
     size = int(size_operand.text, 0)
     to, from_ = address_reader(target), address_reader(source)
-    used = reader(rest[0], "u32") if rest and "L2_cache_hint" not in instruction.text else None
+    used = reader(rest[0], "u32") if rest else None
 
     def step(block: Block, mask: Array | None) -> None:
         lanes = block.active(mask)

@@ -20,7 +20,7 @@ GARBAGE = 0xFF  # what uninitialised bytes hold: NaN as any float
 
 @dataclass
 class Buffer:
-    """An array argument that starts ``offset`` bytes past a well-aligned address."""
+    """An array argument that starts ``offset`` bytes past a well-aligned address. Arrays that numpy may not write, the kernel may not."""
 
     array: npt.NDArray[Any]
     offset: int = 0
@@ -142,7 +142,7 @@ class SharedMemory(Space):
         super().__init__("shared", size, unit)
         self.races = ThreadRaces(len(self.initialised))
         self.pending = np.full(len(self.initialised), -1)  # the instruction of the copy, or -1
-        self.copies_under_way = 0
+        self.copies_under_way = 0  # counted by lanes
 
     def load(self, access: Access, strong: bool = False) -> Array:
         self.check(access)
@@ -175,7 +175,7 @@ class SharedMemory(Space):
         self._check_pending(access, units, lanes)
         block.report_race(self.races.write(units, lanes, block.here, block.clock), "shared race")
         self.pending[units] = block.here
-        self.copies_under_way += 1
+        self.copies_under_way += access.lanes.size
 
     def end_copy(self, access: Access, values: Array, place: int) -> None:
         units, lanes = self.units(access)
@@ -184,7 +184,7 @@ class SharedMemory(Space):
         self.races.note_write(units, lanes, place, access.block.clock)
         self.scatter(access, values)
         self._count(access)
-        self.copies_under_way -= 1
+        self.copies_under_way -= access.lanes.size
 
     def _check_pending(self, access: Access, units: Array, lanes: Array) -> None:
         if not self.copies_under_way:
@@ -271,6 +271,7 @@ class GlobalMemory(Space):
         self.buffers = [buffer for _, buffer in buffers]
         self.threads, self.blocks = ThreadRaces(len(self.initialised)), BlockRaces(len(self.initialised))
         self.several_blocks = False
+        self.read_only = np.array([False, *(not buffer.array.flags.writeable for buffer in self.buffers)])
         self.traffic = {name: Traffic() for name in self.names if name != MODULE or variable_bytes}
         for offset, content in variables:
             self.bytes[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
@@ -288,7 +289,8 @@ class GlobalMemory(Space):
     def write_back(self) -> None:
         """The arrays get what the kernel left; what an output's kernel did not write becomes NaN or its like."""
         for start, buffer in zip(self.starts[1:], self.buffers, strict=True):
-            raw_bytes(buffer.array)[:] = self.bytes[start : start + buffer.array.nbytes]
+            if buffer.array.flags.writeable:
+                raw_bytes(buffer.array)[:] = self.bytes[start : start + buffer.array.nbytes]
 
     def owner(self, offsets: Array) -> Array:
         return np.asarray(np.searchsorted(self.starts, offsets, "right") - 1)
@@ -321,6 +323,10 @@ class GlobalMemory(Space):
         self._count(access, "stored")
 
     def update(self, access: Access, strong: bool = True) -> None:
+        refused = self.read_only[self.owner(access.offsets)]
+        if refused.any():
+            lane = int(refused.argmax())
+            raise access.block.fault("write to a read-only buffer", self.describe(int(access.offsets[lane])), int(access.lanes[lane]))
         units, lanes = self.units(access)
         self._race_write(access.block, units, lanes, strong)
         self.initialised[units] = True

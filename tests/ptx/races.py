@@ -4,6 +4,8 @@ Two accesses of one unit of memory by two threads of a block race, if one of the
 for lanes of one warp bar.warp.sync will do. Nothing orders the blocks of a launch, so two blocks race wherever one writes what the other
 touches. Atomics never race with atomics. A unit is as wide as the narrowest access that the kernel makes to the space.
 
+Kernels whose blocks wait for each other through atomics and fences are reported too: such an order is not followed.
+
 Each unit remembers its last writer and its last readers only. A race with an older access is missed where a newer one is in order; that
 cannot hide a deleted barrier, behind which every access is out of order.
 """

@@ -7,7 +7,7 @@ import numpy as np
 
 from .block import Block
 from .findings import PTXError
-from .parse import Immediate, Instruction, Negated, Operand, Register, Special, Symbol
+from .parse import Immediate, Negated, Operand, Register, Special, Symbol
 from .rounding import Array
 from .values import UNSIGNED, WIDTH, decode, decoder, encode, immediate, is_signed, resize
 
@@ -78,7 +78,3 @@ def mask_lanes(block: Block, mask: Array | None, lanes: Array, values: Array) ->
     full = np.zeros(block.threads, values.dtype)
     full[lanes] = values
     return full
-
-
-def bits_type(instruction: Instruction) -> str:
-    return f"b{8 * WIDTH[instruction.type]}"

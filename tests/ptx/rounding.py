@@ -119,4 +119,5 @@ def to_integer(values: Array, mode: str, dtype: npt.DTypeLike) -> Array:
     whole = INTEGRAL[mode](np.asarray(values, np.float64))
     low, high = whole <= float(limits.min), whole >= float(limits.max)
     inside = np.where(low | high | np.isnan(whole), 0.0, whole).astype(dtype)
-    return np.where(high, np.array(limits.max, dtype), np.where(low, np.array(limits.min, dtype), inside))
+    result: Array = np.where(high, np.array(limits.max, dtype), np.where(low, np.array(limits.min, dtype), inside))
+    return result
