@@ -300,3 +300,31 @@ def test_write_to_an_input() -> None:
     assert not findings(body, [array])
     array.flags.writeable = False
     assert [found.kind for found in findings(body, [array])] == ["write to a read-only buffer"]
+
+
+def test_atomics_race_with_plain_accesses_only() -> None:
+    """Two atomics need nothing between them; an atomic and a load or a store of another thread do."""
+    first = "shl.b32 %r1, %tid, 2;\nxor.b32 %r2, %r1, 128;\nmov.u32 %r3, 0;\nst.shared.u32 [%r1], %r3;\nbar.sync 0;"
+    add, other, load = "red.shared.add.u32 [%r1], 1;", "red.shared.add.u32 [%r2], 1;", "ld.shared.u32 %r4, [%r2];"
+    strong = load.replace("ld.", "ld.volatile.")
+    for sound in (f"{add}\n{other}", f"{add}\n{strong}\n{other}", f"{add}\nbar.sync 0;\n{load}", f"{load}\nbar.sync 0;\n{add}"):
+        assert not findings(f"{TILE}\n{first}\n{sound}", [])
+    for broken in (f"{add}\n{load}", f"{load}\n{add}", f"{add}\nst.shared.u32 [%r2], %r3;"):
+        assert [found.kind for found in findings(f"{TILE}\n{first}\n{broken}", [])] == ["shared race"]
+
+
+def test_blocks_that_mix_atomics_and_stores() -> None:
+    """A cell that one block stores to and others update by atomics, in either order of the blocks."""
+    body = """
+        ld.param.u64 %rd0, [p0];
+        mov.u32 %r1, %ctaid.x;
+        setp.{}.u32 %p1, %r1, 1;
+        setp.ne.u32 %p2, %tid, 0;
+        @%p2 bra $end;
+        @%p1 st.global.u32 [%rd0], %r1;
+        @!%p1 red.global.add.u32 [%rd0], 1;
+        $end:"""
+    for storing in ("lt", "eq", "gt"):
+        reports = findings(body.format(storing), [np.zeros(1, np.uint32)], grid=3)
+        assert {found.kind for found in reports} == {"race between blocks"}
+        assert reports[0].block == (2 if storing == "gt" else 1, 0, 0)

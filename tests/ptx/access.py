@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 
@@ -41,31 +42,35 @@ def address_reader(operand: Operand) -> Reader:
     return lambda block: read(block).astype(np.int64) + offset
 
 
-def requests(
-    block: Block, space: str, addresses: Array, mask: Array | None, size: int, width: int
-) -> Iterator[tuple[Space, Access, Array]]:
-    """The accesses of one instruction, by space: generic addresses may go to several. With each, the positions of its lanes."""
+Request: TypeAlias = tuple[Space, Access, Array]
+
+
+def requests(block: Block, space: str, addresses: Array, mask: Array | None, size: int, width: int) -> Iterator[Request]:
+    """The accesses of one instruction by space, each with the positions of its lanes: generic addresses may go to several."""
     lanes = block.active(mask)
-    active = block.spread(addresses)[lanes] if mask is not None or addresses.ndim == 0 else addresses
+    wanted = block.spread(addresses)[lanes]
     everyone = np.arange(lanes.size)
-    if space == "generic":
-        for window, name in ((SHARED_WINDOW, "shared"), (LOCAL_WINDOW, "local"), (0, "global")):
-            inside = active >> 48 == window >> 48
-            if inside.any():
-                yield _request(block, name, lanes[inside], active[inside] - window, size, width, everyone[inside])
-        unknown = ~np.isin(active >> 48, (0, SHARED_WINDOW >> 48, LOCAL_WINDOW >> 48))
-        if unknown.any():
-            lane = int(unknown.argmax())
-            raise block.fault("global access out of bounds", f"address {int(active[lane]):#x}, outside every buffer", int(lanes[lane]))
-    else:
-        yield _request(block, space, lanes, active, size, width, everyone)
+    if space != "generic":
+        memory, start = home(block, space)
+        yield memory, Access(block, lanes, wanted - start, size, width), everyone
+        return
+    window = wanted >> 48
+    for space_window, name in ((SHARED_WINDOW, "shared"), (LOCAL_WINDOW, "local")):
+        inside = window == space_window >> 48
+        if inside.any():
+            memory, _ = home(block, name)
+            yield memory, Access(block, lanes[inside], wanted[inside] - space_window, size, width), everyone[inside]
+    inside = (window != SHARED_WINDOW >> 48) & (window != LOCAL_WINDOW >> 48)
+    if inside.any():
+        yield block.global_, Access(block, lanes[inside], wanted[inside] - GLOBAL_WINDOW, size, width), everyone[inside]
 
 
-def _request(block: Block, space: str, lanes: Array, offsets: Array, size: int, width: int, chosen: Array) -> tuple[Space, Access, Array]:
+def home(block: Block, space: str) -> tuple[Space, int]:
+    """A space and the address at which it starts."""
     if space in ("global", "const"):
-        return block.global_, Access(block, lanes, offsets - GLOBAL_WINDOW, size, width), chosen
-    memory: Space = {"shared": block.shared, "local": block.local, "param": block.parameters}[space]
-    return memory, Access(block, lanes, offsets, size, width), chosen
+        return block.global_, GLOBAL_WINDOW
+    spaces: dict[str, Space] = {"shared": block.shared, "local": block.local, "param": block.parameters}
+    return spaces[space], 0
 
 
 def load(instruction: Instruction) -> Step:
@@ -79,14 +84,14 @@ def load(instruction: Instruction) -> Step:
     def step(block: Block, mask: Array | None) -> None:
         where = addresses(block)
         if space == "param" and where.ndim == 0:
-            access = Access(block, np.zeros(1, np.int64), where.reshape(1), count * width, width)
+            found = block.parameters.load(Access(block, block.lanes[:1], where.reshape(1), count * width, width))
             for index, write in enumerate(writers):
-                write(block, block.parameters.load(access)[0, index], mask)
+                write(block, found[0, index], mask)
             return
-        values = np.zeros((block.threads if mask is None else int(mask.sum()), count), UNSIGNED[width])
+        lanes = block.active(mask)
+        values = np.zeros((lanes.size, count), UNSIGNED[width])
         for memory, access, chosen in requests(block, space, where, mask, count * width, width):
             values[chosen] = memory.load(access, strong)
-        lanes = block.active(mask)
         for index, write in enumerate(writers):
             write(block, mask_lanes(block, mask, lanes, values[:, index]), mask)
 
@@ -97,14 +102,13 @@ def store(instruction: Instruction) -> Step:
     target, source = instruction.operands[:2]
     type_, count, space = instruction.type, elements(instruction), space_of(instruction)
     strong = bool(STRONG & set(instruction.parts))
-    bits = f"b{8 * WIDTH[type_]}" if type_ not in ("f32", "f64") else type_
+    bits = f"b{8 * WIDTH[type_]}"
     readers = [reader(item, bits) for item in (source.items if isinstance(source, Vector) else (source,))]
     addresses, width = address_reader(target), WIDTH[type_]
 
     def step(block: Block, mask: Array | None) -> None:
         lanes = block.active(mask)
-        columns = [block.spread(read(block)) for read in readers]
-        values = encode(np.stack(columns, 1)[lanes], bits)
+        values = np.stack([block.spread(read(block)) for read in readers], 1)[lanes]
         for memory, access, chosen in requests(block, space, addresses(block), mask, count * width, width):
             memory.store(access, values[chosen], strong)
 
@@ -133,11 +137,11 @@ def atomic(instruction: Instruction) -> Step:
     name = next((part for part in instruction.parts if part in ATOMICS or part == "cas"), "")
     if not name or any(isinstance(operand, Vector) for operand in operands):
         raise unsupported(instruction)
-    addresses, sources = address_reader(operands[0]), [reader(operand, type_) for operand in operands[1:]]
+    addresses, sources = address_reader(operands[0]), [reader(operand, f"b{8 * width}") for operand in operands[1:]]
 
     def step(block: Block, mask: Array | None) -> None:
         lanes = block.active(mask)
-        arguments = [np.broadcast_to(read(block), (block.threads, *np.shape(read(block))[1:])) for read in sources]
+        arguments = [block.spread(read(block)) for read in sources]
         old = np.zeros(lanes.size, UNSIGNED[width])
         for memory, access, chosen in requests(block, space, addresses(block), mask, width, width):
             memory.check(access)
@@ -149,7 +153,7 @@ def atomic(instruction: Instruction) -> Step:
                 before = memory.gather(one)[0]
                 old[chosen[number]] = before[0]
                 value = decode(before, type_)
-                own = [argument[lane] for argument in arguments]
+                own = [decode(argument[lane], type_) for argument in arguments]
                 after = np.where(value == own[0], own[1], value) if name == "cas" else ATOMICS[name](value, own[0])
                 memory.scatter(one, encode(np.asarray(after), type_).reshape(1, 1))
         if write is not None:

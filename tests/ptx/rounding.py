@@ -110,7 +110,7 @@ def flush(values: Array) -> Array:
 
 def saturate(values: Array) -> Array:
     """Clamped to [0, 1]; NaN becomes 0 (.sat)."""
-    return np.where(values > 0, np.minimum(values, values.dtype.type(1)), values.dtype.type(0))
+    return np.where(values > 0, np.minimum(values, np.ones_like(values)), np.zeros_like(values))
 
 
 def to_integer(values: Array, mode: str, dtype: npt.DTypeLike) -> Array:

@@ -54,32 +54,29 @@ class Scheduler:
             self.left -= 1
             if self.left < 0:
                 raise block.fault("no end", "the limit of steps is reached", int(np.flatnonzero(group)[0]))
-            active: Array | None = None if whole else group
-            if line.guard is not None:
-                said = line.guard(block)
-                if said.ndim == 0 and said:
-                    pass
-                elif not np.any(taken := group & said):
+            active = group if line.guard is None else group & line.guard(block)
+            if active is not group:
+                if not active.any():
                     here += 1
                     continue
-                else:
-                    active = None if whole and taken.all() else taken
-            block.counts[line.name] += count if active is None or active is group else block.warps(active)
-            if line.step is not None and (line.members is None or self.complete(active, line)):
-                line.step(block, active)
+                if (active == group).all():
+                    active = group
+            everyone = whole and active is group
+            block.counts[line.name] += count if active is group else block.warps(active)
+            if line.step is not None and (line.members is None or (everyone and self.complete(line))):
+                line.step(block, None if everyone else active)
                 here += 1
-            elif line.target is not None and (active is None or active is group or (active == group).all()):
+            elif line.target is not None and active is group:
                 here = line.target
             else:
-                self.split(line, here, group, group if active is None else active)
+                self.split(line, here, group, active)
                 return
         self.place[group] = here
 
-    def complete(self, active: Array | None, line: Line) -> bool:
-        """Whether a warp operation can go on at once: all threads have come and all lanes are named."""
-        if active is not None or self.block.threads % 32 or line.members is None:
-            return False
-        return bool(np.all(line.members(self.block) == np.uint32(0xFFFFFFFF)))
+    def complete(self, line: Line) -> bool:
+        """Whether a warp operation to which all threads have come can go on at once: its warps are whole and it names all lanes."""
+        assert line.members is not None
+        return self.block.threads % 32 == 0 and bool(np.all(line.members(self.block) == np.uint32(0xFFFFFFFF)))
 
     def split(self, line: Line, here: int, group: Array, active: Array) -> None:
         """Threads go apart, leave or wait."""
