@@ -53,8 +53,9 @@ def test_deleted_barrier() -> None:
 
 def test_barrier_of_other_threads_does_not_help() -> None:
     """A barrier that only half the block takes part in orders nothing for the other half."""
-    body = EXCHANGE.replace("bar.sync 0;", "setp.lt.u32 %p1, %tid, 64;\n@%p1 bar.sync 0, 64;")
-    assert {found.kind for found in findings(body, [], block=128)} == {"shared race"}
+    body = EXCHANGE.replace("bar.sync 0;", "setp.lt.u32 %p1, %tid, 64;\n@%p1 bar.sync 0, 64;").replace("%r1, 128", "%r1, 256")
+    (found,) = findings(body, [], block=128)
+    assert (found.kind, found.thread, found.count) == ("shared race", 64, 2)  # those who did not wait, and those who did
 
 
 COPIES = f"""{TILE}
@@ -278,6 +279,20 @@ def test_other_misuse_of_warp_operations() -> None:
     assert [item.kind for item in findings(shuffle.format(20, 0xFFFF), [], block=32)] == ["shuffle from an inactive lane"]
     assert [item.kind for item in findings(shuffle.format(3, 0xFF), [], block=32)] == ["lane outside its mask"]
     assert [item.kind for item in findings(shuffle.format(3, -1), [], block=32)] == ["warp operation names an exited lane"]
+
+
+def test_masks_that_disagree() -> None:
+    body = "setp.lt.u32 %p1, %tid, 16;\nselp.b32 %r1, {}, 0xffff0000, %p1;\nshfl.sync.bfly.b32 %r2, %tid, 1, 31, %r1;"
+    assert not findings(body.format(0xFFFF), [], block=32)
+    assert [item.kind for item in findings(body.format(-1), [], block=32)] == ["warp operation with different masks"]
+
+
+def test_null_pointers() -> None:
+    body = "ld.param.u64 %rd0, [p0];\nld.global.u32 %r1, [%rd0+64];"
+    for access in (body, body.replace("ld.global", "ld")):
+        (found,) = findings(access, [np.uint64(0)], block=1)
+        assert found.kind == "global access out of bounds"
+        assert "outside every buffer" in found.detail
 
 
 def test_endless_loop() -> None:

@@ -150,6 +150,9 @@ def test_wide_accesses_take_a_wavefront_for_each_quarter_warp() -> None:
     body = ".shared .align 16 .b8 tile[4096];\nmul.lo.u32 %r1, %tid, {};\nst.shared.v4.u32 [%r1], {{%tid, %tid, %tid, %tid}};"
     assert run(body.format(16), []).counts["shared wavefronts"] == 4
     assert run(body.format(128), []).counts["shared wavefronts"] == 32
+    # each quarter of the warp on banks of its own
+    apart = "and.b32 %r2, %tid, 7;\nshr.u32 %r3, %tid, 3;\nshl.b32 %r3, %r3, 4;\nmad.lo.u32 %r1, %r2, 128, %r3;"
+    assert run(body.replace("mul.lo.u32 %r1, %tid, {};", apart).format(), []).counts["shared wavefronts"] == 32
 
 
 @pytest.mark.parametrize(("stride", "sectors", "bytes_"), [(4, 4, 128), (0, 1, 4), (32, 32, 128), (8, 8, 128), (128, 32, 128)])
@@ -236,6 +239,27 @@ def test_copies_that_read_nothing_may_point_anywhere() -> None:
         setp.ne.and.u32 %p3, %r3, 0, %p2;
         @%p3 trap;"""
     assert not run(body, [np.full(8, 9, np.uint32)]).findings
+
+
+def test_wait_of_some_threads() -> None:
+    """Those who did not wait have not got their data."""
+    body = """
+        .shared .align 16 .b8 tile[1024];
+        ld.param.u64 %rd0, [p0];
+        mad.wide.u32 %rd2, %tid, 16, %rd0;
+        shl.b32 %r1, %tid, 4;
+        setp.lt.u32 %p1, %tid, 40;
+        cp.async.cg.shared.global [%r1], [%rd2], 16;
+        @%p1 cp.async.wait_all;
+        @%p1 ld.shared.u32 %r3, [%r1];"""
+    source = np.zeros(256, np.uint32)
+    assert not run(body, [source], block=64).findings
+    assert [finding.thread for finding in run(body.replace("@%p1 ld", "ld"), [source], block=64).findings] == [40, 40]
+
+
+def test_shared_addresses_wrap() -> None:
+    body = ".shared .u32 tile[4];\nmov.u32 %r1, 0xfffffffc;\nst.shared.u32 [%r1+8], %tid;\nld.shared.u32 %r2, [tile+4];"
+    assert not run(body, [], block=1).findings
 
 
 def test_waits_are_per_thread() -> None:

@@ -1,5 +1,6 @@
 """Control flow and what threads do together on the PTX machine: divergence, barriers, shuffles, votes, matrices."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -250,8 +251,11 @@ def test_warp_synchronous_code() -> None:
     assert np.array_equal(per_thread(body.format(4), 64)[0], np.arange(64) ^ 1)
     findings = run(body.format(128), [], block=64).findings
     assert {finding.kind for finding in findings} == {"shared race"}
-    findings = run(body.format(4).replace("bar.warp.sync 0xffffffff", "mov.u32 %r9, 0"), [], block=64).findings
-    assert {finding.kind for finding in findings} == {"shared race"}
+    for number, sync in enumerate(re.finditer(r"bar\.warp\.sync 0xffffffff;", body)):
+        findings = run((body[: sync.start()] + body[sync.end() :]).format(4), [], block=64).findings
+        assert [finding.kind for finding in findings] == ["shared race"]
+        assert ("writes" in findings[0].detail) == (number == 1)
+        assert findings[0].count == 1
 
 
 @pytest.mark.parametrize("transposed", ["", ".trans"])

@@ -1,5 +1,6 @@
 """Shared, local, parameter and global memory: data, bounds, alignment, initialisation, races and accounting."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Access:
         return Access(self.block, self.lanes[chosen], self.offsets[chosen], self.size, self.width)
 
 
-class Space:
+class Space(ABC):
     """Bytes with bounds. ``unit`` is the granule of what is known about them: no access is narrower."""
 
     def __init__(self, name: str, size: int, unit: int) -> None:
@@ -115,14 +116,16 @@ class Space:
             where = self.describe(int(units[first]) * self.unit)
             access.block.report(f"uninitialised {self.name} read", where, int(lanes[first]))
 
+    @abstractmethod
     def load(self, access: Access, strong: bool = False) -> Array:
-        raise NotImplementedError
+        """Elements as [lanes, elements], after all checks. Strong accesses do not race with each other."""
 
-    def store(self, access: Access, values: Array, strong: bool = False) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def store(self, access: Access, values: Array, strong: bool = False) -> None: ...
 
-    def update(self, access: Access) -> None:
-        """An atomic is about to read and write."""
+    def update(self, access: Access, strong: bool = True) -> None:
+        """Checks what is about to be written, and by atomics read before."""
+        self.initialised[self.units(access)[0]] = True
 
 
 def distinct_per_warp(lanes: Array, keys: Array) -> Array:
@@ -234,7 +237,7 @@ class LocalMemory(Space):
     def store(self, access: Access, values: Array, strong: bool = False) -> None:
         own = self._own(access)
         self.check(own)
-        self.initialised[self.units(own)[0]] = True
+        self.update(own)
         self.scatter(own, values)
 
 

@@ -6,8 +6,7 @@ touches. Atomics never race with atomics. A unit is as wide as the narrowest acc
 
 Kernels whose blocks wait for each other through atomics and fences are reported too: such an order is not followed.
 
-Each unit remembers its last writer and its last readers only. A race with an older access is missed where a newer one is in order; that
-cannot hide a deleted barrier, behind which every access is out of order.
+Each unit remembers its last writers and its last readers. That is enough for the first race of a unit; behind it others may go unseen.
 """
 
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ class Clock:
 
 
 class ThreadRaces:
-    """The last writer and readers of each unit of a space, as codes of a :class:`Clock`."""
+    """The last writers and readers of each unit of a space, as codes of a :class:`Clock`."""
 
     def __init__(self, units: int) -> None:
         self.writer, self.reader = np.zeros(units, np.int64), np.zeros(units, np.int64)
@@ -91,7 +90,7 @@ class ThreadRaces:
         race = self._written(units, lanes, "reads", clock, atomic)
         if atomic:
             return race
-        self._add_reader(units, lanes, clock)
+        self._join_in(self.reader, self.read_time, units, lanes, clock)
         self.read_time[units] = clock.now
         self.read_place[units] = place
         return race
@@ -102,10 +101,14 @@ class ThreadRaces:
         return race
 
     def note_write(self, units: Array, lanes: Array, place: int, clock: Clock, atomic: bool = False) -> None:
-        self.writer[units] = lanes
+        if atomic:  # it joins others that are under way, and stays plain beside a plain write that not all threads are past
+            self.atomic[units] |= self.write_time[units] < max(clock.floor, 0)
+            self._join_in(self.writer, self.write_time, units, lanes, clock)
+        else:
+            self.atomic[units] = False
+            self.writer[units] = lanes
         self.write_time[units] = clock.now
         self.write_place[units] = place
-        self.atomic[units] = atomic
 
     def _written(self, units: Array, lanes: Array, now: str, clock: Clock, atomic: bool) -> Race | None:
         time = self.write_time[units]
@@ -132,20 +135,19 @@ class ThreadRaces:
         first = int(races.argmax())
         return Race(int(lanes[first]), int(places[units[first]]), before, now)
 
-    def _add_reader(self, units: Array, lanes: Array, clock: Clock) -> None:
-        """The readers of a unit since it was last in order: one, several of a warp, or several."""
-        codes = lanes
-        before, time = self.reader[units], self.read_time[units]
+    def _join_in(self, codes: Array, times: Array, units: Array, lanes: Array, clock: Clock) -> None:
+        """Adds lanes to those who touch a unit and are not in order yet: one, several of a warp, or several."""
+        added = lanes
+        before, time = codes[units], times[units]
         if (time >= max(clock.floor, 0)).any():
-            joined = (time >= 0) & (before != lanes) & ~clock.ordered(before, time, lanes)
-            codes = np.where(joined, self._join(before, lanes, clock), lanes)
-        self.reader[units] = codes
-        lost = np.flatnonzero(self.reader[units] != codes)  # another lane of this same access reads the unit
+            together = (time >= 0) & (before != lanes) & ~clock.ordered(before, time, lanes)
+            added = np.where(together, self._join(before, lanes, clock), lanes)
+        codes[units] = added
+        lost = np.flatnonzero(codes[units] != added)  # another lane of this same access touches the unit
         if lost.size:
-            joined = self._join(self.reader[units[lost]], codes[lost], clock)
-            self.reader[units[lost]] = joined
-            everywhere = joined == clock.several
-            self.reader[units[lost[everywhere]]] = clock.several
+            joined = self._join(codes[units[lost]], added[lost], clock)
+            codes[units[lost]] = joined
+            codes[units[lost[joined == clock.several]]] = clock.several
 
     @staticmethod
     def _join(first: Array, second: Array, clock: Clock) -> Array:

@@ -11,7 +11,7 @@ from .block import Block
 from .logic import bit_length
 from .program import Barrier, Line
 from .rounding import Array
-from .warp import by_thread, lane_bits
+from .warp import by_thread, by_warp, lane_bits
 
 RUNNING, AT_BARRIER, AT_WARP_OPERATION, EXITED = range(4)
 
@@ -104,8 +104,7 @@ class Scheduler:
         self.check_exited(present, named)
         here_bits = by_thread(block, lane_bits(block, present))
         ready = present & (named & ~here_bits == 0)
-        lowest = block.lanes // 32 * 32 + bit_length(named & (~named + np.uint32(1))).astype(np.int64) - 1
-        differs = ready & (named[np.minimum(lowest, block.threads - 1)] != named)
+        differs = ready & by_thread(block, self.disagreement(by_warp(block, named)))
         if differs.any():
             raise block.fault("warp operation with different masks", "lanes that name each other disagree", int(differs.argmax()))
         waiting = present & ~ready
@@ -113,6 +112,12 @@ class Scheduler:
         self.state[ready], self.place[ready] = RUNNING, here + 1
         if ready.any():
             line.step(block, None if ready.all() else ready)
+
+    @staticmethod
+    def disagreement(named: Array) -> Array:
+        """For the masks of lanes as [warps, 32]: which lanes name one whose mask is another."""
+        names = named[:, :, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1) == 1
+        return np.asarray((names & (named[:, :, None] != named[:, None, :])).any(2))
 
     def check_exited(self, present: Array, named: Array) -> None:
         """No lane may be waited for that has left, or that the block never had."""
