@@ -131,6 +131,10 @@ def test_arguments() -> None:
     machine.launch(1, 32, [np.zeros(4), 3, 1.5])
     with pytest.raises(ValueError, match="4 arguments for 3"):
         machine.launch(1, 32, [1, 2, 3, 4])
+    with pytest.raises(ValueError, match="overlap"):
+        Machine(parse(module("ret;", ["u64", "u64"]))).launch(1, 32, [(both := np.zeros(8))[:5], both[3:]])
+    with pytest.raises(ValueError, match="a float for p0"):
+        machine.launch(1, 32, [1.5])
     with pytest.raises(ValueError, match="contiguous"):
         machine.launch(1, 32, [np.zeros((4, 4)).T])
     with pytest.raises(ValueError, match="2 bytes for p1"):

@@ -90,6 +90,14 @@ def test_a_warp_of_readers() -> None:
         assert (tracker.write(np.array([0]), np.array([writer]), 2, clock) is None) == clean
 
 
+def test_readers_of_several_warps() -> None:
+    """A reader of another warp is not forgotten over several of the writer's own."""
+    clock, tracker = Clock(THREADS, 0), ThreadRaces(1)
+    assert tracker.read(np.zeros(3, int), np.array([0, 40, 41]), 1, clock) is None
+    clock.warp_sync(np.arange(THREADS) // 32 == 1)
+    assert tracker.write(np.array([0]), np.array([40]), 2, clock) is not None
+
+
 def test_partial_barriers() -> None:
     """A barrier orders those who were at it, and nobody else."""
     half = np.arange(THREADS) < 40

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,17 @@ Argument: TypeAlias = npt.NDArray[Any] | Buffer | int | float | bool | bytes | n
 SHARED_LIMIT = 232448  # bytes that a block may have at most on any device so far
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What all blocks of a launch share."""
+
+    grid: Position
+    block: Position
+    dynamic_shared: int
+    memory: GlobalMemory
+    parameters: ParameterMemory
+
+
 class Machine:
     """Runs one kernel. What it reports adds up over launches; ``global_bytes`` is by argument name.
 
@@ -35,6 +47,7 @@ class Machine:
     def __init__(self, kernel: Kernel, *, approximate: bool = False, limit: int = 10_000_000) -> None:
         self.kernel, self.limit = kernel, limit
         self.lines = program(kernel, approximate)
+        self.units = {space: narrowest(kernel, space) for space in ("global", "shared", "local")}
         self.findings = Findings()
         self.counts: Counter[str] = Counter()
         self.global_bytes: dict[str, Traffic] = {}
@@ -51,12 +64,13 @@ class Machine:
             raise ValueError(f"{shared} bytes of shared memory")
         memory, parameters = self._place(arguments)
         memory.several_blocks = int(np.prod(blocks)) > 1
+        launch = Launch(blocks, threads, dynamic_shared, memory, parameters)
         clock = Clock(int(np.prod(threads)), 0)
         try:
             with np.errstate(all="ignore"):
                 for number, (z, y, x) in enumerate(itertools.product(*(range(extent) for extent in reversed(blocks)))):
                     clock = Clock(clock.threads, clock.now + 1)
-                    self._run((x, y, z), number, blocks, threads, dynamic_shared, memory, parameters, clock)
+                    self._run(launch, (x, y, z), number, clock)
         finally:
             memory.write_back()
             for name, traffic in memory.traffic.items():
@@ -71,8 +85,11 @@ class Machine:
             if isinstance(argument, np.ndarray | Buffer):
                 buffer = argument if isinstance(argument, Buffer) else Buffer(argument)
                 buffers.setdefault(key(buffer.array), (parameter.name, buffer))
+        for (_, first), (_, second) in itertools.combinations(buffers.values(), 2):
+            if np.may_share_memory(first.array, second.array):
+                raise ValueError("two array arguments overlap without being the same")
         layout = self.kernel.layouts["global"]
-        memory = GlobalMemory(list(layout.initial.items()), layout.size, list(buffers.values()), self._unit("global"))
+        memory = GlobalMemory(list(layout.initial.items()), layout.size, list(buffers.values()), self.units["global"])
         content = bytearray(self.kernel.parameter_bytes)
         for parameter, argument in zip(self.kernel.parameters, arguments, strict=False):
             if isinstance(argument, np.ndarray | Buffer):
@@ -81,23 +98,9 @@ class Machine:
             content[parameter.offset : parameter.offset + parameter.size] = scalar_bytes(parameter, argument)
         return memory, ParameterMemory(bytes(content))
 
-    def _unit(self, space: str) -> int:
-        """The narrowest access that the kernel makes to a space; 4 bytes where it makes none."""
-        return min((access_bytes(instruction) for instruction in self.kernel.instructions if touches(instruction, space)), default=4)
-
-    def _run(
-        self,
-        position: Position,
-        number: int,
-        grid: Position,
-        block: Position,
-        dynamic: int,
-        memory: GlobalMemory,
-        parameters: ParameterMemory,
-        clock: Clock,
-    ) -> None:
-        layouts = self.kernel.layouts
-        running = Block(
+    def _run(self, launch: Launch, position: Position, number: int, clock: Clock) -> None:
+        sizes = {space: self.kernel.layouts[space].size for space in ("shared", "local")}
+        block = Block(
             position,
             number,
             clock.threads,
@@ -105,15 +108,20 @@ class Machine:
             self.findings,
             self.counts,
             clock,
-            special_registers(position, grid, block, layouts["shared"].size, dynamic),
+            special_registers(launch, position, sizes["shared"]),
             {**fresh(self.kernel.registers), CARRY.name: np.array(False)},
-            SharedMemory(layouts["shared"].size + dynamic, self._unit("shared")),
-            LocalMemory(clock.threads, layouts["local"].size, self._unit("local")),
-            memory,
-            parameters,
+            SharedMemory(sizes["shared"] + launch.dynamic_shared, self.units["shared"]),
+            LocalMemory(clock.threads, sizes["local"], self.units["local"]),
+            launch.memory,
+            launch.parameters,
             CopyQueue(clock.threads),
         )
-        Scheduler(running, self.lines, self.limit).run()
+        Scheduler(block, self.lines, self.limit).run()
+
+
+def narrowest(kernel: Kernel, space: str) -> int:
+    """Bytes of the narrowest access that the kernel makes to a space; 4 where it makes none."""
+    return min((access_bytes(instruction) for instruction in kernel.instructions if touches(instruction, space)), default=4)
 
 
 def key(array: npt.NDArray[Any]) -> tuple[int, int]:
@@ -126,7 +134,11 @@ def extents(given: Sequence[int] | int) -> Position:
 
 
 def scalar_bytes(parameter: Parameter, argument: Any) -> bytes:
-    """An argument by value, in the bytes of its parameter. A float needs to be told from the bits of one: PTX says only .b32."""
+    """An argument by value, in the bytes of its parameter. Where PTX says .b32 only, a float is told from an integer by its Python type."""
+    if isinstance(argument, int) and parameter.type in ("f32", "f64"):
+        argument = float(argument)
+    if isinstance(argument, float) and parameter.type[0] in "su":
+        raise ValueError(f"a float for {parameter.name}, which is .{parameter.type}")
     if isinstance(argument, bytes):
         content = argument
     elif isinstance(argument, np.generic):
@@ -155,7 +167,8 @@ def access_bytes(instruction: Instruction) -> int:
     return 16 if instruction.opcode == "ldmatrix" else min(16, WIDTH[instruction.type] * elements(instruction))
 
 
-def special_registers(position: Position, grid: Position, block: Position, static: int, dynamic: int) -> dict[str, Array]:
+def special_registers(launch: Launch, position: Position, static_shared: int) -> dict[str, Array]:
+    grid, block, dynamic = launch.grid, launch.block, launch.dynamic_shared
     lanes = np.arange(int(np.prod(block)), dtype=np.uint32)
     lane, width, height = lanes % np.uint32(32), np.uint32(block[0]), np.uint32(block[1])
     one = np.uint32(1)
@@ -174,7 +187,7 @@ def special_registers(position: Position, grid: Position, block: Position, stati
         "%lanemask_gt": ~((np.uint32(2) << lane) - one),
         "%lanemask_ge": ~((one << lane) - one),
         "%dynamic_smem_size": np.uint32(dynamic),
-        "%total_smem_size": np.uint32(static + dynamic),
+        "%total_smem_size": np.uint32(static_shared + dynamic),
         "%clock": np.uint32(0),
         "%clock64": np.uint64(0),
         "%globaltimer": np.uint64(0),
