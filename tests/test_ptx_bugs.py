@@ -58,6 +58,13 @@ def test_barrier_of_other_threads_does_not_help() -> None:
     assert (found.kind, found.thread, found.count) == ("shared race", 64, 2)  # those who did not wait, and those who did
 
 
+def test_warps_that_leave_count_as_having_come() -> None:
+    """The block's barrier waits for them to come or to leave, so what they wrote before is in order."""
+    body = EXCHANGE.replace("bar.sync 0;", "setp.ge.u32 %p1, %tid, 32;\n@%p1 ret;\nbar.sync 0;")
+    assert not findings(body, [])
+    assert [found.kind for found in findings(without(body, r"\nbar\.sync 0;"), [])] == ["shared race"]
+
+
 COPIES = f"""{TILE}
     .shared .align 16 .b8 stages[2048];
     mad.wide.u32 %rd2, %tid, 16, %rd0;

@@ -250,7 +250,8 @@ def test_wait_of_some_threads() -> None:
         shl.b32 %r1, %tid, 4;
         setp.lt.u32 %p1, %tid, 40;
         cp.async.cg.shared.global [%r1], [%rd2], 16;
-        @%p1 cp.async.wait_all;
+        cp.async.commit_group;
+        @%p1 cp.async.wait_group 0;
         @%p1 ld.shared.u32 %r3, [%r1];"""
     source = np.zeros(256, np.uint32)
     assert not run(body, [source], block=64).findings

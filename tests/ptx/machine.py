@@ -101,20 +101,20 @@ class Machine:
     def _run(self, launch: Launch, position: Position, number: int, clock: Clock) -> None:
         sizes = {space: self.kernel.layouts[space].size for space in ("shared", "local")}
         block = Block(
-            position,
-            number,
-            clock.threads,
-            self.kernel.instructions,
-            self.findings,
-            self.counts,
-            clock,
-            special_registers(launch, position, sizes["shared"]),
-            {**fresh(self.kernel.registers), CARRY.name: np.array(False)},
-            SharedMemory(sizes["shared"] + launch.dynamic_shared, self.units["shared"]),
-            LocalMemory(clock.threads, sizes["local"], self.units["local"]),
-            launch.memory,
-            launch.parameters,
-            CopyQueue(clock.threads),
+            position=position,
+            number=number,
+            threads=clock.threads,
+            instructions=self.kernel.instructions,
+            findings=self.findings,
+            counts=self.counts,
+            clock=clock,
+            special=special_registers(launch, position, sizes["shared"]),
+            registers={**fresh(self.kernel.registers), CARRY.name: np.array(False)},
+            shared=SharedMemory(sizes["shared"] + launch.dynamic_shared, self.units["shared"]),
+            local=LocalMemory(clock.threads, sizes["local"], self.units["local"]),
+            global_=launch.memory,
+            parameters=launch.parameters,
+            copies=CopyQueue(clock.threads),
         )
         Scheduler(block, self.lines, self.limit).run()
 
