@@ -395,6 +395,9 @@ def test_bfloat16_arithmetic() -> None:
     found = evaluate("fma.rn.bf16 %d, %a, %b, %c", {"d": np.uint16}, a=a, b=b, c=c)["d"]
     assert_same(found, torch.from_numpy(exact).bfloat16().view(torch.int16).numpy().view(np.uint16))
     assert_same(evaluate("neg.bf16 %d, %a", {"d": np.uint16}, a=a)["d"], a ^ np.uint16(0x8000))
+    tie = [bf16(np.full(2, value)) for value in (1 + 2**-7, 1.5)] + [bf16(np.array([2**-40, -(2**-40)]))]  # 387/256, and a little
+    found = evaluate("fma.rn.bf16 %d, %a, %b, %c", {"d": np.uint16}, **dict(zip("abc", tie, strict=True)))["d"]
+    assert wide(found).tolist() == [194 / 128, 193 / 128]
     both = evaluate("max.bf16x2 %d, %a, %b", {"d": np.uint32}, a=a.reshape(-1, 2), b=b.reshape(-1, 2))["d"].view(np.uint16)
     assert_same(both, bf16(np.maximum(wide(a), wide(b))))
 
