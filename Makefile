@@ -21,6 +21,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py benchmarks/steps.py
 	$(BIN)/mypy examples/g2p/results.py
+	$(BIN)/mypy --strict tests/ptx
 
 # torch first and by itself: the build takes its headers from the environment (see setup.py).
 $(VENV)/installed: $(SOURCES)

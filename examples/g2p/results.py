@@ -38,6 +38,7 @@ NAMES = {
 PHRASES = {"phrases-plain": "plain, no attention", "phrases-bahdanau": "Bahdanau"}
 WORDS_EACH = range(1, 9)  # of the phrases that are decoded; training has up to 4
 PHRASES_SCORED = 500
+LONGEST = 200  # words to choose the picture's from
 
 console = Console(highlight=False, markup=False)
 
@@ -137,22 +138,26 @@ def draw_pictures(output: Path, seed: int) -> None:
     folders = {shown: output / f"{name}-dropped-seed{seed}" for name, shown in NAMES.items() if name != "plain"}
     systems = {shown: System.load(folder / MODEL) for shown, folder in folders.items() if (folder / "test.json").exists()}
     if systems:
-        word = max(load(stress=False, seed=seed).test, key=lambda example: len(example.source))
+        longest = sorted(load(stress=False, seed=seed).test, key=lambda example: -len(example.source))[:LONGEST]
+        decoded = {shown: system.decode([word.source for word in longest], need_weights=True) for shown, system in systems.items()}
+        right = [all(rows[i][0].symbols in word.references for rows in decoded.values()) for i, word in enumerate(longest)]
+        chosen = right.index(True) if any(right) else 0  # the longest word that every system gets right
         panels = []
-        for shown, system in systems.items():
-            [[best]] = system.decode([word.source], need_weights=True)
+        for shown, rows in decoded.items():
+            [best] = rows[chosen]
             assert best.alignment is not None
-            panels.append((shown, [*best.symbols, "end"], best.alignment))
-        draw_alignments(output / "alignments.png", word.source, panels)
-        console.print(f"alignments of {''.join(word.source)}: {output / 'alignments.png'}")
+            panels.append((shown, [*best.symbols, *(["end"] if best.ended else [])], best.alignment))
+        source = longest[chosen].source
+        draw_alignments(output / "alignments.png", source, panels)
+        console.print(f"alignments of {''.join(source)}: {output / 'alignments.png'}")
     series: dict[str, list[tuple[float, float]]] = {}
     for name, shown in PHRASES.items():
         found = [path for path, _ in jobs_of(name, output, "dropped", seed)[0].evaluations if path.exists()]
         if found:
             series[shown] = [_point(json.loads(path.read_text())) for path in found]
     if series:
-        longest = max(len(example.source) for example in load(stress=False, seed=seed, phrase_words=4).train)
-        draw_error_by_length(output / "error-by-length.png", series, longest)
+        trained_to = max(len(example.source) for example in load(stress=False, seed=seed, phrase_words=4).train)
+        draw_error_by_length(output / "error-by-length.png", series, trained_to)
         console.print(f"errors over length: {output / 'error-by-length.png'}")
         for shown, points in series.items():
             console.print(shown, " ".join(f"{length:.1f}: {rate:.2%}" for length, rate in points))

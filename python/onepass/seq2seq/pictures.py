@@ -10,19 +10,24 @@ from onepass.seq2seq.data import DataError
 
 
 def draw_alignments(path: Path, source: Sequence[str], panels: Sequence[tuple[str, Sequence[str], Tensor]]) -> None:
-    """Save the weights ``[T, S]`` of each panel ``(title, target symbols, weights)``, side by side, as a PNG."""
-    rows = max(len(symbols) for _, symbols, _ in panels)
-    figure = _figure((0.32 * len(source) + 0.9) * len(panels) + 0.9, 0.32 * rows + 1.5)
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, symbols, weights) in zip(grid, panels, strict=True):
+    """Save the weights ``[T, S]`` of each panel ``(title, target symbols, weights)`` as a PNG, three panels to a row."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    height = 0.26 * max(len(symbols) for _, symbols, _ in panels) + 0.9
+    figure = _figure((0.26 * len(source) + 0.8) * columns + 1.0, height * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, symbols, weights) in zip(grid, panels, strict=False):
         image = axes.imshow(weights.cpu().numpy(), cmap="magma", vmin=0.0, vmax=1.0)
-        axes.set_xticks(range(len(source)), _plain(source), fontsize=11)
-        axes.set_yticks(range(len(symbols)), _plain(symbols), fontsize=9)
+        axes.set_anchor("N")
+        axes.set_xticks(range(len(source)), _plain(source), fontsize=10)
+        axes.set_yticks(range(len(symbols)), _plain(symbols), fontsize=8)
         axes.tick_params(length=0)
         axes.xaxis.tick_top()
-        axes.set_title(title, fontsize=12, pad=8)
-    figure.colorbar(image, ax=list(grid), label="attention weight", shrink=0.8, pad=0.02)
-    figure.savefig(path, dpi=130, format="png")
+        axes.set_title(title, fontsize=11, pad=6)
+    figure.colorbar(image, ax=list(grid), label="attention weight", fraction=0.02, pad=0.01)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def draw_error_by_length(path: Path, series: Mapping[str, Sequence[tuple[float, float]]], trained_to: float) -> None:
