@@ -135,7 +135,6 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
     kernels.weighted_values({s, given, rows, v, context}, serial);
     kernels.weighted_values_backward({s, given, rows, v, grad_context}, serial);
     ok = ok && all_finite();
-    ok = ok && all_finite();
   }
   return ok;
 }
