@@ -5,9 +5,10 @@ half-width ones), plus a rounding floor, plus one rounding of the output. The fl
 fp64. Below, ``eps`` is the machine epsilon of the accumulating dtype, and every sum is granted one eps of the sum of its terms'
 magnitudes; ``tol(x)`` is the floor of ``x``.
 
-- score, additive: ``tanh(q + k) = 1 - 2 / (1 + e^2q e^2k)`` is a difference of numbers of the order of one: ``eps sum_a |v_a|``. What
-  rounds ``v r`` counts twice, as ``tanh = 1 - 2 r``; the floor grants ``4 eps sum_a |v_a|``, the most that was measured (4.1 with two
-  channels, eager's share included), which is not yet derived step by step. Where ``max|q| + max|k| < 1/16`` it must be relatively accurate: ``tol = eps sum_a |v_a tanh|``.
+- score, additive: ``tanh(q + k) = 1 - 2 / (1 + e^2q e^2k)`` is a difference of numbers of the order of one: ``eps sum_a |v_a|``. Four
+  roundings make ``v r``, those of the denominator, of the quotient's estimate, of its correction and of the sum, each of half an eps,
+  and they count twice, as ``tanh = 1 - 2 r``: ``tol = 4 eps sum_a |v_a|`` (measured, eager's share included: up to 4.1 with two
+  channels). Where ``max|q| + max|k| < 1/16`` it must be relatively accurate: ``tol = eps sum_a |v_a tanh|``.
 - score, multiplicative: ``tol = eps |scale| sum_a |q_a k_a|``.
 - weight: scores that are off by at most d move ``w`` to at most ``w e^2d / (1 - w + w e^2d)`` (its own score up, all others
   down), so by ``w (1 - w) E / (1 + w E)`` with ``E = expm1(2 d)``. The softmax itself rounds ``score - max`` and exp, sum,
