@@ -91,19 +91,6 @@ Grads3 scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor k
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
-  library.def(
-      "additive_forward(Tensor query, Tensor keys, Tensor values, Tensor v, Tensor? lengths, Tensor? mask)"
-      " -> (Tensor context, Tensor weights)");
-  library.def(
-      "additive_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, Tensor v,"
-      " Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("additive_scores(Tensor query, Tensor keys, Tensor v, Tensor? lengths, Tensor? mask) -> Tensor");
-  library.def(
-      "additive_scores_backward(Tensor grad_scores, Tensor query, Tensor keys, Tensor v, Tensor? lengths, Tensor? mask)"
-      " -> (Tensor, Tensor, Tensor)");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
   library.impl("additive_forward", TORCH_BOX(&forward));
   library.impl("additive_backward", TORCH_BOX(&backward));

@@ -219,28 +219,6 @@ TorchTensor weighted_values_backward(TorchTensor grad_context, TorchTensor value
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
-  library.def(
-      "additive_prepare(Tensor keys, Tensor v, Tensor? lengths, Tensor? mask, bool half)"
-      " -> (Tensor exponentials, Tensor sizes, Tensor weighting)");
-  library.def(
-      "additive_step(Tensor query, Tensor keys, Tensor values, Tensor v, Tensor exponentials, Tensor sizes, Tensor weighting,"
-      " Tensor? lengths, Tensor? mask) -> (Tensor context, Tensor weights)");
-  library.def(
-      "additive_step_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, Tensor exponentials,"
-      " Tensor sizes, Tensor weighting, Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor grad_query, Tensor grad_scores)");
-  library.def(
-      "multiplicative_step(Tensor query, Tensor keys, Tensor values, float scale, Tensor? lengths, Tensor? mask)"
-      " -> (Tensor context, Tensor weights)");
-  library.def(
-      "multiplicative_step_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, float scale,"
-      " Tensor weights, Tensor? lengths, Tensor? mask) -> (Tensor grad_query, Tensor grad_scores)");
-  library.def("stack_steps(Tensor[] steps, bool several) -> Tensor");
-  library.def("source_sums(Tensor weights, Tensor rows, Tensor? lengths, Tensor? mask) -> Tensor");
-  library.def("weighted_values(Tensor weights, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor");
-  library.def("weighted_values_backward(Tensor grad_context, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
   library.impl("additive_prepare", TORCH_BOX(&prepare));
   library.impl("additive_step", TORCH_BOX(&additive_step));

@@ -60,15 +60,6 @@ Three backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTe
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(onepass, library) {
-  library.def(
-      "multiplicative_forward(Tensor query, Tensor keys, Tensor values, float scale, Tensor? lengths, Tensor? mask,"
-      " bool keep_weights) -> (Tensor context, Tensor weights, Tensor logsumexp)");
-  library.def(
-      "multiplicative_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, float scale,"
-      " Tensor weights, Tensor logsumexp, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor)");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
   library.impl("multiplicative_forward", TORCH_BOX(&forward));
   library.impl("multiplicative_backward", TORCH_BOX(&backward));

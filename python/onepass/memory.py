@@ -96,6 +96,8 @@ class AttentionMemory:
         self._with_grad = torch.is_grad_enabled()
         if prepared is None and v is not None and backend == "cpu":
             prepared = torch.ops.onepass.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
+        elif prepared is None and v is not None and backend == "triton":  # whose steps read the keys, and v
+            prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), v.detach())
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
         self._step_keys, self._step_values = keys.detach(), values.detach()  # what steps read

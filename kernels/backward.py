@@ -1,0 +1,151 @@
+"""Backward of what both families share: the gradients of weights and of scores, and sums over queries and over the source."""
+
+import triton
+import triton.language as tl
+
+from onepass.kernels.arithmetic import multiply_add, wide
+from onepass.kernels.visible import visible, window
+
+
+@triton.jit
+def weight_gradients(
+    p_rows, p_values, p_weights, p_more, p_limits, p_mask, p_gradients, p_inner,
+    rows_b, rows_h, rows_t, values_b, values_h, values_s, weights_b, weights_h, weights_t, more_b, more_h, more_t,
+    limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D, per_split, splits,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, MORE: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """``dweights[t, s] = dcontext[t] . values[s]`` (ROWS) ``+ more[t, s]`` (MORE), 0 where not visible, and with INNER each split's part of
+    ``sum_s weights dweights``, ``p_inner [splits, B, H, T]``. Grid: tiles of T, by splits by H by B.
+    """
+    tiles = tl.cdiv(T, BT)
+    i_t = tl.program_id(0) % tiles
+    i_split = tl.program_id(0) // tiles % splits
+    i_bh = (tl.program_id(0) // tiles // splits).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    o_t = i_t * BT + tl.arange(0, BT)
+    m_t = o_t < T
+    wide_t = o_t.to(tl.int64)[:, None]
+    o_d = tl.arange(0, BD)
+    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    p_values += i_b * values_b + i_h * values_h
+    p_mask += i_b * mask_b + i_h * mask_h
+    o_row = i_bh * T + o_t
+    inner = tl.zeros((BT,), ACC)
+    for s in range(i_split * per_split, tl.minimum((i_split + 1) * per_split, S), BS):
+        o_s = s + tl.arange(0, BS)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
+        gradients = tl.zeros((BT, BS), ACC)
+        if tl.max(tl.max(sees.to(tl.int32), 1), 0) > 0:
+            if ROWS:
+                s_seen = (tl.max(sees.to(tl.int32), 0) > 0)[:, None]
+                p_tile = p_rows + i_b * rows_b + i_h * rows_h + wide_t * rows_t
+                for d in range(0, D, BD):
+                    m_d = (d + o_d < D)[None, :]
+                    b_rows = tl.load(p_tile + (d + o_d)[None, :], m_t[:, None] & m_d, 0.0)  # [BT, BD]
+                    b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + (d + o_d)[None, :], s_seen & m_d, 0.0)
+                    gradients = multiply_add(b_rows, tl.trans(b_values.to(b_rows.dtype)), gradients, PRECISION, UNIT)
+            if MORE:
+                gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], sees, 0.0))
+            gradients = tl.where(sees, gradients, 0.0)
+            if INNER:
+                b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], sees, 0.0)
+                inner += tl.sum(b_w * gradients, 1)
+        tl.store(p_gradients + o_row[:, None] * S + o_s[None, :], gradients, m_t[:, None] & (o_s < S)[None, :])
+    if INNER:
+        o_row += i_split * (tl.num_programs(0) // tiles // splits).to(tl.int64) * T
+        tl.store(p_inner + o_row, inner, m_t)
+
+
+@triton.jit
+def softmax_gradients(
+    p_weights, p_inner, p_limits, p_mask, p_gradients, weights_b, weights_h, weights_t, limits_b, limits_t,
+    mask_b, mask_h, mask_t, mask_s, H, T, S, rows, splits,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """``dscores = weights (dweights - sum_s weights dweights)``, in place of dweights; the sum's parts are added in order.
+    Grid: ``rows`` = B H T, by tiles of S."""
+    tiles = tl.cdiv(S, BS)
+    i_row = (tl.program_id(0) // tiles).to(tl.int64)
+    o_s = tl.program_id(0) % tiles * BS + tl.arange(0, BS)
+    i_bh = i_row // T
+    i_b = i_bh // H
+    i_h = i_bh % H
+    o_t = (i_row % T).to(tl.int32) + tl.arange(0, 1)
+    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    p_mask += i_b * mask_b + i_h * mask_h
+    sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [1, BS]
+    inner = tl.load(p_inner + i_row)
+    for i in range(1, splits):
+        inner += tl.load(p_inner + i * rows + i_row)
+    b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + (i_row % T) * weights_t + o_s[None, :], sees, 0.0)
+    p_tile = p_gradients + i_row * S + o_s[None, :]
+    b_g = tl.load(p_tile, sees, 0.0)
+    tl.store(p_tile, tl.where(sees, b_w * (b_g - inner), 0.0), (o_s < S)[None, :])
+
+
+@triton.jit
+def query_sums(
+    p_weights, p_rows, p_limits, p_mask, p_sums, factor,
+    weights_b, weights_h, weights_t, rows_b, rows_h, rows_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the visible positions. Grid: tiles of D, by tiles of T by H by B."""
+    tiles_d = tl.cdiv(D, BD)
+    tiles_t = tl.cdiv(T, BT)
+    o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
+    o_t = tl.program_id(0) // tiles_d % tiles_t * BT + tl.arange(0, BT)
+    i_bh = (tl.program_id(0) // tiles_d // tiles_t).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    m_t = o_t < T
+    m_d = (o_d < D)[None, :]
+    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    p_mask += i_b * mask_b + i_h * mask_h
+    p_row = p_weights + i_b * weights_b + i_h * weights_h + o_t.to(tl.int64) * weights_t
+    p_rows += i_b * rows_b + i_h * rows_h
+    sums = tl.zeros((BT, BD), ACC)
+    begin = tl.min(tl.where(first < last, first, S), 0) // BS * BS
+    for s in range(begin, tl.max(tl.where(first < last, last, 0), 0), BS):
+        o_s = s + tl.arange(0, BS)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
+        s_seen = (tl.max(sees.to(tl.int32), 0) > 0)[:, None]
+        b_w = tl.load(p_row[:, None] + o_s[None, :], sees, 0.0)
+        b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_s + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
+        sums = multiply_add(b_w.to(p_sums.dtype.element_ty), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
+    p_tile = p_sums + (i_bh * T + o_t)[:, None] * D + o_d[None, :]
+    tl.store(p_tile, (sums * factor).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+
+
+@triton.jit
+def source_sums(
+    p_weights, p_rows, p_limits, p_mask, p_sums, factor,
+    weights_b, weights_h, weights_t, rows_b, rows_h, rows_t, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """``sums[s] = factor sum_t weights[t, s] rows[t]`` over the queries that see s. Grid: tiles of D, by tiles of S by H by B."""
+    tiles_d = tl.cdiv(D, BD)
+    tiles_s = tl.cdiv(S, BS)
+    o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
+    o_s = tl.program_id(0) // tiles_d % tiles_s * BS + tl.arange(0, BS)
+    i_bh = (tl.program_id(0) // tiles_d // tiles_s).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    m_d = (o_d < D)[None, :]
+    p_mask += i_b * mask_b + i_h * mask_h
+    p_weights += i_b * weights_b + i_h * weights_h
+    p_rows += i_b * rows_b + i_h * rows_h
+    sums = tl.zeros((BS, BD), ACC)
+    for t in range(0, T, BT):
+        o_t = t + tl.arange(0, BT)
+        first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
+        t_sees = (tl.max(sees.to(tl.int32), 1) > 0)[:, None]
+        b_rows = tl.load(p_rows + o_t.to(tl.int64)[:, None] * rows_t + o_d[None, :], t_sees & m_d, 0.0)  # [BT, BD]
+        b_w = tl.load(p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :], sees, 0.0)
+        sums = multiply_add(tl.trans(b_w.to(p_sums.dtype.element_ty)), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
+    p_tile = p_sums + (i_bh * S + o_s)[:, None] * D + o_d[None, :]
+    tl.store(p_tile, (sums * factor).to(p_tile.dtype.element_ty), (o_s < S)[:, None] & m_d)

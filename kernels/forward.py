@@ -1,0 +1,213 @@
+"""Forward: scores, softmax and context of a tile of queries in one launch; for few queries the source is split over programs, and
+``combine`` puts the parts together in their order.
+"""
+
+import triton
+import triton.language as tl
+
+from onepass.kernels.arithmetic import multiply_add, softmax_term
+from onepass.kernels.scores import additive_scores, multiplicative_scores, weighting
+from onepass.kernels.visible import visible, window
+
+
+@triton.jit
+def attend(
+    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale,
+    q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, v_h, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
+    H, T, S, A, D, per_split, splits,
+    ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, SCORES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
+    DIRECT: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Scores go to ``p_weights [B, H, T, S]`` and become weights there. With SCORES, scores are all that is asked for. With SPLIT a program
+    has ``per_split`` positions, leaves scores, and the sums over them that ``combine`` takes: ``p_highest`` and ``p_sums
+    [splits, B, H, T]``, ``p_parts [splits, B, H, T, D]``. Grid: tiles of T, fastest, by splits by H by B.
+    """
+    tiles = tl.cdiv(T, BT)
+    i_t = tl.program_id(0) % tiles
+    i_split = tl.program_id(0) // tiles % splits
+    i_bh = (tl.program_id(0) // tiles // splits).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    o_t = i_t * BT + tl.arange(0, BT)
+    m_t = o_t < T
+    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    begin = tl.maximum(i_split * per_split, tl.min(tl.where(first < last, first, S), 0) // BS * BS)
+    end = tl.minimum((i_split + 1) * per_split, tl.max(tl.where(first < last, last, 0), 0))
+    p_q += i_b * q_b + i_h * q_h
+    p_k += i_b * k_b + i_h * k_h
+    p_values += i_b * values_b + i_h * values_h
+    p_mask += i_b * mask_b + i_h * mask_h
+    o_row = i_bh * T + o_t  # [BT], of [B, H, T]
+    p_row = p_weights + o_row * S
+
+    highest = tl.full((BT,), float("-inf"), ACC)
+    sums = tl.zeros((BT,), ACC)
+    seen_t = tl.zeros((BT,), tl.int32)
+    if ADDITIVE:
+        p_v += i_h * v_h
+        if DIRECT:
+            weights_of_v = 0
+        else:
+            weights_of_v = weighting(p_v, A)
+    for s in range(begin, end, BS):
+        o_s = s + tl.arange(0, BS)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
+        t_sees = tl.max(sees.to(tl.int32), 1)
+        s_seen = tl.max(sees.to(tl.int32), 0)
+        # Rows that see nothing or are not seen are not read: others of the tile stand in for them, and their scores are dropped.
+        row_t = tl.where(t_sees > 0, o_t, tl.max(tl.where(t_sees > 0, o_t, 0), 0)).to(tl.int64)
+        row_s = tl.where(s_seen > 0, o_s, tl.max(tl.where(s_seen > 0, o_s, 0), 0)).to(tl.int64)
+        if tl.max(t_sees, 0) > 0:
+            if ADDITIVE:
+                scores = additive_scores(p_q + row_t * q_t, p_k + row_s * k_s, p_v, weights_of_v, A, BT, BS, EVEN, DIRECT, ACC, UNIT)
+            else:
+                scores = multiplicative_scores(p_q + row_t * q_t, p_k + row_s * k_s, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
+            scores = tl.where(sees, scores, float("-inf"))
+        else:
+            scores = tl.full((BT, BS), float("-inf"), ACC)
+        tl.store(p_row[:, None] + o_s[None, :], scores, m_t[:, None] & (o_s < S)[None, :])
+        if not SCORES:
+            seen_t = tl.maximum(seen_t, t_sees)
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+            terms = softmax_term(scores, base[:, None], UNIT)
+            sums = sums * softmax_term(highest, base, UNIT) + tl.sum(tl.where(sees, terms, 0.0), 1)
+            highest = higher
+    tl.debug_barrier()
+    if SCORES:
+        for s in range(i_split * per_split, tl.minimum((i_split + 1) * per_split, S), BS):
+            o_s = s + tl.arange(0, BS)
+            outside = (o_s < begin) | (o_s >= tl.cdiv(end - begin, BS) * BS + begin)
+            tl.store(p_row[:, None] + o_s[None, :], tl.full((BT, BS), float("-inf"), ACC), m_t[:, None] & (outside & (o_s < S))[None, :])
+    else:
+        base = tl.where(highest == float("-inf"), 0.0, highest)
+        inverse = tl.where(seen_t > 0, 1.0 / sums, 0.0)
+        if not (ADDITIVE or SPLIT):
+            tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen_t > 0, sums, 1.0)), m_t)
+        if SPLIT:
+            o_row += i_split * (tl.num_programs(0) // tiles // splits).to(tl.int64) * T
+            tl.store(p_highest + o_row, highest, m_t)
+            tl.store(p_sums + o_row, tl.where(seen_t > 0, sums, -1.0), m_t)
+            p_context = p_parts
+            inverse = tl.full((BT,), 1.0, ACC)
+        for d in range(0, D, BD):
+            o_d = d + tl.arange(0, BD)
+            m_d = (o_d < D)[None, :]
+            context = tl.zeros((BT, BD), ACC)
+            for s in range(begin, end, BS):
+                o_s = s + tl.arange(0, BS)
+                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)
+                s_seen = tl.max(sees.to(tl.int32), 0) > 0
+                scores = tl.load(p_row[:, None] + o_s[None, :], sees, float("-inf"))
+                b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
+                b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], s_seen[:, None] & m_d, 0.0)
+                b_values = b_values.to(p_q.dtype.element_ty)  # [BS, BD]
+                context = multiply_add(b_w.to(b_values.dtype), b_values, context, PRECISION, UNIT)
+            p_tile = p_context + o_row[:, None] * D + o_d[None, :]
+            tl.store(p_tile, (context * inverse[:, None]).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+        if not SPLIT:
+            tl.debug_barrier()
+            for s in range(0, S, BS):
+                o_s = s + tl.arange(0, BS)
+                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)
+                scores = tl.load(p_row[:, None] + o_s[None, :], sees, float("-inf"))
+                b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT) * inverse[:, None], 0.0)
+                tl.store(p_row[:, None] + o_s[None, :], b_w, m_t[:, None] & (o_s < S)[None, :])
+
+
+@triton.jit
+def attend_online(
+    p_q, p_k, p_values, p_limits, p_mask, p_context, p_logsumexp, scale,
+    q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, A, D,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Multiplicative attention that keeps no weights: the softmax is corrected as it goes on. Grid: tiles of D, each of which computes the
+    scores again, by tiles of T by H by B."""
+    tiles_d = tl.maximum(tl.cdiv(D, BD), 1)
+    tiles_t = tl.cdiv(T, BT)
+    i_d = tl.program_id(0) % tiles_d
+    o_d = i_d * BD + tl.arange(0, BD)
+    o_t = tl.program_id(0) // tiles_d % tiles_t * BT + tl.arange(0, BT)
+    i_bh = (tl.program_id(0) // tiles_d // tiles_t).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    m_t = o_t < T
+    m_d = (o_d < D)[None, :]
+    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    p_q += i_b * q_b + i_h * q_h + tl.minimum(o_t, T - 1).to(tl.int64) * q_t
+    p_k += i_b * k_b + i_h * k_h
+    p_values += i_b * values_b + i_h * values_h
+    p_mask += i_b * mask_b + i_h * mask_h
+    highest = tl.full((BT,), float("-inf"), ACC)
+    sums = tl.zeros((BT,), ACC)
+    seen_t = tl.zeros((BT,), tl.int32)
+    context = tl.zeros((BT, BD), ACC)
+    begin = tl.min(tl.where(first < last, first, S), 0) // BS * BS
+    for s in range(begin, tl.max(tl.where(first < last, last, 0), 0), BS):
+        o_s = s + tl.arange(0, BS)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
+        s_seen = tl.max(sees.to(tl.int32), 0) > 0
+        row_s = tl.minimum(o_s, S - 1).to(tl.int64)
+        scores = multiplicative_scores(p_q, p_k + row_s * k_s, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
+        scores = tl.where(sees, scores, float("-inf"))
+        seen_t = tl.maximum(seen_t, tl.max(sees.to(tl.int32), 1))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
+        correction = softmax_term(highest, base, UNIT)
+        sums = sums * correction + tl.sum(terms, 1)
+        b_values = tl.load(p_values + row_s[:, None] * values_s + o_d[None, :], s_seen[:, None] & m_d, 0.0)
+        b_values = b_values.to(p_context.dtype.element_ty)  # [BS, BD]
+        context = multiply_add(terms.to(b_values.dtype), b_values, context * correction[:, None], PRECISION, UNIT)
+        highest = higher
+    inverse = tl.where(seen_t > 0, 1.0 / sums, 0.0)
+    o_row = i_bh * T + o_t
+    p_tile = p_context + o_row[:, None] * D + o_d[None, :]
+    tl.store(p_tile, tl.where((seen_t > 0)[:, None], context * inverse[:, None], 0.0).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    if i_d == 0:
+        tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen_t > 0, sums, 1.0)), m_t)
+
+
+@triton.jit
+def combine(
+    p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
+    H, T, S, D, rows, splits,
+    ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """Puts what ``attend`` left of each split together, in their order. Grid: ``rows`` = B H T."""
+    i_row = tl.program_id(0).to(tl.int64)
+    i_bh = i_row // T
+    i_b = i_bh // H
+    o_t = (i_row % T).to(tl.int32) + tl.arange(0, 1)
+    highest = tl.load(p_highest + i_row)
+    for i in range(1, splits):
+        highest = tl.maximum(highest, tl.load(p_highest + i * rows + i_row))
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    sums = tl.zeros((), ACC)
+    seen = 0
+    for i in range(0, splits):
+        part = tl.load(p_sums + i * rows + i_row)
+        seen += tl.where(part < 0, 0, 1)
+        sums += tl.where(part < 0, 0.0, part * softmax_term(tl.load(p_highest + i * rows + i_row), base, UNIT))
+    inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
+    if not ADDITIVE:
+        tl.store(p_logsumexp + i_row, base + tl.log(tl.where(seen > 0, sums, 1.0)))
+    for d in range(0, D, BD):
+        o_d = d + tl.arange(0, BD)
+        context = tl.zeros((BD,), ACC)
+        for i in range(0, splits):
+            b_part = tl.load(p_parts + (i * rows + i_row) * D + o_d, o_d < D, 0.0)
+            context += softmax_term(tl.load(p_highest + i * rows + i_row), base, UNIT) * b_part
+        tl.store(p_context + i_row * D + o_d, (context * inverse).to(p_context.dtype.element_ty), o_d < D)
+    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    p_mask += i_b * mask_b + (i_bh % H) * mask_h
+    for s in range(0, S, BS):
+        o_s = s + tl.arange(0, BS)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)
+        p_tile = p_weights + i_row * S + o_s[None, :]
+        scores = tl.load(p_tile, sees, float("-inf"))
+        tl.store(p_tile, tl.where(sees, softmax_term(scores, base, UNIT) * inverse, 0.0), (o_s < S)[None, :])

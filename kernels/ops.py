@@ -1,0 +1,403 @@
+"""The ops ``onepass::*`` on these kernels: one function per op, which sizes a launch and makes its outputs.
+
+Nothing here waits for the device or depends on what tensors hold, so that CUDA graphs can record it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from onepass.kernels import backward, forward, tiles
+from onepass.kernels.tanh_gradients import tanh_gradients
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+NARROW = 8  # channels up to which merging reciprocals gains nothing, and would cost accuracy
+
+
+class Limits(NamedTuple):
+    """What queries see, as kernels take it."""
+
+    lengths: Tensor
+    mask: Tensor
+    strides: tuple[int, ...]  # of lengths by B and T, of the mask by B, H, T, S
+    constants: dict[str, Any]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+@functools.cache
+def device_of(device: torch.device) -> tiles.Device:
+    if INTERPRETED:
+        return tiles.INTERPRETER
+    found = torch.cuda.get_device_properties(device)
+    return tiles.Device(found.multi_processor_count, found.warp_size, "gcn" if torch.version.hip else "ptx")
+
+
+def arithmetic(query: Tensor) -> dict[str, Any]:
+    """The constants that the dtype and the device decide; matrix products of float32 follow ``torch.set_float32_matmul_precision``."""
+    double = query.dtype == torch.float64
+    tf32 = query.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    unit = "plain" if double else device_of(query.device).unit
+    return {"UNIT": unit, "PRECISION": "tf32" if tf32 else "ieee", "ACC": tl.float64 if double else tl.float32}
+
+
+def limits_of(lengths: Tensor | None, mask: Tensor | None, like: Tensor) -> Limits:
+    strides = (0, 0) if lengths is None else (lengths.stride(0), lengths.stride(1) if lengths.dim() > 1 else 0)
+    if lengths is not None and lengths.dim() == 3 and lengths.stride(2) != 1:
+        lengths = lengths.contiguous()
+        strides = lengths.stride()[:2]
+    if mask is not None:
+        by_head = mask if mask.dim() == 4 else mask.unsqueeze(1)
+        strides += by_head.stride()
+        mask = mask.view(torch.uint8)
+    else:
+        strides += (0, 0, 0, 0)
+    constants = {"LIMITS": 0 if lengths is None else lengths.dim(), "MASK": mask is not None}
+    return Limits(like if lengths is None else lengths, like if mask is None else mask, strides, constants)
+
+
+def rows_of(tensor: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """A tensor ``[B, (H,) N, W]`` with a last stride of 1, and its strides by B, H and N."""
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        tensor = tensor.contiguous()
+    strides = tensor.stride()
+    return tensor, (strides[0], strides[1] if tensor.dim() == 4 else 0, strides[-2])
+
+
+def heads_of(tensor: Tensor) -> int:
+    return tensor.shape[1] if tensor.dim() == 4 else 1
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    if programs > 0:
+        kernel[(programs,)](*arguments, **constants, **({} if INTERPRETED else {"enable_fp_fusion": True}))
+
+
+def blocks(tile: tiles.Tile, *names: str) -> dict[str, int]:
+    sizes = {name: getattr(tile, name) for name in names}
+    return sizes if INTERPRETED else {**sizes, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor | None, v: Tensor | None, scale: float, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Context, weights and, if multiplicative, logsumexp; without values, scores in place of weights. Additive with ``v``."""
+    B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
+    D = 0 if values is None else values.shape[-1]
+    lead, wide = query.shape[:-1], accumulator(query.dtype)
+    context = query.new_empty((*lead, D))
+    weights = query.new_empty((*lead, S), dtype=query.dtype if values is None else wide)
+    logsumexp = query.new_empty(lead if v is None else (0,), dtype=wide)
+    if S == 0:
+        return context.zero_(), weights, logsumexp.zero_()
+    limits = limits_of(lengths, mask, query)
+    query, q_strides = rows_of(query)
+    keys, k_strides = rows_of(keys)
+    scores_only = values is None
+    values, values_strides = (keys, (0, 0, 0)) if values is None else rows_of(values)
+    constants = {**limits.constants, **arithmetic(query)}
+    tile = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, device_of(query.device))
+    per_split = -(-S // (tile.BS * (1 if scores_only else tile.parts))) * tile.BS
+    splits = -(-S // per_split)
+    highest = sums = parts = context
+    if splits > 1:
+        highest, sums = query.new_empty((2, splits, *lead), dtype=wide)
+        parts = query.new_empty((splits, *lead, D), dtype=wide)
+    programs = -(-T // tile.BT) * splits * B * H
+    launch(
+        forward.attend, programs, query, keys, values, query if v is None else v.contiguous(), limits.lengths, limits.mask,
+        context, weights, highest, sums, parts, logsumexp, scale, *q_strides, *k_strides, *values_strides, A, *limits.strides,
+        H, T, S, A, D, per_split, splits, **constants, ADDITIVE=v is not None, SCORES=scores_only, SPLIT=splits > 1,
+        EVEN=A % 4 == 0, DIRECT=A <= NARROW or query.dtype == torch.float64, **blocks(tile, "BT", "BS", "BA", "BD"),
+    )  # fmt: skip
+    if splits > 1:
+        launch(
+            forward.combine, B * H * T, limits.lengths, limits.mask, context, weights, highest, sums, parts, logsumexp, *limits.strides,
+            H, T, S, D, B * H * T, splits, ADDITIVE=v is not None, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"], BS=256, BD=128,
+        )  # fmt: skip
+    return context, weights, logsumexp
+
+
+def additive_forward(
+    query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return attend(query, keys, values, v, 1.0, lengths, mask)[:2]
+
+
+def additive_scores(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return attend(query, keys, None, v, 1.0, lengths, mask)[1]
+
+
+def multiplicative_forward(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None, mask: Tensor | None, keep_weights: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if keep_weights or keys.shape[-2] == 0:
+        context, weights, logsumexp = attend(query, keys, values, None, scale, lengths, mask)
+        return context, weights if keep_weights else weights.new_empty((0,)), logsumexp
+    B, H, T, S, A, D = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1], values.shape[-1]
+    wide = accumulator(query.dtype)
+    context, logsumexp = query.new_empty((*query.shape[:-1], D)), query.new_empty(query.shape[:-1], dtype=wide)
+    limits = limits_of(lengths, mask, query)
+    (query, q_strides), (keys, k_strides), (values, values_strides) = rows_of(query), rows_of(keys), rows_of(values)
+    tile = tiles.online_tile(T, D, query.dtype)
+    programs = max(1, -(-D // tile.BD)) * -(-T // tile.BT) * B * H
+    launch(
+        forward.attend_online, programs, query, keys, values, limits.lengths, limits.mask, context, logsumexp, scale,
+        *q_strides, *k_strides, *values_strides, *limits.strides, H, T, S, A, D,
+        **limits.constants, **arithmetic(query), **blocks(tile, "BT", "BS", "BA", "BD"),
+    )  # fmt: skip
+    return context, query.new_empty((0,), dtype=wide), logsumexp
+
+
+def score_gradients(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    values: Tensor,
+    weights: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    *,
+    of_weights: bool = False,
+) -> Tensor:
+    """The gradients of scores, ``[B, (H,) T, S]``; or those of weights."""
+    rows = grad_weights if grad_context is None else grad_context
+    assert rows is not None
+    B, H, T, S, D = rows.shape[0], heads_of(values), rows.shape[-2], values.shape[-2], values.shape[-1]
+    wide = accumulator(rows.dtype)
+    gradients = rows.new_empty((*rows.shape[:-1], S), dtype=wide)
+    limits = limits_of(lengths, mask, rows)
+    none = (rows, (0, 0, 0))
+    (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
+    (context, context_strides), (more, more_strides) = (none if gradient is None else rows_of(gradient) for gradient in (grad_context, grad_weights))
+    tile = tiles.products_tile(T, S, D, rows.dtype)
+    splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device))
+    per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS
+    splits = max(1, -(-S // per_split))
+    inner = rows.new_empty((splits, B, H, T), dtype=wide)
+    constants = {**limits.constants, **arithmetic(rows)}
+    launch(
+        backward.weight_gradients, -(-T // tile.BT) * splits * B * H if S else 0, context, values, dense_weights, more, limits.lengths,
+        limits.mask, gradients, inner, *context_strides, *values_strides, *weights_strides, *more_strides, *limits.strides,
+        H, T, S, D, per_split, splits, **constants, ROWS=grad_context is not None, MORE=grad_weights is not None, INNER=not of_weights,
+        **blocks(tile, "BT", "BS", "BD"),
+    )  # fmt: skip
+    if not of_weights:
+        launch(
+            backward.softmax_gradients, B * H * T * -(-S // 256), dense_weights, inner, limits.lengths, limits.mask, gradients,
+            *weights_strides, *limits.strides, H, T, S, B * H * T, splits, **limits.constants, BS=256,
+        )  # fmt: skip
+    return gradients
+
+
+def sums(
+    kernel: Any, weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None, factor: float = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, in the rows' dtype or the one that is given."""
+    B, H, (T, S), D = weights.shape[0], heads_of(weights), weights.shape[-2:], rows.shape[-1]
+    over_source = kernel is backward.query_sums
+    out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=dtype or rows.dtype)
+    limits = limits_of(lengths, mask, rows)
+    (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
+    tile = tiles.products_tile(T, S, D, out.dtype)
+    tiles_of_out = -(-T // tile.BT) if over_source else -(-S // tile.BS)
+    launch(
+        kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
+        *weights_strides, *rows_strides, *limits.strides, H, T, S, D,
+        **limits.constants, **arithmetic(out), **blocks(tile, "BT", "BS", "BD"),
+    )  # fmt: skip
+    return out
+
+
+def tanh_sums(
+    gradients: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, *, only_query: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, keys and v, from those of scores (0 where not visible)."""
+    B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
+    dtype, wide = query.dtype, accumulator(query.dtype)
+    if mask is not None or (lengths is not None and lengths.dim() > 1):
+        counts = gradients != 0
+        query = query.masked_fill(~counts.any(-1)[..., None], 0)
+        keys = keys.masked_fill(~counts.any(-2)[..., None], 0)
+    query, keys = query.to(wide), keys.to(wide)  # rows of two bytes would be spread over a warp in another way, with sums across it
+    limits = limits_of(lengths, None, query)
+    tile = tiles.tanh_gradients_tile(B * H, S, A, dtype, device_of(query.device))
+    per_group = max(1, -(-S // (tile.BS * tile.parts))) * tile.BS
+    groups = max(1, -(-S // per_group))
+    dq = gradients.new_zeros((groups, B, H, T, A))
+    dk = gradients.new_empty((*keys.shape,)) if not only_query else dq
+    dw = gradients.new_empty((groups, B, H, A)) if not only_query else dq
+    (query, q_strides), (keys, k_strides), (gradients, g_strides) = rows_of(query), rows_of(keys), rows_of(gradients)
+    launch(
+        tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, limits.lengths, dq, dk, dw,
+        *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
+        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
+        UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
+    )  # fmt: skip
+    grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)
+    if only_query:
+        return grad_query, dq, dq
+    of_v = gradients.view(B, H, T * S).sum(-1).sum(0)[:, None] - 2 * dw.sum((0, 1))  # [H, A]
+    return grad_query, dk.to(dtype), of_v.view(v.shape).to(dtype)
+
+
+def additive_backward(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    v: Tensor,
+    weights: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
+    grad_query, grad_keys, grad_v = tanh_sums(gradients, query, keys, v, lengths, mask)
+    return grad_query, grad_keys, values_gradient(weights, grad_context, values, lengths, mask), grad_v
+
+
+def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    if grad_context is None:
+        return torch.zeros_like(values, memory_format=torch.contiguous_format)
+    return sums(backward.source_sums, weights, grad_context, lengths, mask)
+
+
+def additive_scores_backward(
+    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    # What arrives where nothing is visible does not count.
+    gradients = score_gradients(None, grad_scores.to(accumulator(query.dtype)), keys, None, lengths, mask, of_weights=True)
+    return tanh_sums(gradients, query, keys, v, lengths, mask)
+
+
+def multiplicative_backward(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    weights: Tensor,
+    logsumexp: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    if weights.dim() == 1:
+        weights = attend(query, keys, values[..., :0], None, scale, lengths, mask)[1]
+    gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
+    return (
+        sums(backward.query_sums, gradients, keys, lengths, mask, scale),
+        sums(backward.source_sums, gradients, query, lengths, mask, scale),
+        values_gradient(weights, grad_context, values, lengths, mask),
+    )
+
+
+def several(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """What belongs to one query of a memory, with the dimension of several."""
+    return tensor.unsqueeze(-2) if tensor is not None and tensor.dim() < like.dim() else tensor
+
+
+def additive_step(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    v: Tensor,
+    exponentials: Tensor,
+    sizes: Tensor,
+    weighting: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """On a GPU a step reads the keys themselves: their exponentials cost less than what it waits for."""
+    rows = several(query, keys)
+    assert rows is not None
+    context, weights, _ = attend(rows, keys, values, v, 1.0, lengths, mask)
+    return context.view(*query.shape[:-1], -1), weights.view(*query.shape[:-1], -1)
+
+
+def multiplicative_step(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    rows = several(query, keys)
+    assert rows is not None
+    context, weights, _ = attend(rows, keys, values, None, scale, lengths, mask)
+    return context.view(*query.shape[:-1], -1), weights.view(*query.shape[:-1], -1)
+
+
+def step_score_gradients(
+    grad_context: Tensor | None, grad_weights: Tensor | None, values: Tensor, weights: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    rows = several(weights, values)
+    return score_gradients(several(grad_context, values), several(grad_weights, values), values, rows, lengths, mask)
+
+
+def additive_step_backward(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    exponentials: Tensor,
+    sizes: Tensor,
+    weighting: Tensor,
+    weights: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    gradients = step_score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
+    rows = several(query, keys)
+    assert rows is not None
+    grad_query, _, _ = tanh_sums(gradients, rows, keys, weighting, lengths, mask, only_query=True)
+    return grad_query.view(query.shape), gradients.view(weights.shape)
+
+
+def multiplicative_step_backward(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    weights: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    gradients = step_score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
+    grad_query = sums(backward.query_sums, gradients, keys, lengths, mask, scale, query.dtype)
+    return grad_query.view(query.shape), gradients.view(weights.shape).mul_(scale)
+
+
+def source_sums(weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return sums(backward.source_sums, weights, rows, lengths, mask)
+
+
+def weighted_values(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    rows = several(weights, values)
+    assert rows is not None
+    return sums(backward.query_sums, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], -1)
+
+
+def weighted_values_backward(grad_context: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    gradients = score_gradients(several(grad_context, values), None, values, None, lengths, mask, of_weights=True)
+    return gradients.view(*grad_context.shape[:-1], -1).to(grad_context.dtype)
+
+
+def stack_steps(steps: list[Tensor], several: bool) -> Tensor:
+    return torch.cat(steps, -2) if several else torch.stack(steps, -2)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        additive_forward, additive_backward, additive_scores, additive_scores_backward, multiplicative_forward, multiplicative_backward,
+        additive_step, additive_step_backward, multiplicative_step, multiplicative_step_backward, source_sums, weighted_values,
+        weighted_values_backward, stack_steps,
+    )
+}  # fmt: skip
