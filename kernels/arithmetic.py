@@ -63,6 +63,11 @@ def half_of_one_minus_tanh(x, UNIT: tl.constexpr):
 
 
 @triton.jit
+def hyperbolic_tangent(x, UNIT: tl.constexpr):
+    return 1.0 - 2.0 * half_of_one_minus_tanh(x, UNIT)
+
+
+@triton.jit
 def wide(x):
     """In the dtype that it is computed in: float64 its own, all others in float32."""
     if x.dtype == tl.float64:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from onepass.kernels.arithmetic import multiply_add, wide
-from onepass.kernels.visible import visible, window
+from onepass.kernels.visible import any_of, reach, visible, window
 
 
 @triton.jit
@@ -35,11 +35,11 @@ def weight_gradients(
     inner = tl.zeros((BT,), ACC)
     for s in range(i_split * per_split, tl.minimum((i_split + 1) * per_split, S), BS):
         o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS]
         gradients = tl.zeros((BT, BS), ACC)
-        if tl.max(tl.max(sees.to(tl.int32), 1), 0) > 0:
+        if tl.max(any_of(sees, 1).to(tl.int32), 0) > 0:
             if ROWS:
-                s_seen = (tl.max(sees.to(tl.int32), 0) > 0)[:, None]
+                s_seen = any_of(sees, 0)[:, None]
                 p_tile = p_rows + i_b * rows_b + i_h * rows_h + wide_t * rows_t
                 for d in range(0, D, BD):
                     m_d = (d + o_d < D)[None, :]
@@ -47,10 +47,10 @@ def weight_gradients(
                     b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + (d + o_d)[None, :], s_seen & m_d, 0.0)
                     gradients = multiply_add(b_rows, tl.trans(b_values.to(b_rows.dtype)), gradients, PRECISION, UNIT)
             if MORE:
-                gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], sees, 0.0))
+                gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0))
             gradients = tl.where(sees, gradients, 0.0)
             if INNER:
-                b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], sees, 0.0)
+                b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
                 inner += tl.sum(b_w * gradients, 1)
         tl.store(p_gradients + o_row[:, None] * S + o_s[None, :], gradients, m_t[:, None] & (o_s < S)[None, :])
     if INNER:
@@ -75,7 +75,7 @@ def softmax_gradients(
     o_t = (i_row % T).to(tl.int32) + tl.arange(0, 1)
     first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
     p_mask += i_b * mask_b + i_h * mask_h
-    sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [1, BS]
+    sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [1, BS]
     inner = tl.load(p_inner + i_row)
     for i in range(1, splits):
         inner += tl.load(p_inner + i * rows + i_row)
@@ -107,12 +107,12 @@ def query_sums(
     p_row = p_weights + i_b * weights_b + i_h * weights_h + o_t.to(tl.int64) * weights_t
     p_rows += i_b * rows_b + i_h * rows_h
     sums = tl.zeros((BT, BD), ACC)
-    begin = tl.min(tl.where(first < last, first, S), 0) // BS * BS
-    for s in range(begin, tl.max(tl.where(first < last, last, 0), 0), BS):
+    begin, end = reach(first, last, S, LIMITS)
+    for s in range(begin // BS * BS, end, BS):
         o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
-        s_seen = (tl.max(sees.to(tl.int32), 0) > 0)[:, None]
-        b_w = tl.load(p_row[:, None] + o_s[None, :], sees, 0.0)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS]
+        s_seen = any_of(sees, 0)[:, None]
+        b_w = tl.load(p_row[:, None] + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
         b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_s + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
         sums = multiply_add(b_w.to(p_sums.dtype.element_ty), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * T + o_t)[:, None] * D + o_d[None, :]
@@ -142,10 +142,10 @@ def source_sums(
     for t in range(0, T, BT):
         o_t = t + tl.arange(0, BT)
         first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
-        t_sees = (tl.max(sees.to(tl.int32), 1) > 0)[:, None]
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS]
+        t_sees = any_of(sees, 1)[:, None] & (o_t < T)[:, None]
         b_rows = tl.load(p_rows + o_t.to(tl.int64)[:, None] * rows_t + o_d[None, :], t_sees & m_d, 0.0)  # [BT, BD]
-        b_w = tl.load(p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :], sees, 0.0)
+        b_w = tl.load(p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
         sums = multiply_add(tl.trans(b_w.to(p_sums.dtype.element_ty)), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * S + o_s)[:, None] * D + o_d[None, :]
     tl.store(p_tile, (sums * factor).to(p_tile.dtype.element_ty), (o_s < S)[:, None] & m_d)

@@ -7,7 +7,17 @@ import triton.language as tl
 
 from onepass.kernels.arithmetic import multiply_add, softmax_term
 from onepass.kernels.scores import additive_scores, multiplicative_scores, weighting
-from onepass.kernels.visible import visible, window
+from onepass.kernels.visible import any_of, reach, visible, window
+
+
+@triton.jit
+def softmax_sums(scores, sees, highest, sums, UNIT: tl.constexpr):
+    """The highest score so far and the sum of ``e^(score - highest)``, and what corrects a sum over earlier ones."""
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
+    correction = softmax_term(highest, base, UNIT)
+    return higher, tl.fma(sums, correction, tl.sum(terms, 1)), correction
 
 
 @triton.jit
@@ -17,7 +27,7 @@ def attend(
     H, T, S, A, D, per_split, splits,
     ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, SCORES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
     DIRECT: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Scores go to ``p_weights [B, H, T, S]`` and become weights there. With SCORES, scores are all that is asked for. With SPLIT a program
     has ``per_split`` positions, leaves scores, and the sums over them that ``combine`` takes: ``p_highest`` and ``p_sums
@@ -32,77 +42,80 @@ def attend(
     o_t = i_t * BT + tl.arange(0, BT)
     m_t = o_t < T
     first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-    begin = tl.maximum(i_split * per_split, tl.min(tl.where(first < last, first, S), 0) // BS * BS)
-    end = tl.minimum((i_split + 1) * per_split, tl.max(tl.where(first < last, last, 0), 0))
+    begin, end = reach(first, last, S, LIMITS)
+    begin = tl.maximum(i_split * per_split, begin // BS * BS)
+    end = tl.minimum((i_split + 1) * per_split, end)
     p_q += i_b * q_b + i_h * q_h
     p_k += i_b * k_b + i_h * k_h
+    p_v += i_h * v_h
     p_values += i_b * values_b + i_h * values_h
     p_mask += i_b * mask_b + i_h * mask_h
     o_row = i_bh * T + o_t  # [BT], of [B, H, T]
     p_row = p_weights + o_row * S
 
-    highest = tl.full((BT,), float("-inf"), ACC)
-    sums = tl.zeros((BT,), ACC)
-    seen_t = tl.zeros((BT,), tl.int32)
-    if ADDITIVE:
-        p_v += i_h * v_h
-        if DIRECT:
-            weights_of_v = 0
-        else:
-            weights_of_v = weighting(p_v, A)
+    weights_of_v = 0
+    if ADDITIVE and not DIRECT:
+        weights_of_v = weighting(p_v, A)
     for s in range(begin, end, BS):
         o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
-        t_sees = tl.max(sees.to(tl.int32), 1)
-        s_seen = tl.max(sees.to(tl.int32), 0)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
         # Rows that see nothing or are not seen are not read: others of the tile stand in for them, and their scores are dropped.
-        row_t = tl.where(t_sees > 0, o_t, tl.max(tl.where(t_sees > 0, o_t, 0), 0)).to(tl.int64)
-        row_s = tl.where(s_seen > 0, o_s, tl.max(tl.where(s_seen > 0, o_s, 0), 0)).to(tl.int64)
-        if tl.max(t_sees, 0) > 0:
+        row_t = tl.minimum(o_t, T - 1)
+        row_s = tl.minimum(o_s, end - 1)
+        meets = True
+        if LIMITS > 1 or MASK:
+            t_sees = any_of(sees, 1)
+            s_seen = any_of(sees, 0)
+            row_t = tl.where(t_sees, o_t, tl.max(tl.where(t_sees, o_t, 0), 0))
+            row_s = tl.where(s_seen, o_s, tl.max(tl.where(s_seen, o_s, 0), 0))
+            meets = tl.max(t_sees.to(tl.int32), 0) > 0
+        scores = tl.full((BT, BS), float("-inf"), ACC)
+        if meets:
+            p_rows_q = p_q + row_t.to(tl.int64) * q_t
+            p_rows_k = p_k + row_s.to(tl.int64) * k_s
             if ADDITIVE:
-                scores = additive_scores(p_q + row_t * q_t, p_k + row_s * k_s, p_v, weights_of_v, A, BT, BS, EVEN, DIRECT, ACC, UNIT)
+                scores = additive_scores(p_rows_q, p_rows_k, p_v, weights_of_v, A, BT, BS, EVEN, DIRECT, ACC, UNIT)
             else:
-                scores = multiplicative_scores(p_q + row_t * q_t, p_k + row_s * k_s, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
+                scores = multiplicative_scores(p_rows_q, p_rows_k, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
             scores = tl.where(sees, scores, float("-inf"))
-        else:
-            scores = tl.full((BT, BS), float("-inf"), ACC)
         tl.store(p_row[:, None] + o_s[None, :], scores, m_t[:, None] & (o_s < S)[None, :])
-        if not SCORES:
-            seen_t = tl.maximum(seen_t, t_sees)
-            higher = tl.maximum(highest, tl.max(scores, 1))
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            terms = softmax_term(scores, base[:, None], UNIT)
-            sums = sums * softmax_term(highest, base, UNIT) + tl.sum(tl.where(sees, terms, 0.0), 1)
-            highest = higher
-    tl.debug_barrier()
     if SCORES:
         for s in range(i_split * per_split, tl.minimum((i_split + 1) * per_split, S), BS):
             o_s = s + tl.arange(0, BS)
             outside = (o_s < begin) | (o_s >= tl.cdiv(end - begin, BS) * BS + begin)
             tl.store(p_row[:, None] + o_s[None, :], tl.full((BT, BS), float("-inf"), ACC), m_t[:, None] & (outside & (o_s < S))[None, :])
     else:
+        tl.debug_barrier()
+        highest = tl.full((BT,), float("-inf"), ACC)
+        sums = tl.zeros((BT,), ACC)
+        seen = tl.zeros((BT,), tl.int32)
+        for s in range(begin, end, BS):
+            o_s = s + tl.arange(0, BS)
+            sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
+            scores = tl.load(p_row[:, None] + o_s[None, :], sees & m_t[:, None], float("-inf"))
+            seen = tl.maximum(seen, tl.max(sees.to(tl.int32), 1))
+            highest, sums, _ = softmax_sums(scores, sees, highest, sums, UNIT)
         base = tl.where(highest == float("-inf"), 0.0, highest)
-        inverse = tl.where(seen_t > 0, 1.0 / sums, 0.0)
+        inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
         if not (ADDITIVE or SPLIT):
-            tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen_t > 0, sums, 1.0)), m_t)
+            tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
         if SPLIT:
             o_row += i_split * (tl.num_programs(0) // tiles // splits).to(tl.int64) * T
             tl.store(p_highest + o_row, highest, m_t)
-            tl.store(p_sums + o_row, tl.where(seen_t > 0, sums, -1.0), m_t)
+            tl.store(p_sums + o_row, tl.where(seen > 0, sums, -1.0), m_t)
             p_context = p_parts
             inverse = tl.full((BT,), 1.0, ACC)
         for d in range(0, D, BD):
             o_d = d + tl.arange(0, BD)
             m_d = (o_d < D)[None, :]
             context = tl.zeros((BT, BD), ACC)
-            for s in range(begin, end, BS):
-                o_s = s + tl.arange(0, BS)
-                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)
-                s_seen = tl.max(sees.to(tl.int32), 0) > 0
-                scores = tl.load(p_row[:, None] + o_s[None, :], sees, float("-inf"))
+            for s in range(begin, end, BK):
+                o_s = s + tl.arange(0, BK)
+                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
+                scores = tl.load(p_row[:, None] + o_s[None, :], sees & m_t[:, None], float("-inf"))
                 b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
-                b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], s_seen[:, None] & m_d, 0.0)
-                b_values = b_values.to(p_q.dtype.element_ty)  # [BS, BD]
+                b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
+                b_values = b_values.to(p_q.dtype.element_ty)  # [BK, BD]
                 context = multiply_add(b_w.to(b_values.dtype), b_values, context, PRECISION, UNIT)
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
             tl.store(p_tile, (context * inverse[:, None]).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
@@ -110,8 +123,8 @@ def attend(
             tl.debug_barrier()
             for s in range(0, S, BS):
                 o_s = s + tl.arange(0, BS)
-                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)
-                scores = tl.load(p_row[:, None] + o_s[None, :], sees, float("-inf"))
+                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
+                scores = tl.load(p_row[:, None] + o_s[None, :], sees & m_t[:, None], float("-inf"))
                 b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT) * inverse[:, None], 0.0)
                 tl.store(p_row[:, None] + o_s[None, :], b_w, m_t[:, None] & (o_s < S)[None, :])
 
@@ -136,39 +149,35 @@ def attend_online(
     m_t = o_t < T
     m_d = (o_d < D)[None, :]
     first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+    begin, end = reach(first, last, S, LIMITS)
     p_q += i_b * q_b + i_h * q_h + tl.minimum(o_t, T - 1).to(tl.int64) * q_t
     p_k += i_b * k_b + i_h * k_h
     p_values += i_b * values_b + i_h * values_h
     p_mask += i_b * mask_b + i_h * mask_h
     highest = tl.full((BT,), float("-inf"), ACC)
     sums = tl.zeros((BT,), ACC)
-    seen_t = tl.zeros((BT,), tl.int32)
+    seen = tl.zeros((BT,), tl.int32)
     context = tl.zeros((BT, BD), ACC)
-    begin = tl.min(tl.where(first < last, first, S), 0) // BS * BS
-    for s in range(begin, tl.max(tl.where(first < last, last, 0), 0), BS):
+    for s in range(begin // BS * BS, end, BS):
         o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)  # [BT, BS]
-        s_seen = tl.max(sees.to(tl.int32), 0) > 0
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
         row_s = tl.minimum(o_s, S - 1).to(tl.int64)
         scores = multiplicative_scores(p_q, p_k + row_s * k_s, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
         scores = tl.where(sees, scores, float("-inf"))
-        seen_t = tl.maximum(seen_t, tl.max(sees.to(tl.int32), 1))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
+        seen = tl.maximum(seen, tl.max(sees.to(tl.int32), 1))
+        highest, sums, correction = softmax_sums(scores, sees, highest, sums, UNIT)
+        base = tl.where(highest == float("-inf"), 0.0, highest)
         terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
-        correction = softmax_term(highest, base, UNIT)
-        sums = sums * correction + tl.sum(terms, 1)
-        b_values = tl.load(p_values + row_s[:, None] * values_s + o_d[None, :], s_seen[:, None] & m_d, 0.0)
+        b_values = tl.load(p_values + row_s[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
         b_values = b_values.to(p_context.dtype.element_ty)  # [BS, BD]
         context = multiply_add(terms.to(b_values.dtype), b_values, context * correction[:, None], PRECISION, UNIT)
-        highest = higher
-    inverse = tl.where(seen_t > 0, 1.0 / sums, 0.0)
+    inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
     o_row = i_bh * T + o_t
     p_tile = p_context + o_row[:, None] * D + o_d[None, :]
-    tl.store(p_tile, tl.where((seen_t > 0)[:, None], context * inverse[:, None], 0.0).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+    tl.store(p_tile, tl.where((seen > 0)[:, None], context * inverse[:, None], 0.0).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
     base = tl.where(highest == float("-inf"), 0.0, highest)
     if i_d == 0:
-        tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen_t > 0, sums, 1.0)), m_t)
+        tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
 
 
 @triton.jit
@@ -207,7 +216,7 @@ def combine(
     p_mask += i_b * mask_b + (i_bh % H) * mask_h
     for s in range(0, S, BS):
         o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK)
+        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
         p_tile = p_weights + i_row * S + o_s[None, :]
         scores = tl.load(p_tile, sees, float("-inf"))
         tl.store(p_tile, tl.where(sees, softmax_term(scores, base, UNIT) * inverse, 0.0), (o_s < S)[None, :])

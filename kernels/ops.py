@@ -115,7 +115,7 @@ def attend(
         forward.attend, programs, query, keys, values, query if v is None else v.contiguous(), limits.lengths, limits.mask,
         context, weights, highest, sums, parts, logsumexp, scale, *q_strides, *k_strides, *values_strides, A, *limits.strides,
         H, T, S, A, D, per_split, splits, **constants, ADDITIVE=v is not None, SCORES=scores_only, SPLIT=splits > 1,
-        EVEN=A % 4 == 0, DIRECT=A <= NARROW or query.dtype == torch.float64, **blocks(tile, "BT", "BS", "BA", "BD"),
+        EVEN=A % 4 == 0, DIRECT=A <= NARROW or query.dtype == torch.float64, **blocks(tile, "BT", "BS", "BA", "BK", "BD"),
     )  # fmt: skip
     if splits > 1:
         launch(

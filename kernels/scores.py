@@ -9,7 +9,7 @@ reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d 
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import LOG2_E, exponential, half_of_one_minus_tanh, multiply_add, reciprocal, wide
+from onepass.kernels.arithmetic import LOG2_E, exponential, hyperbolic_tangent, multiply_add, reciprocal, wide
 
 BLANK = tl.constexpr(2.0**-12)  # what a channel whose v is 0 is computed with, at e^(2k) = 0, so that it adds a constant
 BLANK_BITS = tl.constexpr(12.0)
@@ -54,48 +54,49 @@ def channels(x, N: tl.constexpr):
 
 
 @triton.jit
-def merged_sums(p_q, p_k, p_v, v_scale, A, BT: tl.constexpr, BS: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr):
-    """``sum_a v r`` of scaled v with its blanks, and the largest ``|q| + |k|`` met. ``p_q [BT]`` and ``p_k [BS]`` point to rows."""
+def channel_sums(p_q, p_k, p_v, v_scale, A, BT: tl.constexpr, BS: tl.constexpr, EVEN: tl.constexpr, MERGE: tl.constexpr,
+                 ACC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+    """With MERGE ``sum_a v r`` of scaled v with its blanks, else the score, exact for all finite q and k and for others what the formula
+    gives; and the largest ``|q| + |k|`` met. ``p_q [BT]`` and ``p_k [BS]`` point to rows."""
     o_c = tl.arange(0, 4)
-    sums = tl.zeros((BT, BS), tl.float32)
-    top_q = tl.zeros((BT, 4), tl.float32)
-    top_k = tl.zeros((BS, 4), tl.float32)
+    sums = tl.zeros((BT, BS), ACC)
+    top_q = tl.zeros((BT, 4), ACC)
+    top_k = tl.zeros((BS, 4), ACC)
     for a in range(0, A, 4):
         if EVEN:
             b_q = wide(tl.load(p_q[:, None] + (a + o_c)[None, :]))  # [BT, 4]
             b_k = wide(tl.load(p_k[:, None] + (a + o_c)[None, :]))  # [BS, 4]
-            b_v = wide(tl.load(p_v + a + o_c)) * v_scale
+            b_v = wide(tl.load(p_v + a + o_c))
         else:
             b_q = wide(tl.load(p_q[:, None] + (a + o_c)[None, :], (a + o_c < A)[None, :], 0.0))
             b_k = wide(tl.load(p_k[:, None] + (a + o_c)[None, :], (a + o_c < A)[None, :], 0.0))
-            b_v = wide(tl.load(p_v + a + o_c, a + o_c < A, 0.0)) * v_scale
-        top_q = tl.maximum(top_q, tl.abs(b_q))
-        top_k = tl.maximum(top_k, tl.abs(b_k))
-        inverse = reciprocal(b_v, UNIT)
-        inverse = tl.fma(inverse, tl.fma(-inverse, b_v, 1.0), inverse)
-        b_x = tl.where(b_v == 0.0, 0.0, inverse)[None, :] * exponential(b_k, 2.0, UNIT)
-        b_u = tl.broadcast_to(tl.where(b_v == 0.0, 1.0 / BLANK, inverse)[None, :], (BS, 4))
-        q0, q1, q2, q3 = channels(exponential(b_q, 2.0, UNIT), BT)
-        x0, x1, x2, x3 = channels(b_x, BS)
-        u0, u1, u2, u3 = channels(b_u, BS)
-        d0 = tl.fma(q0[:, None], x0[None, :], tl.broadcast_to(u0[None, :], (BT, BS)))  # [BT, BS]
-        d1 = tl.fma(q1[:, None], x1[None, :], tl.broadcast_to(u1[None, :], (BT, BS)))
-        d2 = tl.fma(q2[:, None], x2[None, :], tl.broadcast_to(u2[None, :], (BT, BS)))
-        d3 = tl.fma(q3[:, None], x3[None, :], tl.broadcast_to(u3[None, :], (BT, BS)))
-        d01 = d0 * d1
-        d23 = d2 * d3
-        sums = tl.fma(tl.fma(d0 + d1, d23, (d2 + d3) * d01), reciprocal(d01 * d23, UNIT), sums)
+            b_v = wide(tl.load(p_v + a + o_c, a + o_c < A, 0.0))
+        if MERGE:
+            top_q = tl.maximum(top_q, tl.abs(b_q))
+            top_k = tl.maximum(top_k, tl.abs(b_k))
+            b_v *= v_scale
+            inverse = reciprocal(b_v, UNIT)
+            inverse = tl.fma(inverse, tl.fma(-inverse, b_v, 1.0), inverse)
+            b_q = exponential(b_q, 2.0, UNIT)
+            b_k = tl.where(b_v == 0.0, 0.0, inverse)[None, :] * exponential(b_k, 2.0, UNIT)
+            b_v = tl.where(b_v == 0.0, 1.0 / BLANK, inverse)
+        q0, q1, q2, q3 = channels(b_q, BT)
+        k0, k1, k2, k3 = channels(b_k, BS)
+        v0, v1, v2, v3 = channels(tl.broadcast_to(b_v[None, :], (BS, 4)), BS)
+        if MERGE:
+            d0 = tl.fma(q0[:, None], k0[None, :], tl.broadcast_to(v0[None, :], (BT, BS)))
+            d1 = tl.fma(q1[:, None], k1[None, :], tl.broadcast_to(v1[None, :], (BT, BS)))
+            d2 = tl.fma(q2[:, None], k2[None, :], tl.broadcast_to(v2[None, :], (BT, BS)))
+            d3 = tl.fma(q3[:, None], k3[None, :], tl.broadcast_to(v3[None, :], (BT, BS)))
+            d01 = d0 * d1
+            d23 = d2 * d3
+            sums = tl.fma(tl.fma(d0 + d1, d23, (d2 + d3) * d01), reciprocal(d01 * d23, UNIT), sums)
+        else:
+            sums += v0[None, :] * hyperbolic_tangent(q0[:, None] + k0[None, :], UNIT)
+            sums += v1[None, :] * hyperbolic_tangent(q1[:, None] + k1[None, :], UNIT)
+            sums += v2[None, :] * hyperbolic_tangent(q2[:, None] + k2[None, :], UNIT)
+            sums += v3[None, :] * hyperbolic_tangent(q3[:, None] + k3[None, :], UNIT)
     return sums, tl.max(tl.max(top_q, 1), 0) + tl.max(tl.max(top_k, 1), 0)
-
-
-@triton.jit
-def direct_scores(p_q, p_k, p_v, A, BT: tl.constexpr, BS: tl.constexpr, ACC: tl.constexpr, UNIT: tl.constexpr):
-    """Exact for all finite q and k, and for others what the formula gives."""
-    scores = tl.zeros((BT, BS), ACC)
-    for a in range(0, A):
-        x = wide(tl.load(p_q + a))[:, None] + wide(tl.load(p_k + a))[None, :]
-        scores += wide(tl.load(p_v + a)) * tl.fma(half_of_one_minus_tanh(x, UNIT), -2.0, 1.0)
-    return scores
 
 
 @triton.jit
@@ -103,13 +104,13 @@ def additive_scores(p_q, p_k, p_v, weights_of_v, A, BT: tl.constexpr, BS: tl.con
                     ACC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """``v . tanh(q + k)`` of rows ``p_q [BT]`` and ``p_k [BS]``."""
     if DIRECT:
-        scores = direct_scores(p_q, p_k, p_v, A, BT, BS, ACC, UNIT)
+        scores, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
     else:
         total, scale, unscale, blanks, limit = weights_of_v
-        sums, top = merged_sums(p_q, p_k, p_v, scale, A, BT, BS, EVEN, UNIT)
+        sums, top = channel_sums(p_q, p_k, p_v, scale, A, BT, BS, EVEN, True, ACC, UNIT)
         scores = tl.fma(sums - blanks * BLANK, -2.0 * unscale, total)
         if not (top <= limit):
-            scores = direct_scores(p_q, p_k, p_v, A, BT, BS, ACC, UNIT)
+            scores, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
     return scores
 
 

@@ -116,10 +116,11 @@ def tanh_gradients(
     end = S
     if LIMITS == 1:
         end = tl.minimum(tl.maximum(tl.load(p_limits), 0), S).to(tl.int32)
-    top_q = tl.zeros((BA,), ACC)
+    tops = tl.zeros((BA,), ACC)
     if not DIRECT:
         for t in range(0, T):
-            top_q = tl.maximum(top_q, size(tl.load(p_q + tl.cast(t, tl.int64) * q_t, m_a, 0.0).to(ACC)))
+            tops = tl.maximum(tops, size(tl.load(p_q + tl.cast(t, tl.int64) * q_t, m_a, 0.0).to(ACC)))
+    top_q = tl.max(tops, 0)
     for s in range(i_group * per_group, tl.minimum((i_group + 1) * per_group, S), BS):
         o_0 = s + tl.arange(0, HALF)
         o_1 = s + HALF + tl.arange(0, HALF)
@@ -133,7 +134,7 @@ def tanh_gradients(
             if DIRECT:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
                                               False, LIMITS, UNIT, ACC, BS)  # fmt: skip
-            elif tl.max(top_q + tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST:
+            elif top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
                                               True, LIMITS, UNIT, ACC, BS)  # fmt: skip
             else:

@@ -26,15 +26,11 @@ class Tile:
     BT: int = 0
     BS: int = 0
     BA: int = 0
+    BK: int = 0
     BD: int = 0
     warps: int = 4
     stages: int = 2
     parts: int = 1
-
-    def sizes(self) -> dict[str, int]:
-        """The kernel's block sizes, and how it is launched."""
-        blocks = {name: getattr(self, name) for name in ("BT", "BS", "BA", "BD") if getattr(self, name)}
-        return {**blocks, "num_warps": self.warps, "num_stages": self.stages}
 
 
 def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, device: Device) -> Tile:
@@ -43,9 +39,10 @@ def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive:
     BS = 64
     if dtype == torch.float64:
         BT, BS = min(BT, 32), 32
-    BD = min(64 if BT > 32 else 128, max(16, power_of_2(D)))
+    BD = min(32 if BT > 32 else 64, max(16, power_of_2(D)))
     warps = max(1, BT * BS // 1024) if additive else 4
-    return Tile(BT, BS, 32, BD, warps * 32 // device.lanes or 1, 2, parts(rows * -(-T // BT), S, BS, device) if T <= 16 else 1)
+    splits = parts(rows * -(-T // BT), S, BS, device) if T <= 16 else 1
+    return Tile(BT, BS, 32, 16, BD, warps * 32 // device.lanes or 1, 2, splits)
 
 
 def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:

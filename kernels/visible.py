@@ -10,27 +10,44 @@ import triton.language as tl
 
 @triton.jit
 def window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS: tl.constexpr):
-    """The first position that each query sees, and the one after the last; an empty window for queries beyond ``T``."""
-    m_t = o_t < T
-    first = tl.zeros_like(o_t)
+    """The first position that each query sees and the one after the last: numbers where they are the same for all, else ``[BT]``."""
     if LIMITS == 0:
-        last = tl.where(m_t, S, 0)
+        return 0, S
     elif LIMITS == 1:
-        last = tl.where(m_t, tl.minimum(tl.maximum(tl.load(p_limits + i_b * limits_b), 0), S).to(tl.int32), 0)
+        return 0, tl.minimum(tl.maximum(tl.load(p_limits + i_b * limits_b), 0), S).to(tl.int32)
     else:
         p_rows = p_limits + i_b * limits_b + o_t.to(tl.int64) * limits_t
-        if LIMITS == 3:
+        m_t = o_t < T
+        if LIMITS == 2:
+            return tl.zeros_like(o_t), tl.minimum(tl.maximum(tl.load(p_rows, m_t, 0), 0), S).to(tl.int32)
+        else:
             first = tl.minimum(tl.maximum(tl.load(p_rows, m_t, 0), 0), S).to(tl.int32)
-            p_rows += 1
-        last = tl.minimum(tl.maximum(tl.load(p_rows, m_t, 0), 0), S).to(tl.int32)
-    return first, last
+            return first, tl.minimum(tl.maximum(tl.load(p_rows + 1, m_t, 0), 0), S).to(tl.int32)
 
 
 @triton.jit
-def visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, S, MASK: tl.constexpr):
-    """Whether each query sees each position, ``[BT, BS]``. ``p_mask`` points to the batch and head."""
-    seen = (first[:, None] <= o_s[None, :]) & (o_s[None, :] < last[:, None])
+def reach(first, last, S, LIMITS: tl.constexpr):
+    """From where to where the queries of a tile see anything."""
+    if LIMITS < 2:
+        return first, last
+    else:
+        return tl.min(tl.where(first < last, first, S), 0), tl.max(tl.where(first < last, last, 0), 0)
+
+
+@triton.jit
+def visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS: tl.constexpr, MASK: tl.constexpr):
+    """Whether each query sees each position, ``[BT, BS]``, or ``[1, BS]`` where all see the same. ``p_mask`` points to the batch and head."""
+    if LIMITS < 2:
+        seen = (o_s < last)[None, :]
+    else:
+        seen = (first[:, None] <= o_s[None, :]) & (o_s[None, :] < last[:, None])
     if MASK:
+        seen = seen & (o_t < T)[:, None]
         p_tile = p_mask + o_t.to(tl.int64)[:, None] * mask_t + o_s.to(tl.int64)[None, :] * mask_s
         seen = seen & (tl.load(p_tile, seen, 0) != 0)
     return seen
+
+
+@triton.jit
+def any_of(seen, AXIS: tl.constexpr):
+    return tl.max(seen.to(tl.int32), AXIS) > 0
