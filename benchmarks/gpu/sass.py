@@ -1,0 +1,178 @@
+"""Reads disassembled machine code: instructions, basic blocks, natural loops, and what a trip of the hot loop issues.
+
+The hot loop is, of the innermost loops (those with no other loop inside), the one with the most multiply-add, MUFU and tensor instructions.
+All of its instructions count, also those that a branch within it may skip: each is an issue slot, and a predicated one is so even where it
+does nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+CLASSES = ("fma", "tensor", "mufu", "shared", "global", "local", "shuffle", "barrier", "other")
+MEMBERS = {
+    "fma": r"(FFMA|FMUL|FADD)(2|32I)?",
+    "tensor": r"(H|I|D|B|Q|O)G?MMA|UTC\w*MMA",
+    "mufu": "MUFU",
+    "shared": r"LDS|STS|LDSM|STSM|ATOMS|UBLKCP",
+    "global": r"LDG|STG|LDGSTS|ATOM|ATOMG|RED|REDG|LD|ST|UTMA\w+",
+    "local": "LDL|STL",
+    "shuffle": "SHFL|REDUX|CREDUX",
+    "barrier": "BAR|DEPBAR|LDGDEPBAR|MEMBAR|WARPSYNC|SYNCS|ARRIVES|FENCE",
+}
+PATTERNS = {name: re.compile(pattern) for name, pattern in MEMBERS.items()}
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);")
+PREDICATE = re.compile(r"@!?U?P[T\d]+\s+")
+ENDS = {"EXIT", "RET", "BPT", "RTT"}  # nothing follows; where they are predicated, the next instruction does
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """``target`` is the address that it may jump to; ``falls`` says whether the next one may follow."""
+
+    address: int
+    opcode: str  # with its modifiers: "FFMA.FTZ"
+    target: int | None
+    falls: bool
+
+    @property
+    def base(self) -> str:
+        return self.opcode.split(".")[0]
+
+    @property
+    def kind(self) -> str:
+        return next((name for name, pattern in PATTERNS.items() if pattern.fullmatch(self.base)), "other")
+
+    @property
+    def lanes(self) -> int:
+        """FP32 results per thread: packed instructions have two."""
+        return 0 if self.kind != "fma" else 2 if self.base.endswith("2") else 1
+
+
+def parse(text: str, name: str | None = None) -> list[Instruction]:
+    """The instructions of function ``name`` (or of the only one) in what ``cuobjdump -sass`` prints."""
+    sections = re.split(r"Function : (\S+)", text)
+    functions = dict(zip(sections[1::2], sections[2::2], strict=True)) or {"": text}
+    if name is None and len(functions) > 1:
+        raise ValueError(f"functions {', '.join(functions)}: which?")
+    body = functions[name] if name in functions else next(iter(functions.values()))
+    return [instruction(int(address, 16), words.strip()) for address, words in LINE.findall(body)]
+
+
+def instruction(address: int, words: str) -> Instruction:
+    predicate = PREDICATE.match(words)
+    opcode, _, operands = words[predicate.end() if predicate else 0 :].partition(" ")
+    base = opcode.split(".")[0]
+    conditional = predicate is not None or bool(re.match(r"!?U?P\d", operands.strip()))
+    if base in ("BRX", "JMX", "BRXU"):
+        raise ValueError(f"{words} at {address:#x}: the targets of an indirect branch are not known")
+    if base in ("BRA", "JMP") or opcode.startswith("CALL.REL.NOINC"):  # the latter is how ptxas leaves a loop without coming back
+        target = re.findall(r"0x([0-9a-f]+)", operands)
+        if not target:
+            raise ValueError(f"{words} at {address:#x} names no address")
+        return Instruction(address, opcode, int(target[-1], 16), conditional)
+    return Instruction(address, opcode, None, base not in ENDS or conditional)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions ``first`` to ``last`` of the program, always run one after another; ``next`` are the blocks that may follow."""
+
+    first: int
+    last: int
+    next: tuple[int, ...]
+
+
+def blocks(program: Sequence[Instruction]) -> list[Block]:
+    place = {item.address: number for number, item in enumerate(program)}
+    starts = {0}
+    for number, item in enumerate(program):
+        if item.target is not None:
+            starts.add(place[item.target])
+        if item.target is not None or not item.falls:
+            starts.add(number + 1)
+    order = sorted(start for start in starts if start < len(program))
+    index = {start: number for number, start in enumerate(order)}
+    found = []
+    for number, first in enumerate(order):
+        last = order[number + 1] - 1 if number + 1 < len(order) else len(program) - 1
+        item = program[last]
+        after = [] if item.target is None else [index[place[item.target]]]
+        if item.falls and number + 1 < len(order):
+            after.append(number + 1)
+        found.append(Block(first, last, tuple(after)))
+    return found
+
+
+def dominators(graph: Sequence[Block]) -> list[set[int]]:
+    """The blocks that every way from the entry to a block passes; none for blocks that are never reached."""
+    reached, waiting = {0}, [0]
+    while waiting:
+        for after in graph[waiting.pop()].next:
+            if after not in reached:
+                reached.add(after)
+                waiting.append(after)
+    before: list[list[int]] = [[] for _ in graph]
+    for number in reached:
+        for after in graph[number].next:
+            before[after].append(number)
+    found = [set(reached) if number in reached else set() for number in range(len(graph))]
+    found[0] = {0}
+    changed = True
+    while changed:
+        changed = False
+        for number in sorted(reached - {0}):
+            new = {number} | set.intersection(*(found[earlier] for earlier in before[number]))
+            changed |= new != found[number]
+            found[number] = new
+    return found
+
+
+def loops(program: Sequence[Instruction]) -> list[list[Instruction]]:
+    """Natural loops, outermost first: the blocks from which a branch back to a block that dominates it is reached without leaving it."""
+    graph = blocks(program)
+    above = dominators(graph)
+    bodies: dict[int, set[int]] = {}
+    for tail, block in enumerate(graph):
+        for head in block.next:
+            if head not in above[tail]:
+                continue
+            body = bodies.setdefault(head, {head})
+            waiting = [tail]
+            while waiting:
+                number = waiting.pop()
+                if number not in body:
+                    body.add(number)
+                    waiting += [earlier for earlier, other in enumerate(graph) if number in other.next and above[earlier]]
+    ordered = sorted(bodies.values(), key=len, reverse=True)
+    return [[program[i] for number in sorted(body) for i in range(graph[number].first, graph[number].last + 1)] for body in ordered]
+
+
+def hot_loop(program: Sequence[Instruction]) -> list[Instruction] | None:
+    """See above; None if no loop has such work."""
+    found = [set(body) for body in loops(program)]
+    innermost = [body for body in found if not any(other < body for other in found)]
+    hottest = max(innermost, key=work, default=None)
+    return None if hottest is None or not work(hottest) else sorted(hottest, key=lambda item: item.address)
+
+
+def work(body: Iterable[Instruction]) -> int:
+    return sum(item.kind in ("fma", "mufu", "tensor") for item in body)
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What one warp issues in a trip, by class, and its FP32 results per thread."""
+
+    slots: dict[str, int]
+    fp32: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.slots.values())
+
+
+def issue(body: Sequence[Instruction]) -> Issue:
+    counted = Counter(item.kind for item in body)
+    return Issue({name: counted[name] for name in CLASSES}, sum(item.lanes for item in body))
