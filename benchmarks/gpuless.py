@@ -30,7 +30,6 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any
 
 from gpu.compiled import Entry
 from gpu.devices import DEVICES
@@ -89,8 +88,8 @@ def failures(kernels: list[Record]) -> list[str]:
     return found
 
 
-def number(value: Any, digits: int = 2) -> str:
-    return "" if value is None else f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 def show_compiled(kernels: list[Record]) -> None:
@@ -114,32 +113,37 @@ def show_compiled(kernels: list[Record]) -> None:
 def show_predictions(kernels: list[Record]) -> None:
     rows = []
     for kernel in kernels:
-        title = f"{kernel['name']}: {kernel['shape']}"
+        title, shape = f"{kernel['name']}: {kernel['tile']}", kernel["shape"]
         for found in filter(None, (record.get("prediction") for record in kernel["targets"].values())):
-            micro = {name: number(1e6 * seconds) for name, seconds in found["seconds"].items()}
+            micro = {name: f"{1e6 * seconds:.3g}" for name, seconds in found["seconds"].items()}
             rate = found["elements_per_second"]
-            cells = [title, found["device"], micro[found["limit"]], found["limit"]]
+            cells = [title, shape, found["device"], micro[found["limit"]], found["limit"]]
             cells += [micro.get(name, "") for name in ("issue", "mufu", "fp32", "bytes")]
-            rows.append([*cells, "" if rate is None else number(rate / 1e9, 0)])
-            title = ""
-    columns = ["launch", "device", "prediction", "limited by", "issue", "mufu", "fp32", "bytes", "G elements/s, full device"]
-    show("Prediction, not measured: microseconds at least, by published rates", columns, rows)
+            rows.append([*cells, "" if rate is None else number(round(rate / 1e9))])
+            title = shape = ""
+    columns = ["kernel", "launch", "device", "prediction", "limited by", "issue", "mufu", "fp32", "bytes", "full device"]
+    title = "Prediction, not measured: microseconds at least, by published rates; with all SMs busy, G elements per second at most"
+    show(title, columns, rows)
 
 
 def show_traffic(kernels: list[Record]) -> None:
     rows = []
     for kernel in kernels:
         execution = kernel.get("execution", {})
-        title = f"{kernel['name']}: {kernel['shape']}"
+        title, shape = f"{kernel['name']}: {kernel['tile']}", kernel["shape"]
         for name, bytes_ in execution.get("arguments", {}).items():
-            rows.append([title, name, *(number(bytes_[key]) for key in ("loaded", "fetched", "stored", "written")), "", "", ""])
-            title = ""
+            rows.append([title, shape, name, *(number(bytes_[key]) for key in ("loaded", "fetched", "stored", "written")), "", "", ""])
+            title = shape = ""
         if "ratio" in execution:
             asked, moved = number(execution["asked"]), number(execution["moved"])
             ratio, share = number(execution["ratio"]), number(execution["hot_share"])
-            rows.append(["", "both ways", asked, moved, "", "", number(kernel["necessary"]), ratio, share])
-    columns = ["launch", "argument", "loaded", "past L1", "stored", "past L1", "necessary", "moved / necessary", "arithmetic in hot loop"]
-    show("Executed as compiled for sm_80: bytes of global memory", columns, rows)
+            rows.append(["", "", "both ways", asked, moved, "", "", number(kernel["necessary"]), ratio, share])
+    columns = ["kernel", "launch", "argument", "loaded", "past L1", "stored", "past L1", "necessary", "ratio", "in hot loop"]
+    show(
+        "Executed as compiled for sm_80: bytes of global memory, moved over necessary, part of the arithmetic in the hot loop",
+        columns,
+        rows,
+    )
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Kernels compiled for GPUs that are not here: what a catalogue lists, and what comes out for a target."""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -89,7 +90,7 @@ def compile_entry(entry: Entry, target: str, **options: Any) -> Compiled:
         knobs.compilation.always_compile = amd  # a kernel out of the cache says nothing, also if it was a bad one
         result = triton.compile(source, target=machine, options=options)
     if amd and said:  # errors in inline assembly: LLVM prints them and goes on without the instruction
-        raise CompilationError(" ".join(said))
+        raise CompilationError("; ".join(dict.fromkeys(said)))
     text = result.asm["amdgcn" if amd else "ptx"]
     return Compiled(result.metadata.name, text, None if amd else result.asm["cubin"], result.metadata.shared)
 
@@ -121,6 +122,7 @@ def tool(binary: bytes, *options: str) -> str:
         return subprocess.run([knobs.nvidia.cuobjdump.path, *options, path], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache  # several ask for it, and disassembling takes as long as compiling
 def program(compiled: Compiled) -> list[sass.Instruction]:
     assert compiled.binary is not None
     return sass.parse(tool(compiled.binary, "-sass"), compiled.name)

@@ -1,8 +1,8 @@
 """Reads disassembled machine code: instructions, basic blocks, natural loops, and what a trip of the hot loop issues.
 
-The hot loop is, of the innermost loops (those with no other loop inside), the one with the most multiply-add, MUFU and tensor instructions.
-All of its instructions count, also those that a branch within it may skip: each is an issue slot, and a predicated one is so even where it
-does nothing.
+Work is what multiply-add, MUFU and tensor instructions do. The hot loop is, of the loops that have such and no other loop with such inside,
+the one with the most (a loop that only waits does not count). All of its instructions count, also those that a branch within it may skip:
+each is an issue slot, and a predicated one is so even where it does nothing.
 """
 
 import re
@@ -67,11 +67,12 @@ def instruction(address: int, words: str) -> Instruction:
     conditional = predicate is not None or bool(re.match(r"!?U?P\d", operands.strip()))
     if base in ("BRX", "JMX", "BRXU"):
         raise ValueError(f"{words} at {address:#x}: the targets of an indirect branch are not known")
-    if base in ("BRA", "JMP") or opcode.startswith("CALL.REL.NOINC"):  # the latter is how ptxas leaves a loop without coming back
+    call = opcode.startswith("CALL.REL.NOINC")  # may come back; but ptxas also leaves loops this way for good
+    if base in ("BRA", "JMP") or call:
         target = re.findall(r"0x([0-9a-f]+)", operands)
         if not target:
             raise ValueError(f"{words} at {address:#x} names no address")
-        return Instruction(address, opcode, int(target[-1], 16), conditional)
+        return Instruction(address, opcode, int(target[-1], 16), conditional or call)
     return Instruction(address, opcode, None, base not in ENDS or conditional)
 
 
@@ -150,11 +151,10 @@ def loops(program: Sequence[Instruction]) -> list[list[Instruction]]:
 
 
 def hot_loop(program: Sequence[Instruction]) -> list[Instruction] | None:
-    """See above; None if no loop has such work."""
-    found = [set(body) for body in loops(program)]
+    """See above; None if no loop has work."""
+    found = [set(body) for body in loops(program) if work(body)]
     innermost = [body for body in found if not any(other < body for other in found)]
-    hottest = max(innermost, key=work, default=None)
-    return None if hottest is None or not work(hottest) else sorted(hottest, key=lambda item: item.address)
+    return sorted(max(innermost, key=work), key=lambda item: item.address) if innermost else None
 
 
 def work(body: Iterable[Instruction]) -> int:
