@@ -48,12 +48,11 @@ def described(entry: Entry) -> Record:
 
 
 def results(jobs: list[tuple[str, int, str]]) -> Iterator[tuple[tuple[str, int, str], Record]]:
-    """As they come; of a job that failed, why. New processes, not forked ones: Triton and torch have threads."""
+    """As they come. New processes, not forked ones: Triton and torch have threads."""
     with ProcessPoolExecutor(min(WORKERS, len(jobs)), multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(run, job): job for job in jobs}
         for done in as_completed(waiting):
-            error = done.exception()
-            yield waiting[done], done.result() if error is None else {"error": f"{type(error).__name__}: {error}"}
+            yield waiting[done], done.result()
 
 
 def study(catalogue: str, only: str | None, targets: list[str], execution: bool) -> list[Record]:
@@ -82,9 +81,8 @@ def failures(kernels: list[Record]) -> list[str]:
         execution = kernel.get("execution", {})
         found += [f"{name}, executed: {text}" for text in (*execution.get("findings", ()), execution.get("error")) if text]
         if (execution.get("hot_share") or 0) > 1.01:
-            found.append(
-                f"{name}: the hot loop alone would be {execution['hot_share']:.2f} of what was executed, so elements or work are off"
-            )
+            share = f"{execution['hot_share']:.2f}"
+            found.append(f"{name}: the hot loop alone would be {share} of what was executed, so elements or work are off")
     return found
 
 
@@ -139,11 +137,8 @@ def show_traffic(kernels: list[Record]) -> None:
             ratio, share = number(execution["ratio"]), number(execution["hot_share"])
             rows.append(["", "", "both ways", asked, moved, "", "", number(kernel["necessary"]), ratio, share])
     columns = ["kernel", "launch", "argument", "loaded", "past L1", "stored", "past L1", "necessary", "ratio", "in hot loop"]
-    show(
-        "Executed as compiled for sm_80: bytes of global memory, moved over necessary, part of the arithmetic in the hot loop",
-        columns,
-        rows,
-    )
+    title = "Executed as compiled for sm_80: bytes of global memory, moved over necessary, part of the arithmetic in the hot loop"
+    show(title, columns, rows)
 
 
 def main() -> int:

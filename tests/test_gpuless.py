@@ -15,7 +15,7 @@ from gpu import ptx_loops, sass
 from gpu.compiled import CompilationError, compile_entry, messages, program, resources
 from gpu.devices import device_of, l1_share, occupancy
 from gpu.predict import predict
-from gpu.study import prediction, study
+from gpu.study import EXECUTION, prediction, run, study
 from ptx.write import module
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, to compile kernels")
@@ -226,6 +226,15 @@ def test_hot_loop_of_a_kernel(small: list[Any]) -> None:
     assert found is not None
     assert found["device"] == "H100"
     assert prediction(small[0], {"error": ""}, "90", None) is None
+
+
+@needs_triton
+def test_errors_are_told(small: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the compiler (no power of two) and of the PTX machine (a block too many)."""
+    bad = [replace(small[1], constants={"B": 100}), replace(small[1], grid=(3, 1, 1))]
+    monkeypatch.setattr("gpuless_entries.entries", lambda: bad)
+    assert "CompilationError" in run(("gpuless_entries", 0, "90"))["error"]
+    assert "out of bounds" in run(("gpuless_entries", 1, EXECUTION))["error"]
 
 
 @needs_triton

@@ -8,6 +8,7 @@ from . import ptx_loops, sass
 from .compiled import Entry, compile_entry, program, resources
 from .devices import DEVICES, device_of, occupancy
 from .predict import predict
+from .traffic import execute
 
 Record = dict[str, Any]
 EXECUTION = "execution"
@@ -53,10 +54,10 @@ def prediction(entry: Entry, record: Record, target: str, moved: int | None) -> 
 
 
 def run(job: tuple[str, int, str]) -> Record:
-    """A job of a worker: a catalogue, a kernel's number and a target, or ``EXECUTION`` in its place."""
+    """A job of a worker: a catalogue, a kernel's number and a target, or ``EXECUTION`` in its place. What went wrong is told as text, since
+    not every exception can be sent to another process."""
     catalogue, number, target = job
-    if target == EXECUTION:
-        from .traffic import execute
-
-        return execute(entries(catalogue)[number])
-    return study(catalogue, number, target)
+    try:
+        return execute(entries(catalogue)[number]) if target == EXECUTION else study(catalogue, number, target)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
