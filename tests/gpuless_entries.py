@@ -29,11 +29,13 @@ def double(p_x, p_y, B: tl.constexpr):
 
 
 @triton.jit
-def inline(p_x, p_y, B: tl.constexpr):
-    """With NVIDIA's assembly in it."""
+def inline(p_x, p_y, B: tl.constexpr, ASM: tl.constexpr):
+    """Perhaps with NVIDIA's assembly in it."""
     o = tl.program_id(0) * B + tl.arange(0, B)
     x = tl.load(p_x + o)
-    tl.store(p_y + o, tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1))
+    if ASM:
+        x = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    tl.store(p_y + o, x)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Entry:
     arguments: Callable[[], list[Any]]
     grid: tuple[int, int, int]
     necessary: int
+    amd: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
     elements: float | None = None
     work: float | None = None
     tile: str = "T 16, S 32, 1 warp"

@@ -32,11 +32,15 @@ class Entry(Protocol):
     @property
     def constants(self) -> dict[str, Any]: ...  # values of the constexprs
     @property
+    def amd(self) -> dict[str, Any]: ...  # those that are others for AMD
+    @property
     def divisible(self) -> tuple[str, ...]: ...  # arguments that 16 divides
     @property
     def warps(self) -> int: ...
     @property
     def stages(self) -> int: ...
+    @property
+    def options(self) -> dict[str, Any]: ...  # more of the compiler's, as the launch gives them
     @property
     def elements(self) -> float | None: ...  # of the work, done by a thread in one trip of the hot loop
     @property
@@ -74,7 +78,7 @@ class CompilationError(Exception):
 
 
 def compile_entry(entry: Entry, target: str, **options: Any) -> Compiled:
-    """For compute capability ``target`` ("80"), or for an AMD architecture ("gfx942"); options are more of Triton's."""
+    """For compute capability ``target`` ("80"), or for an AMD architecture ("gfx942"); options come after the entry's own."""
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -83,9 +87,10 @@ def compile_entry(entry: Entry, target: str, **options: Any) -> Compiled:
     amd = target.startswith("gfx")
     names = entry.function.arg_names
     divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in entry.divisible}
-    source = ASTSource(entry.function, entry.signature, entry.constants, divisible)
+    constants = {**entry.constants, **(entry.amd if amd else {})}
+    source = ASTSource(entry.function, entry.signature, constants, divisible)
     machine = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target), 32)
-    options = {"num_warps": entry.warps, "num_stages": entry.stages, **options}
+    options = {"num_warps": entry.warps, "num_stages": entry.stages, **entry.options, **options}
     with knobs.compilation.scope(), messages() as said:
         knobs.compilation.always_compile = amd  # a kernel out of the cache says nothing, also if it was a bad one
         result = triton.compile(source, target=machine, options=options)
