@@ -78,6 +78,12 @@ def failures(kernels: list[Record]) -> list[str]:
     for kernel in kernels:
         name = f"{kernel['name']} ({kernel['tile']})"
         found += [f"{name}, {target}: {record['error']}" for target, record in kernel["targets"].items() if "error" in record]
+        if kernel["elements"] is not None:
+            found += [
+                f"{name}, {target}: no hot loop"
+                for target, record in kernel["targets"].items()
+                if "occupancy" in record and "loop" not in record
+            ]
         execution = kernel.get("execution", {})
         found += [f"{name}, executed: {text}" for text in (*execution.get("findings", ()), execution.get("error")) if text]
         if (execution.get("hot_share") or 0) > 1.01:

@@ -49,6 +49,7 @@ class Entry:
     necessary: int
     amd: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+    hot: Any = None
     elements: float | None = None
     work: float | None = None
     tile: str = "T 16, S 32, 1 warp"

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import os
 import re
@@ -41,6 +42,8 @@ class Entry(Protocol):
     def stages(self) -> int: ...
     @property
     def options(self) -> dict[str, Any]: ...  # more of the compiler's, as the launch gives them
+    @property
+    def hot(self) -> Any: ...  # the @triton.jit function that has the hot loop, where the kernel has several loops; or None
     @property
     def elements(self) -> float | None: ...  # of the work, done by a thread in one trip of the hot loop
     @property
@@ -117,27 +120,40 @@ def messages() -> Iterator[list[str]]:
             lines += filter(None, (line.strip() for line in file))
 
 
-def tool(binary: bytes, *options: str) -> str:
-    """What the ``cuobjdump`` of Triton's wheel prints about a cubin."""
-    from triton import knobs
+def source_of(function: Any) -> frozenset[str] | None:
+    """The lines of a @triton.jit function, named as by instructions; None of None."""
+    if function is None:
+        return None
+    lines, first = inspect.getsourcelines(function.fn)
+    name = Path(inspect.getfile(function.fn)).name
+    return frozenset(f"{name}:{number}" for number in range(first, first + len(lines)))
 
+
+def tool(path_of_tool: str, binary: bytes, *options: str) -> str:
+    """What a tool prints about a cubin."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(binary)
-        return subprocess.run([knobs.nvidia.cuobjdump.path, *options, path], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([path_of_tool, *options, path], capture_output=True, text=True, check=True).stdout
 
 
 @functools.cache  # several ask for it, and disassembling takes as long as compiling
 def program(compiled: Compiled) -> list[sass.Instruction]:
+    from triton import knobs
+
     assert compiled.binary is not None
-    return sass.parse(tool(compiled.binary, "-sass"), compiled.name)
+    return sass.parse(tool(knobs.nvidia.nvdisasm.path, compiled.binary, "-c", "-g"), compiled.name)
 
 
 def resources(compiled: Compiled) -> Resources:
+    from triton import knobs
+
     if compiled.binary is None:
         found = {name: int(value) for name, value in re.findall(r"^[\s-]+\.(\w+):\s+(\d+)$", compiled.text, re.M)}
         spills = found["vgpr_spill_count"] + found["sgpr_spill_count"]
         return Resources(found["vgpr_count"], spills, found["private_segment_fixed_size"], compiled.shared)
-    found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", tool(compiled.binary, "-res-usage"))}
+    found = {
+        name: int(value) for name, value in re.findall(r"(\w+):(\d+)", tool(knobs.nvidia.cuobjdump.path, compiled.binary, "-res-usage"))
+    }
     spills = sum(item.kind == "local" for item in program(compiled))
     return Resources(found["REG"], spills, found["STACK"], compiled.shared)

@@ -1,6 +1,6 @@
 """The loops of PTX, to see how often the assembler has unrolled the one that it made the hot loop from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import ptx
 from ptx.parse import Label
@@ -18,7 +18,8 @@ def program(text: str) -> list[Instruction]:
     for number, item in enumerate(kernel.instructions):
         target = next((kernel.labels[operand.name] for operand in item.operands if isinstance(operand, Label)), None)
         opcode = counterpart(".".join((item.opcode, *item.parts)))
-        found.append(Instruction(number, opcode, target, item.predicate is not None or item.opcode not in ("bra", "ret", "exit")))
+        falls = item.predicate is not None or item.opcode not in ("bra", "ret", "exit")
+        found.append(Instruction(number, opcode, target, falls, item.line))
     return found
 
 
@@ -47,9 +48,9 @@ def executed(counts: Mapping[str, int]) -> tuple[int, int, int]:
     return total[0], total[1], total[2]
 
 
-def unrolled(machine_code: Sequence[Instruction], text: str) -> int:
+def unrolled(machine_code: Sequence[Instruction], text: str, source: Collection[str] | None = None) -> int:
     """How many trips of the hot loop in the PTX ``text`` one trip of the hot loop ``machine_code`` makes."""
-    body = hot_loop(program(text))
+    body = hot_loop(program(text), source)
     if body is None:
         return 1
     pairs = zip(weight(machine_code), weight(body), strict=True)

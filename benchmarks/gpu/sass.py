@@ -1,13 +1,14 @@
 """Reads disassembled machine code: instructions, basic blocks, natural loops, and what a trip of the hot loop issues.
 
 Work is what multiply-add, MUFU and tensor instructions do. The hot loop is, of the loops that have such and no other loop with such inside,
-the one with the most (a loop that only waits does not count). All of its instructions count, also those that a branch within it may skip:
-each is an issue slot, and a predicated one is so even where it does nothing.
+the one with the most (a loop that only waits does not count). Where a kernel has several, the one that is meant can be told by its source:
+only work of those lines counts then. All instructions of the loop are counted, also those that a branch within it may skip: each is an issue
+slot, and a predicated one is so even where it does nothing.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 CLASSES = ("fma", "tensor", "mufu", "shared", "global", "local", "shuffle", "barrier", "other")
@@ -22,7 +23,10 @@ MEMBERS = {
     "barrier": "BAR|DEPBAR|LDGDEPBAR|MEMBAR|WARPSYNC|SYNCS|ARRIVES|FENCE",
 }
 PATTERNS = {name: re.compile(pattern) for name, pattern in MEMBERS.items()}
-LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);")
+SECTION = re.compile(r"^\.text\.(\S+):", re.M)
+TOKEN = re.compile(
+    r'//## File "(?P<file>[^"]*)", line (?P<number>\d+)|^\s*(?P<label>\.L\w+):|/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<words>[^;]*);', re.M
+)
 PREDICATE = re.compile(r"@!?U?P[T\d]+\s+")
 ENDS = {"EXIT", "RET", "BPT", "RTT"}  # nothing follows; where they are predicated, the next instruction does
 
@@ -35,6 +39,7 @@ class Instruction:
     opcode: str  # with its modifiers: "FFMA.FTZ"
     target: int | None
     falls: bool
+    line: str = ""  # of the source: "scores.py:95"
 
     @property
     def base(self) -> str:
@@ -51,16 +56,29 @@ class Instruction:
 
 
 def parse(text: str, name: str | None = None) -> list[Instruction]:
-    """The instructions of function ``name`` (or of the only one) in what ``cuobjdump -sass`` prints."""
-    sections = re.split(r"Function : (\S+)", text)
+    """The instructions of function ``name`` (or of the only one) in what ``nvdisasm -c -g`` prints."""
+    sections = SECTION.split(text)
     functions = dict(zip(sections[1::2], sections[2::2], strict=True)) or {"": text}
     if name is None and len(functions) > 1:
         raise ValueError(f"functions {', '.join(functions)}: which?")
     body = functions[name] if name in functions else next(iter(functions.values()))
-    return [instruction(int(address, 16), words.strip()) for address, words in LINE.findall(body)]
+    found: list[tuple[int, str, str]] = []
+    places: dict[str, int] = {}
+    line, labels = "", []
+    for match in TOKEN.finditer(body):
+        if match["number"]:
+            line = f"{match['file'].rsplit('/', 1)[-1]}:{match['number']}"
+        elif match["label"]:
+            labels.append(match["label"])
+        else:
+            address = int(match["address"], 16)
+            places |= dict.fromkeys(labels, address)
+            labels = []
+            found.append((address, match["words"].strip(), line))
+    return [instruction(*item, places) for item in found]
 
 
-def instruction(address: int, words: str) -> Instruction:
+def instruction(address: int, words: str, line: str, places: dict[str, int]) -> Instruction:
     predicate = PREDICATE.match(words)
     opcode, _, operands = words[predicate.end() if predicate else 0 :].partition(" ")
     base = opcode.split(".")[0]
@@ -69,11 +87,11 @@ def instruction(address: int, words: str) -> Instruction:
         raise ValueError(f"{words} at {address:#x}: the targets of an indirect branch are not known")
     call = opcode.startswith("CALL.REL.NOINC")  # may come back; but ptxas also leaves loops this way for good
     if base in ("BRA", "JMP") or call:
-        target = re.findall(r"0x([0-9a-f]+)", operands)
-        if not target:
-            raise ValueError(f"{words} at {address:#x} names no address")
-        return Instruction(address, opcode, int(target[-1], 16), conditional or call)
-    return Instruction(address, opcode, None, base not in ENDS or conditional)
+        label = re.search(r"\((\S+)\)", operands)
+        if label is None or label[1] not in places:
+            raise ValueError(f"{words} at {address:#x} goes nowhere")
+        return Instruction(address, opcode, places[label[1]], conditional or call, line)
+    return Instruction(address, opcode, None, base not in ENDS or conditional, line)
 
 
 @dataclass(frozen=True)
@@ -150,15 +168,15 @@ def loops(program: Sequence[Instruction]) -> list[list[Instruction]]:
     return [[program[i] for number in sorted(body) for i in range(graph[number].first, graph[number].last + 1)] for body in ordered]
 
 
-def hot_loop(program: Sequence[Instruction]) -> list[Instruction] | None:
-    """See above; None if no loop has work."""
-    found = [set(body) for body in loops(program) if work(body)]
+def hot_loop(program: Sequence[Instruction], source: Collection[str] | None = None) -> list[Instruction] | None:
+    """See above; with ``source``, lines as instructions name them, only work of these counts. None if no loop has any."""
+    found = [set(body) for body in loops(program) if work(body, source)]
     innermost = [body for body in found if not any(other < body for other in found)]
-    return sorted(max(innermost, key=work), key=lambda item: item.address) if innermost else None
+    return sorted(max(innermost, key=lambda body: work(body, source)), key=lambda item: item.address) if innermost else None
 
 
-def work(body: Iterable[Instruction]) -> int:
-    return sum(item.kind in ("fma", "mufu", "tensor") for item in body)
+def work(body: Iterable[Instruction], source: Collection[str] | None) -> int:
+    return sum(item.kind in ("fma", "mufu", "tensor") and (source is None or item.line in source) for item in body)
 
 
 @dataclass(frozen=True)

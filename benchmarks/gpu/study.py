@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from . import ptx_loops, sass
-from .compiled import Entry, compile_entry, program, resources
+from .compiled import Entry, compile_entry, program, resources, source_of
 from .devices import DEVICES, device_of, occupancy
 from .predict import predict
 from .traffic import execute
@@ -30,10 +30,11 @@ def study(catalogue: str, number: int, target: str) -> Record:
         return record
     fits = occupancy(device_of(target), needs.registers, needs.shared, entry.warps)
     record |= {"occupancy": asdict(fits)}
-    body = sass.hot_loop(program(compiled))
+    source = source_of(entry.hot)
+    body = sass.hot_loop(program(compiled), source)
     if body is None:
         return record
-    counted, trips = sass.issue(body), ptx_loops.unrolled(body, compiled.text)
+    counted, trips = sass.issue(body), ptx_loops.unrolled(body, compiled.text, source)
     loop: Record = {"unrolled": trips, "slots": counted.slots, "fp32": counted.fp32}
     if entry.elements is not None:
         each = entry.elements * trips

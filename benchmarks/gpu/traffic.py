@@ -5,7 +5,7 @@ from typing import Any
 from ptx import Machine, parse
 
 from . import ptx_loops, sass
-from .compiled import Compiled, Entry, compile_entry, resources
+from .compiled import Compiled, Entry, compile_entry, resources, source_of
 from .devices import device_of, l1_share, occupancy
 
 TARGET = "80"  # what the machine understands
@@ -40,7 +40,7 @@ def l1_of(entry: Entry, compiled: Compiled) -> int:
 
 def hot_share(entry: Entry, compiled: Compiled, machine: Machine) -> float | None:
     """The part of the executed arithmetic that the hot loop must have had to do the entry's work. Above 1, its numbers are wrong."""
-    body = sass.hot_loop(ptx_loops.program(compiled.text))
+    body = sass.hot_loop(ptx_loops.program(compiled.text), source_of(entry.hot))
     if body is None or entry.elements is None or entry.work is None:
         return None
     trips = entry.work / (32 * entry.elements)  # of warps
