@@ -2,8 +2,8 @@
 
 Work is what multiply-add, MUFU and tensor instructions do. The hot loop is, of the loops that have such and no other loop with such inside,
 the one with the most (a loop that only waits does not count). Where a kernel has several, the one that is meant can be told by its source:
-only work of those lines counts then. All instructions of the loop count, also those that a branch within it may skip: each is an issue slot,
-and a predicated one is so even where it does nothing.
+only work of those lines counts then. All instructions of the loop count, also those that a branch within it may skip: each takes an issue
+slot, and a predicated one does so even where it has no effect.
 """
 
 import re
