@@ -20,6 +20,7 @@ test: $(VENV)/installed lint
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py benchmarks/steps.py
+	$(BIN)/mypy benchmarks/gpuless.py benchmarks/gpu
 	$(BIN)/mypy examples/g2p/results.py
 	$(BIN)/mypy --strict tests/ptx
 

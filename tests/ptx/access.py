@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from .values import GLOBAL_WINDOW, LOCAL_WINDOW, SHARED_WINDOW, UNSIGNED, WIDTH,
 
 SPACES = ("global", "shared", "param", "local", "const")
 STRONG = {"relaxed", "acquire", "release", "volatile", "mmio"}
+UNCACHED = {"cg", "cv", "L1::no_allocate", *STRONG}  # loads that leave nothing in L1
 
 
 def space_of(instruction: Instruction) -> str:
@@ -78,6 +80,7 @@ def load(instruction: Instruction) -> Step:
     type_, count, space = instruction.type, elements(instruction), space_of(instruction)
     strong = bool(STRONG & set(instruction.parts))
     bits = f"s{8 * WIDTH[type_]}" if is_signed(type_) else f"b{8 * WIDTH[type_]}"
+    uncached = bool(UNCACHED & set(instruction.parts))
     writers = [writer(item, bits) for item in (target.items if isinstance(target, Vector) else (target,))]
     addresses, width = address_reader(source), WIDTH[type_]
 
@@ -91,7 +94,7 @@ def load(instruction: Instruction) -> Step:
         lanes = block.active(mask)
         values = np.zeros((lanes.size, count), UNSIGNED[width])
         for memory, access, chosen in requests(block, space, where, mask, count * width, width):
-            values[chosen] = memory.load(access, strong)
+            values[chosen] = memory.load(replace(access, cached=False) if uncached else access, strong)
         for index, write in enumerate(writers):
             write(block, mask_lanes(block, mask, lanes, values[:, index]), mask)
 
@@ -215,7 +218,7 @@ def copy(instruction: Instruction) -> Step:
     hinted = "L2::cache_hint" in instruction.parts
     target, source, size_operand, *rest = instruction.operands[:-1] if hinted else instruction.operands
     assert isinstance(size_operand, Immediate)
-    size = int(size_operand.text, 0)
+    size, cached = int(size_operand.text, 0), "ca" in instruction.parts
     to, from_ = address_reader(target), address_reader(source)
     used = reader(rest[0], "u32") if rest else None
 
@@ -234,19 +237,19 @@ def copy(instruction: Instruction) -> Step:
         words = np.zeros((lanes.size, size // 4), np.uint32)
         for count in np.unique(counts[counts > 0]):
             chosen = counts == count
-            words[chosen] = partial_words(block, lanes[chosen], sources[chosen] - GLOBAL_WINDOW, int(count), size)
+            words[chosen] = partial_words(block, lanes[chosen], sources[chosen] - GLOBAL_WINDOW, int(count), size, cached)
         block.shared.begin_copy(shared)
         block.copies.issue(shared, words)
 
     return step
 
 
-def partial_words(block: Block, lanes: Array, offsets: Array, count: int, size: int) -> Array:
+def partial_words(block: Block, lanes: Array, offsets: Array, count: int, size: int, cached: bool) -> Array:
     """``count`` bytes per lane, filled up with zeros to ``size``."""
     if count == size:
-        return block.global_.load(Access(block, lanes, offsets, size, 4))
+        return block.global_.load(Access(block, lanes, offsets, size, 4, cached))
     found = np.zeros((lanes.size, size), np.uint8)
-    found[:, :count] = block.global_.load(Access(block, lanes, offsets, count, 1))
+    found[:, :count] = block.global_.load(Access(block, lanes, offsets, count, 1, cached))
     return found.view(np.uint32)
 
 

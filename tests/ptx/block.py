@@ -13,6 +13,7 @@ from .rounding import Array
 
 if TYPE_CHECKING:
     from .access import CopyQueue
+    from .cache import SectorCache
     from .memory import GlobalMemory, LocalMemory, ParameterMemory, SharedMemory
 
 
@@ -34,6 +35,7 @@ class Block:
     global_: "GlobalMemory"
     parameters: "ParameterMemory"
     copies: "CopyQueue"
+    cache: "SectorCache | None" = None
     here: int = 0
     lanes: Array = field(init=False)
 

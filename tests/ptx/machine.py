@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .access import CopyQueue, elements, space_of
 from .block import Block
+from .cache import SectorCache
 from .findings import Findings, Position
 from .memory import Buffer, GlobalMemory, LocalMemory, ParameterMemory, SharedMemory, Traffic
 from .operation import CARRY
@@ -41,11 +42,12 @@ class Machine:
     """Runs one kernel. What it reports adds up over launches; ``global_bytes`` is by argument name.
 
     With ``approximate``, instructions that the hardware approximates are off by up to their documented error, always the same for the
-    same operands. ``limit`` is how many steps a block may take.
+    same operands. ``limit`` is how many steps a block may take. ``cache`` is how many bytes of L1 each block has to itself, so that
+    ``global_bytes`` says what moves past it.
     """
 
-    def __init__(self, kernel: Kernel, *, approximate: bool = False, limit: int = 10_000_000) -> None:
-        self.kernel, self.limit = kernel, limit
+    def __init__(self, kernel: Kernel, *, approximate: bool = False, limit: int = 10_000_000, cache: int | None = None) -> None:
+        self.kernel, self.limit, self.cache = kernel, limit, cache
         self.lines = program(kernel, approximate)
         self.units = {space: narrowest(kernel, space) for space in ("global", "shared", "local")}
         self.findings = Findings()
@@ -74,9 +76,7 @@ class Machine:
         finally:
             memory.write_back()
             for name, traffic in memory.traffic.items():
-                total = self.global_bytes.setdefault(name, Traffic())
-                total.loaded += traffic.loaded
-                total.stored += traffic.stored
+                self.global_bytes.setdefault(name, Traffic()).add(traffic)
 
     def _place(self, arguments: Sequence[Argument]) -> tuple[GlobalMemory, ParameterMemory]:
         """Buffers in global memory, and the bytes of the parameters. An array given twice is one buffer."""
@@ -115,6 +115,7 @@ class Machine:
             global_=launch.memory,
             parameters=launch.parameters,
             copies=CopyQueue(clock.threads),
+            cache=None if self.cache is None else SectorCache(self.cache),
         )
         Scheduler(block, self.lines, self.limit).run()
 

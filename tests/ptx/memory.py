@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Block
+from .cache import SECTOR
 from .races import BlockRaces, ThreadRaces
 from .rounding import Array
 from .values import GLOBAL_WINDOW, UNSIGNED
 
 MODULE = "module variables"
-SECTOR, RED_ZONE, ALIGNMENT = 32, 1024, 512
+RED_ZONE, ALIGNMENT = 1024, 512
 GARBAGE = 0xFF  # what uninitialised bytes hold: NaN as any float
 
 
@@ -35,10 +36,19 @@ def Output(array: npt.NDArray[Any], offset: int = 0) -> Buffer:  # noqa: N802 - 
 
 @dataclass
 class Traffic:
-    """Bytes that lanes asked for, those that several lanes of a warp share counted once."""
+    """Bytes that lanes asked for, those that several lanes of a warp share counted once; without atomics.
+
+    Of a machine with a cache, also what that cannot give: whole sectors that miss it, and those that each store instruction touches.
+    """
 
     loaded: int = 0
     stored: int = 0
+    fetched: int = 0
+    written: int = 0
+
+    def add(self, other: "Traffic") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Access:
     offsets: Array
     size: int
     width: int
+    cached: bool = True  # whether it goes by way of the L1
 
     @property
     def alignment(self) -> int:
@@ -57,7 +68,7 @@ class Access:
         return self.width if self.size & (self.size - 1) else self.size
 
     def part(self, chosen: Array) -> "Access":
-        return Access(self.block, self.lanes[chosen], self.offsets[chosen], self.size, self.width)
+        return Access(self.block, self.lanes[chosen], self.offsets[chosen], self.size, self.width, self.cached)
 
 
 class Space(ABC):
@@ -350,6 +361,24 @@ class GlobalMemory(Space):
         for number in np.flatnonzero(owners):
             traffic = self.traffic[self.names[number]]
             setattr(traffic, direction, getattr(traffic, direction) + int(owners[number]) * access.size)
+        if access.block.cache is not None:
+            self._count_moved(access, direction)
+
+    def _count_moved(self, access: Access, direction: str) -> None:
+        """Sectors that move on the far side of the L1. Without its help each warp asks for its own."""
+        assert access.block.cache is not None
+        warps = np.tile(access.lanes // 32, 2)
+        sectors = np.concatenate([access.offsets, access.offsets + access.size - 1]) // SECTOR  # no access is wider than one
+        if direction == "loaded" and access.cached:
+            sectors = access.block.cache.misses(sectors)
+        else:
+            sectors = np.unique((warps << 48) + sectors) & ((1 << 48) - 1)
+        last = sectors * SECTOR + SECTOR - 1  # the first byte may lie before the buffer
+        owners = np.bincount(self.owner(last), minlength=len(self.names))
+        moved = "fetched" if direction == "loaded" else "written"
+        for number in np.flatnonzero(owners):
+            traffic = self.traffic[self.names[number]]
+            setattr(traffic, moved, getattr(traffic, moved) + int(owners[number]) * SECTOR)
 
 
 def raw_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
