@@ -37,7 +37,7 @@ from gpu.sass import CLASSES
 from gpu.study import EXECUTION, Record, entries, prediction, run
 from gpu.tables import progress, show
 
-CATALOGUE = "onepass.kernels.catalogue"
+CATALOGUE = "gpu.catalogue"
 TARGETS = (*(device.target for device in DEVICES), "gfx942")
 WORKERS = 2
 

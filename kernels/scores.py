@@ -54,6 +54,14 @@ def channels(x, N: tl.constexpr):
 
 
 @triton.jit
+def add_reciprocals(sums, d0, d1, d2, d3, UNIT: tl.constexpr):
+    """``sums + 1 / d0 + 1 / d1 + 1 / d2 + 1 / d3``."""
+    d01 = d0 * d1
+    d23 = d2 * d3
+    return tl.fma(tl.fma(d0 + d1, d23, (d2 + d3) * d01), reciprocal(d01 * d23, UNIT), sums)
+
+
+@triton.jit
 def channel_sums(p_q, p_k, p_v, v_scale, A, BT: tl.constexpr, BS: tl.constexpr, EVEN: tl.constexpr, MERGE: tl.constexpr,
                  ACC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """With MERGE ``sum_a v r`` of scaled v with its blanks, else the score, exact for all finite q and k and for others what the formula
@@ -88,9 +96,7 @@ def channel_sums(p_q, p_k, p_v, v_scale, A, BT: tl.constexpr, BS: tl.constexpr, 
             d1 = tl.fma(q1[:, None], k1[None, :], tl.broadcast_to(v1[None, :], (BT, BS)))
             d2 = tl.fma(q2[:, None], k2[None, :], tl.broadcast_to(v2[None, :], (BT, BS)))
             d3 = tl.fma(q3[:, None], k3[None, :], tl.broadcast_to(v3[None, :], (BT, BS)))
-            d01 = d0 * d1
-            d23 = d2 * d3
-            sums = tl.fma(tl.fma(d0 + d1, d23, (d2 + d3) * d01), reciprocal(d01 * d23, UNIT), sums)
+            sums = add_reciprocals(sums, d0, d1, d2, d3, UNIT)
         else:
             sums += v0[None, :] * hyperbolic_tangent(q0[:, None] + k0[None, :], UNIT)
             sums += v1[None, :] * hyperbolic_tangent(q1[:, None] + k1[None, :], UNIT)

@@ -2,7 +2,7 @@
 
     with recorded(Device(132)) as launches:
         OPS["additive_forward"](query, keys, values, v, None, None)
-    launches[0].compile("cuda:90").asm["ptx"]
+    launches[0].compile(90).asm["ptx"]
 """
 
 import contextlib
@@ -31,41 +31,45 @@ class Launch:
     kernel: Any
     programs: int
     arguments: tuple[Any, ...]
-    constants: dict[str, Any]
+    given: dict[str, Any]
 
     @property
     def name(self) -> str:
         return str(self.kernel.__name__)
 
     @property
-    def warps(self) -> int:
-        return int(self.constants.get("num_warps", 4))
+    def options(self) -> dict[str, Any]:
+        """The compiler's, warps and stages among them."""
+        return {"enable_fp_fusion": True} | {name: value for name, value in self.given.items() if name not in self.kernel.arg_names}
 
-    def compile(self, target: str) -> Any:
-        """For ``"cuda:90"``, ``"hip:gfx942"``, ..., specialised as a launch would be: sizes that are 1, and that 16 divides."""
+    @property
+    def passed(self) -> dict[str, Any]:
+        """The arguments that the compiled kernel takes, by name: all but the constants, and sizes that are 1, which become constants."""
+        positional = [name for name in self.kernel.arg_names if name not in self.given]
+        named = zip(positional, self.arguments, strict=True)
+        return {name: value for name, value in named if not (isinstance(value, int) and value == 1)}
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {name: self.given.get(name, 1) for name in self.kernel.arg_names if name not in self.passed}
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Triton's types of all arguments."""
+        passed = self.passed
+        return {name: type_of(passed[name]) if name in passed else "constexpr" for name in self.kernel.arg_names}
+
+    @property
+    def divisible(self) -> tuple[str, ...]:
+        """The arguments that 16 divides, as a launch would find: addresses and sizes."""
+        return tuple(n for n, value in self.passed.items() if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0))
+
+    def compile(self, capability: int) -> Any:
+        """For an NVIDIA GPU, which need not be there."""
         names = self.kernel.arg_names
-        options = {name: value for name, value in self.constants.items() if name not in names}
-        constants = {name: value for name, value in self.constants.items() if name in names}
-        if target.startswith("hip"):
-            constants = {name: "gcn" if value == "ptx" else value for name, value in constants.items()}
-        signature = {}
-        divisible = {}
-        positional = [name for name in names if name not in constants]
-        for name, value in zip(positional, self.arguments, strict=True):
-            if isinstance(value, int) and value == 1:
-                constants[name] = value
-            else:
-                signature[name] = type_of(value)
-                if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-                    divisible[(names.index(name),)] = [["tt.divisibility", 16]]
-        signature = {name: signature.get(name, "constexpr") for name in names}
-        backend, _, architecture = target.partition(":")
-        found = GPUTarget(backend, int(architecture), 32) if backend == "cuda" else GPUTarget(backend, architecture, 64)
-        return triton.compile(ASTSource(self.kernel, signature, constants, divisible), target=found, options={**options, "enable_fp_fusion": True})
-
-    def passed(self) -> list[Any]:
-        """The arguments that the compiled kernel takes: all but those that are 1."""
-        return [value for value in self.arguments if not (isinstance(value, int) and value == 1)]
+        aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in self.divisible}
+        source = ASTSource(self.kernel, self.signature, self.constants, aligned)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
 
 
 def type_of(value: Any) -> str:
@@ -92,9 +96,9 @@ def recorded(device: Device) -> Iterator[list[Launch]]:
     """Collects launches; outputs stay as they were allocated."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    def record(kernel: Any, programs: int, *arguments: Any, **given: Any) -> None:
         if programs > 0:
-            launches.append(Launch(kernel, programs, arguments, constants))
+            launches.append(Launch(kernel, programs, arguments, given))
 
     with launched_by(record, device):
         yield launches

@@ -1,0 +1,157 @@
+"""The launches that ``benchmarks/gpuless.py`` studies: every kernel with the tiles in use, and beside them the tile of the bars."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from onepass.kernels import scores, tanh_gradients
+from onepass.kernels.launches import Launch, recorded
+from onepass.kernels.ops import OPS
+from onepass.kernels.tiles import Device
+from ptx import Output
+from torch import Tensor
+
+DEVICE = Device(132)  # an H100's
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A launch as :class:`benchmarks.gpu.compiled.Entry` wants it."""
+
+    name: str
+    tile: str
+    shape: str
+    function: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    divisible: tuple[str, ...]
+    warps: int
+    stages: int
+    options: dict[str, Any]
+    arguments: Callable[[], list[Any]]
+    grid: tuple[int, int, int]
+    necessary: int
+    hot: Any = None
+    elements: float | None = None
+    work: float | None = None
+    amd: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B, T, S, A, D and the dtype of a call."""
+
+    B: int
+    T: int
+    S: int
+    A: int
+    D: int
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return f"B {self.B}, T {self.T}, S {self.S}, A {self.A}, D {self.D}, {str(self.dtype).removeprefix('torch.')}"
+
+    def tensors(self, *widths: str) -> list[Tensor]:
+        """Such as ``"TA"`` for a query ``[B, T, A]``; ``"A"`` is v."""
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(sizes: str) -> Tensor:
+            shape = [getattr(self, name) for name in sizes]
+            return torch.randn([self.B, *shape] if len(shape) > 1 else shape, generator=generator).to(self.dtype) * 0.5
+
+        return [normal(sizes) for sizes in widths]
+
+    def weights(self) -> Tensor:
+        return torch.full((self.B, self.T, self.S), 1 / self.S, dtype=torch.promote_types(self.dtype, torch.float32))
+
+
+BAR = Shape(1, 64, 512, 512, 512)
+
+
+def entries() -> list[Entry]:
+    found: list[Entry] = []
+    half = torch.bfloat16
+    for shape in (BAR, Shape(1, 64, 512, 512, 512, half), Shape(1, 32, 128, 128, 128), Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
+        found += forward("additive_forward", shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
+    for shape in (Shape(1, 64, 128, 256, 128), Shape(1, 64, 128, 256, 128, half)):
+        query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
+        found += forward("additive_backward", shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
+    for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half), Shape(2, 1, 512, 256, 256)):
+        tensors = shape.tensors("TA", "SA", "SD")
+        found += forward("multiplicative_forward", shape, *tensors, 1.0, None, None, shape.T == 1)
+    for shape in (Shape(1, 64, 128, 128, 128), Shape(1, 64, 128, 128, 128, half)):
+        query, keys, values, gradient = shape.tensors("TA", "SA", "SD", "TD")
+        weights = shape.weights()
+        found += forward(
+            "multiplicative_backward", shape, gradient, None, query, keys, values, 1.0, weights, weights[..., 0], None, None
+        )  # fmt: skip
+    return found
+
+
+def forward(op: str, shape: Shape, *arguments: Any) -> list[Entry]:
+    """What a call of the op launches."""
+    with recorded(DEVICE) as launches:
+        OPS[op](*arguments)
+    inputs = {given.untyped_storage().data_ptr() for given in arguments if isinstance(given, Tensor)}
+    return [entry_of(op, shape, launch, inputs) for launch in launches]
+
+
+def entry_of(op: str, shape: Shape, launch: Launch, inputs: set[int]) -> Entry:
+    constants, options = launch.constants, dict(launch.options)
+    warps, stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
+    sizes = [f"{name[1:]} {constants[name]}" for name in ("BT", "BS", "BA", "BK", "BD") if name in constants]
+    hot, elements = hot_loop(launch, warps)
+    return Entry(
+        name=f"{op}: {launch.name}",
+        tile=", ".join([*sizes, f"{warps} warp{'s' * (warps > 1)}"]),
+        shape=str(shape),
+        function=launch.kernel,
+        signature=launch.signature,
+        constants=constants,
+        divisible=launch.divisible,
+        warps=warps,
+        stages=stages,
+        options=options,
+        arguments=lambda: arrays(launch, inputs),
+        grid=(launch.programs, 1, 1),
+        necessary=sum(tensor.numel() * tensor.element_size() for tensor in different(launch)),
+        hot=hot,
+        elements=elements,
+        work=None if hot is None else float(shape.B * shape.T * shape.S * shape.A),
+        amd={name: "gcn" for name, value in constants.items() if value == "ptx"},
+    )
+
+
+def hot_loop(launch: Launch, warps: int) -> tuple[Any, float | None]:
+    """The function that the hot loop of an additive kernel has, and pairs of rows and channels that a thread does in one trip."""
+    constants = launch.constants
+    if constants.get("DIRECT", True) or not constants.get("ADDITIVE", True):
+        return None, None
+    if launch.name == "attend":
+        return scores.add_reciprocals, constants["BT"] * constants["BS"] * 4 / (32 * warps)
+    return tanh_gradients.merged, constants["BS"] * constants["BA"] / (32 * warps)
+
+
+def different(launch: Launch) -> list[Tensor]:
+    """The tensors that the kernel has to read or write, each once: an argument that it makes no use of is another one's stand-in."""
+    tensors = [value for value in launch.passed.values() if isinstance(value, Tensor)]
+    return list({tensor.data_ptr(): tensor for tensor in tensors}.values())
+
+
+def arrays(launch: Launch, inputs: set[int]) -> list[Any]:
+    """Arguments for the PTX machine; the call's own tensors, and zeros, are initialised, all others are outputs."""
+    made: dict[int, Any] = {}
+
+    def array(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        address = value.data_ptr()
+        if address not in made:
+            bits = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
+            own = value.untyped_storage().data_ptr() in inputs
+            made[address] = np.array(bits.numpy()) if own or not value.any() else Output(np.array(bits.numpy()))
+        return made[address]
+
+    return [array(value) for value in launch.passed.values()]
