@@ -21,6 +21,16 @@ def softmax_sums(scores, sees, highest, sums, UNIT: tl.constexpr):
 
 
 @triton.jit
+def fill_outside(p_weights, o_w, value, begin, end, low, high, m_t, BS: tl.constexpr):
+    """The value where the tiles from ``begin`` on that reach ``end`` leave ``[low, high)``, in rows at ``o_w [BT]``."""
+    for s in range(low, high, BS):
+        o_s = s + tl.arange(0, BS)
+        outside = ((o_s < begin) | (o_s >= begin + tl.cdiv(tl.maximum(end - begin, 0), BS) * BS)) & (o_s < high)
+        tile = tl.full((o_w.shape[0], BS), value, p_weights.dtype.element_ty)
+        tl.store(p_weights + (o_w[:, None] + o_s[None, :]), tile, m_t[:, None] & outside[None, :])
+
+
+@triton.jit
 def attend(
     p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, v_h, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
@@ -51,7 +61,8 @@ def attend(
     p_values += i_b * values_b + i_h * values_h
     p_mask += i_b * mask_b + i_h * mask_h
     o_row = i_bh * T + o_t  # [BT], of [B, H, T]
-    p_row = p_weights + o_row * S
+    p_weights += (i_bh * T + i_t * BT) * S
+    o_w = tl.arange(0, BT) * S  # [BT], of weights from there
 
     weights_of_v = 0
     if ADDITIVE and not DIRECT:
@@ -78,13 +89,12 @@ def attend(
             else:
                 scores = multiplicative_scores(p_rows_q, p_rows_k, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
             scores = tl.where(sees, scores, float("-inf"))
-        tl.store(p_row[:, None] + o_s[None, :], scores, m_t[:, None] & (o_s < S)[None, :])
+        tl.store(p_weights + (o_w[:, None] + o_s[None, :]), scores, m_t[:, None] & (o_s < S)[None, :])
     if SCORES:
-        for s in range(i_split * per_split, tl.minimum((i_split + 1) * per_split, S), BS):
-            o_s = s + tl.arange(0, BS)
-            outside = (o_s < begin) | (o_s >= tl.cdiv(end - begin, BS) * BS + begin)
-            tl.store(p_row[:, None] + o_s[None, :], tl.full((BT, BS), float("-inf"), ACC), m_t[:, None] & (outside & (o_s < S))[None, :])
-    else:
+        fill_outside(p_weights, o_w, float("-inf"), begin, end, i_split * per_split, tl.minimum((i_split + 1) * per_split, S), m_t, BS)
+    elif not SPLIT:
+        fill_outside(p_weights, o_w, 0.0, begin, end, 0, S, m_t, BS)
+    if not SCORES:
         tl.debug_barrier()
         highest = tl.full((BT,), float("-inf"), ACC)
         sums = tl.zeros((BT,), ACC)
@@ -92,11 +102,12 @@ def attend(
         for s in range(begin, end, BS):
             o_s = s + tl.arange(0, BS)
             sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
-            scores = tl.load(p_row[:, None] + o_s[None, :], sees & m_t[:, None], float("-inf"))
+            scores = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], float("-inf"))
             seen = tl.maximum(seen, tl.max(sees.to(tl.int32), 1))
             highest, sums, _ = softmax_sums(scores, sees, highest, sums, UNIT)
         base = tl.where(highest == float("-inf"), 0.0, highest)
         inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
+        end_of_tiles = begin + tl.cdiv(tl.maximum(end - begin, 0), BS) * BS  # scores are to be replaced up to there
         if not (ADDITIVE or SPLIT):
             tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
         if SPLIT:
@@ -105,28 +116,23 @@ def attend(
             tl.store(p_sums + o_row, tl.where(seen > 0, sums, -1.0), m_t)
             p_context = p_parts
             inverse = tl.full((BT,), 1.0, ACC)
-        for d in range(0, D, BD):
+        for d in range(0, tl.maximum(D, 1), BD):
             o_d = d + tl.arange(0, BD)
             m_d = (o_d < D)[None, :]
             context = tl.zeros((BT, BD), ACC)
-            for s in range(begin, end, BK):
+            for s in range(begin, end_of_tiles, BK):
                 o_s = s + tl.arange(0, BK)
                 sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
-                scores = tl.load(p_row[:, None] + o_s[None, :], sees & m_t[:, None], float("-inf"))
-                b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
+                p_tile = p_weights + (o_w[:, None] + o_s[None, :])
+                scores = tl.load(p_tile, sees & m_t[:, None], float("-inf"))
+                b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT) * inverse[:, None], 0.0)
                 b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
                 b_values = b_values.to(p_q.dtype.element_ty)  # [BK, BD]
                 context = multiply_add(b_w.to(b_values.dtype), b_values, context, PRECISION, UNIT)
+                if not SPLIT and d + BD >= D:  # scores are not read again
+                    tl.store(p_tile, b_w, m_t[:, None] & (o_s < S)[None, :])
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
-            tl.store(p_tile, (context * inverse[:, None]).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
-        if not SPLIT:
-            tl.debug_barrier()
-            for s in range(0, S, BS):
-                o_s = s + tl.arange(0, BS)
-                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
-                scores = tl.load(p_row[:, None] + o_s[None, :], sees & m_t[:, None], float("-inf"))
-                b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT) * inverse[:, None], 0.0)
-                tl.store(p_row[:, None] + o_s[None, :], b_w, m_t[:, None] & (o_s < S)[None, :])
+            tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 
 
 @triton.jit

@@ -82,7 +82,10 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 
 def blocks(tile: tiles.Tile, *names: str) -> dict[str, int]:
     sizes = {name: getattr(tile, name) for name in names}
-    return sizes if INTERPRETED else {**sizes, "num_warps": tile.warps, "num_stages": tile.stages}
+    if INTERPRETED:
+        return sizes
+    registers = {"maxnreg": tile.registers} if tile.registers else {}
+    return {**sizes, "num_warps": tile.warps, "num_stages": tile.stages, **registers}
 
 
 def attend(
@@ -176,8 +179,8 @@ def score_gradients(
     none = (rows, (0, 0, 0))
     (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
     (context, context_strides), (more, more_strides) = (none if gradient is None else rows_of(gradient) for gradient in (grad_context, grad_weights))
-    tile = tiles.products_tile(T, S, D, rows.dtype)
-    splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device))
+    tile = tiles.products_tile(T, rows.dtype)
+    splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device), tile.share)
     per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS
     splits = max(1, -(-S // per_split))
     inner = rows.new_empty((splits, B, H, T), dtype=wide)
@@ -205,7 +208,7 @@ def sums(
     out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=dtype or rows.dtype)
     limits = limits_of(lengths, mask, rows)
     (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
-    tile = tiles.products_tile(T, S, D, out.dtype)
+    tile = tiles.products_tile(T, out.dtype)
     tiles_of_out = -(-T // tile.BT) if over_source else -(-S // tile.BS)
     launch(
         kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
@@ -237,7 +240,7 @@ def tanh_sums(
     launch(
         tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, limits.lengths, dq, dk, dw,
         *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
-        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
+        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, EVEN=A % tile.BA == 0, DIRECT=A <= NARROW or dtype == torch.float64,
         UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
     )  # fmt: skip
     grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)

@@ -19,6 +19,15 @@ def size(x):
 
 
 @triton.jit
+def channels_of(p_row, m_a, EVEN: tl.constexpr):
+    """The program's channels of a row; EVEN where all are within A."""
+    if EVEN:
+        return tl.load(p_row)
+    else:
+        return tl.load(p_row, m_a, 0.0)
+
+
+@triton.jit
 def merged(b_q, b_g0, b_g1, x_0, x_1, dk_0, dk_1, dw, UNIT: tl.constexpr):
     """One query and two runs of positions, whose ``e^(2k)`` are given: dq without ``4 v``; ``sum g r^2 e^(2q)`` and ``sum g r`` added to."""
     b_x = exponential(b_q, 2.0, UNIT)[None, :]
@@ -49,7 +58,7 @@ def direct(b_q, b_g, b_k, dk, dw, UNIT: tl.constexpr):
 @triton.jit
 def sums_of_tile(
     p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-    MERGE: tl.constexpr, LIMITS: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
+    MERGE: tl.constexpr, LIMITS: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """All queries with the source positions ``[s, s + BS)``: adds to dq in memory, gives dk without ``4 v``, and dw added to."""
     HALF: tl.constexpr = BS // 2
@@ -68,7 +77,7 @@ def sums_of_tile(
         if LIMITS == 3:
             meets = (tl.load(p_limits + wide_t * limits_t) < s + BS) & (tl.load(p_limits + wide_t * limits_t + 1) > s)
         if meets:
-            b_q = tl.load(p_q + wide_t * q_t, m_a, 0.0).to(ACC)
+            b_q = channels_of(p_q + wide_t * q_t, m_a, EVEN).to(ACC)
             b_g0 = tl.load(p_gradients + wide_t * g_t + o_0, o_0 < end, 0.0)
             b_g1 = tl.load(p_gradients + wide_t * g_t + o_1, o_1 < end, 0.0)
             if MERGE:
@@ -78,7 +87,11 @@ def sums_of_tile(
                 more, dk_1, dw = direct(b_q, b_g1, b_k1, dk_1, dw, UNIT)
                 dq += more
             p_row = p_dq + wide_t * A
-            tl.store(p_row, tl.fma(dq, b_v, tl.load(p_row, m_a, 0.0)), m_a)
+            dq = tl.fma(dq, b_v, channels_of(p_row, m_a, EVEN))
+            if EVEN:
+                tl.store(p_row, dq)
+            else:
+                tl.store(p_row, dq, m_a)
     if MERGE:
         dk_0 = dk_0 * b_k0
         dk_1 = dk_1 * b_k1
@@ -89,7 +102,7 @@ def sums_of_tile(
 def tanh_gradients(
     p_q, p_k, p_v, p_gradients, p_limits, p_dq, p_dk, p_dw,
     q_b, q_h, q_t, k_b, k_h, k_s, v_h, g_b, g_h, g_t, limits_b, limits_t, H, T, S, A, per_group, groups,
-    LIMITS: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    LIMITS: tl.constexpr, KEYS: tl.constexpr, EVEN: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
     BS: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
     """A program has BA channels and, of the source, ``per_group`` positions: ``p_dq [groups, B, H, T, A]``, zero at first, and
@@ -119,7 +132,7 @@ def tanh_gradients(
     tops = tl.zeros((BA,), ACC)
     if not DIRECT:
         for t in range(0, T):
-            tops = tl.maximum(tops, size(tl.load(p_q + tl.cast(t, tl.int64) * q_t, m_a, 0.0).to(ACC)))
+            tops = tl.maximum(tops, size(channels_of(p_q + tl.cast(t, tl.int64) * q_t, m_a, EVEN).to(ACC)))
     top_q = tl.max(tops, 0)
     for s in range(i_group * per_group, tl.minimum((i_group + 1) * per_group, S), BS):
         o_0 = s + tl.arange(0, HALF)
@@ -133,13 +146,13 @@ def tanh_gradients(
         if s < end:
             if DIRECT:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              False, LIMITS, UNIT, ACC, BS)  # fmt: skip
+                                              False, LIMITS, EVEN, UNIT, ACC, BS)  # fmt: skip
             elif top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              True, LIMITS, UNIT, ACC, BS)  # fmt: skip
+                                              True, LIMITS, EVEN, UNIT, ACC, BS)  # fmt: skip
             else:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              False, LIMITS, UNIT, ACC, BS)  # fmt: skip
+                                              False, LIMITS, EVEN, UNIT, ACC, BS)  # fmt: skip
         if KEYS:
             tl.store(p_dk + o_0.to(tl.int64)[:, None] * A + o_a[None, :], dk_0 * b_v[None, :], (o_0 < S)[:, None] & m_a[None, :])
             tl.store(p_dk + o_1.to(tl.int64)[:, None] * A + o_a[None, :], dk_1 * b_v[None, :], (o_1 < S)[:, None] & m_a[None, :])

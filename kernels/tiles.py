@@ -20,8 +20,9 @@ INTERPRETER = Device(processors=4, unit="plain")
 
 @dataclass(frozen=True)
 class Tile:
-    """Positions of T, S, A and D that a program takes at a time (those that it has), warps, pipeline stages, and into how many
-    parts the source is split."""
+    """Positions of T, S, A and D that a program takes at a time (those that it has; BK positions of S in a matrix product), warps, pipeline
+    stages, into how many parts the source is split, and how many programs are to share a processor; ``registers`` overrules the
+    compiler's own limit of a thread's."""
 
     BT: int = 0
     BS: int = 0
@@ -31,41 +32,48 @@ class Tile:
     warps: int = 4
     stages: int = 2
     parts: int = 1
+    share: int = 1
+    registers: int | None = None
 
 
 def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, device: Device) -> Tile:
     """Of ``attend``, for ``rows`` = B H. Additive scores live in registers, 32 a thread, beside as many temporaries."""
-    BT = 64 if T > 32 else 32 if T > 16 else 16
-    BS = 64
     if dtype == torch.float64:
-        BT, BS = min(BT, 32), 32
-    BD = min(32 if BT > 32 else 64, max(16, power_of_2(D)))
+        return Tile(BT=16, BS=32, BA=32, BK=16, BD=32, warps=4, parts=parts(rows * -(-T // 16), S, 32, device, 2))
+    BT = 64 if T > 32 else 32 if T > 16 else 16
+    wide = -(-S // 128) * 128 <= 1.1 * (-(-S // 64) * 64)  # the wider tile reads queries half as often
+    BS = 128 if wide and BT == 64 else 64
     warps = max(1, BT * BS // 1024) if additive else 4
-    splits = parts(rows * -(-T // BT), S, BS, device) if T <= 16 else 1
-    return Tile(BT, BS, 32, 16, BD, warps * 32 // device.lanes or 1, 2, splits)
+    BD = min(64, max(16, power_of_2(D)))
+    share = 8 // warps
+    splits = parts(rows * -(-T // BT), S, BS, device, share)
+    return Tile(BT, BS, 32, 16, BD, max(1, warps * 32 // device.lanes), 2, splits, share=share)
 
 
 def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:
     """Of ``attend_online``; a program has all of D up to 256."""
-    wide = dtype == torch.float64
-    return Tile(BT=16 if T <= 16 or wide else 64 if D <= 128 else 32, BS=32 if wide or D > 128 else 64, BA=32, BD=max(16, min(256 if not wide else 64, power_of_2(D))))
+    if dtype == torch.float64:
+        return Tile(BT=16, BS=32, BA=32, BD=min(64, max(16, power_of_2(D))))
+    BT = 16 if T <= 16 else 64 if D <= 128 else 32
+    return Tile(BT, BS=64 if D <= 128 else 32, BA=32, BD=max(16, min(256, power_of_2(D))), share=2)
 
 
-def products_tile(T: int, S: int, D: int, dtype: torch.dtype) -> Tile:
+def products_tile(T: int, dtype: torch.dtype) -> Tile:
     """Of the kernels that are matrix products: gradients of weights, sums over the source and over queries."""
-    wide = dtype == torch.float64
-    return Tile(BT=16 if T <= 16 or wide else 32, BS=32 if wide else 64, BD=32 if wide or D <= 32 else 64)
+    if dtype == torch.float64:
+        return Tile(BT=16, BS=32, BD=32)
+    return Tile(BT=16 if T <= 16 else 32, BS=64, BD=32, share=2)
 
 
 def tanh_gradients_tile(rows: int, S: int, A: int, dtype: torch.dtype, device: Device) -> Tile:
-    """One warp, so that no sum crosses warps; four channels a thread, and 16 positions, fill its registers."""
+    """One warp, so that no sum crosses warps; four channels a thread, and 8 positions, fill its registers."""
     BA = 4 * device.lanes
-    return Tile(BS=8 if dtype == torch.float64 else 16, BA=BA, warps=1, stages=1, parts=parts(rows * -(-A // BA), S, 64, device, most=8))
+    return Tile(BS=8, BA=BA, warps=1, stages=1, parts=parts(rows * -(-A // BA), S, 64, device, 8, most=8), share=8, registers=255)
 
 
-def parts(programs: int, S: int, least: int, device: Device, most: int = 64) -> int:
-    """Into how many parts of at least ``least`` positions the source goes, so that some eight programs meet on each processor."""
-    return max(1, min(most, S // least, -(-8 * device.processors // max(programs, 1))))
+def parts(programs: int, S: int, least: int, device: Device, share: int, most: int = 64) -> int:
+    """Into how many parts of at least ``least`` positions the source goes, so that ``share`` programs meet on each processor."""
+    return max(1, min(most, S // least, -(-share * device.processors // max(programs, 1))))
 
 
 def power_of_2(number: int) -> int:
