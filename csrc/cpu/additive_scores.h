@@ -7,7 +7,8 @@
 // Exactness: a pair (t, s) takes one of three ways, by the sizes of its own two rows only, so no other position can change its bits:
 //   merged  the product of eight d cannot overflow
 //   single  x cannot overflow; a reciprocal per element
-//   direct  tanh itself: rows too large for an exponential, not finite, or so small that 1 - 2r would lose their digits
+//   direct  tanh itself: rows too large for an exponential, not finite, or so small that 1 - 2r would lose their digits;
+//           and all pairs where channels are few, as the roundings of 1 - 2r, which count twice, have few others to average with
 #pragma once
 
 #include "attend.h"
@@ -27,6 +28,7 @@ struct Limits<double> {
   static constexpr double single = 330;
 };
 constexpr float kSmall = 1.f / 16;  // |q| + |k| below which tanh is taken directly
+constexpr int64_t kFew = 8;         // channels up to which it always is
 
 // The size of a row: its largest magnitude (NaN if an element is not finite), and the largest sum of positive parts of the channels
 // that are merged.
@@ -234,11 +236,11 @@ struct Keys {
 enum class Way { merged, single, direct };
 
 template <class R>
-ONEPASS_INLINE Way way_of(const Weighting<R>& weighting, Size<R> least, Size<R> most) {
+ONEPASS_INLINE Way way_of(const ScoreContext<R>& c, Size<R> least, Size<R> most) {
   constexpr R two_log2e = R(2.8853900817779268);
-  const bool in_range = most.largest <= Limits<R>::single && least.largest >= R(kSmall) && weighting.finite;
-  if (!in_range) return Way::direct;
-  return weighting.bits + two_log2e * most.merged <= Limits<R>::product ? Way::merged : Way::single;
+  const bool in_range = most.largest <= Limits<R>::single && least.largest >= R(kSmall) && c.weighting.finite;
+  if (!in_range || c.channels.count <= kFew) return Way::direct;
+  return c.weighting.bits + two_log2e * most.merged <= Limits<R>::product ? Way::merged : Way::single;
 }
 
 template <class R>
@@ -263,10 +265,10 @@ ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, i
   Size<R> q_least, q_most, k_least, k_most;
   extremes(q.size + t, TT, q_least, q_most);
   extremes(k.size + s, SS, k_least, k_most);
-  const Way way = way_of<R>(c.weighting, q_least + k_least, q_most + k_most);
+  const Way way = way_of<R>(c, q_least + k_least, q_most + k_most);
   if (way == Way::merged) {
     score_tile<R, true, TT, SS>(c, q.merged + t * whole, k.e + s, out, stride);
-  } else if (TT * SS > 1 && way == Way::single && way_of<R>(c.weighting, q_least + k_least, q_least + k_least) == Way::single) {
+  } else if (TT * SS > 1 && way == Way::single && way_of<R>(c, q_least + k_least, q_least + k_least) == Way::single) {
     score_tile<R, false, TT, SS>(c, q.e + t * whole, k.e + s, out, stride);
   } else if constexpr (TT * SS > 1) {
     for (int i = 0; i < TT; ++i)
