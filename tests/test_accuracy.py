@@ -48,6 +48,14 @@ def test_shapes(family: str, dtype: torch.dtype, dims: Dims, backend: str, isa: 
     check(results(case, backend), case)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("width", [1, 2, 4, 6, 8, 9, 16])
+def test_few_channels(width: int, seed: int, backend: str, isa: str) -> None:
+    """Scores whose channels are too few to average errors out, and enough pairs to meet the largest ones."""
+    case = build("scores", Dims(2, 128, 192, width), seed=seed)
+    check(results(case, backend), case)
+
+
 @pytest.mark.parametrize("span", RANGES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,10 +5,12 @@ half-width ones), plus a rounding floor, plus one rounding of the output. The fl
 fp64. Below, ``eps`` is the machine epsilon of the accumulating dtype, and every sum is granted one eps of the sum of its terms'
 magnitudes; ``tol(x)`` is the floor of ``x``.
 
-- score, additive: ``tanh(q + k) = 1 - 2 / (1 + e^2q e^2k)`` is a difference of numbers of the order of one: ``eps sum_a |v_a|``. Four
-  roundings make ``v r``, those of the denominator, of the quotient's estimate, of its correction and of the sum, each of half an eps,
-  and they count twice, as ``tanh = 1 - 2 r``: ``tol = 4 eps sum_a |v_a|`` (measured, eager's share included: up to 4.1 with two
-  channels). Where ``max|q| + max|k| < 1/16`` it must be relatively accurate: ``tol = eps sum_a |v_a tanh|``.
+- score, additive: with at most eight channels ``sum_a v_a tanh``, where each tanh is granted one eps: ``tol = eps sum_a |v_a|``. With more
+  it is ``sum_a v_a - sum_a 2 v_a r_a``, as ``tanh = 1 - 2 r``: a sum of terms ``|v_a|`` and ``2 |v_a| r_a = |v_a| (1 - tanh)``, so
+  ``tol = eps sum_a |v_a| (2 - tanh)``: of ``eps sum_a |v_a|`` one to three, two where tanh is 0. Not one: where tanh is near -1, the
+  terms are three times as large as what they leave. What rounds ``r_a`` is not granted again, as it differs from channel to channel
+  and averages out; where one channel of ``v`` outweighs each of the others thirtyfold it does not, and the bound does not hold. Where
+  ``max|q| + max|k| < 1/16`` a score must be relatively accurate: ``tol = eps sum_a |v_a tanh|``.
 - score, multiplicative: ``tol = eps |scale| sum_a |q_a k_a|``.
 - weight: scores that are off by at most d move ``w`` to at most ``w e^2d / (1 - w + w e^2d)`` (its own score up, all others
   down), so by ``w (1 - w) E / (1 + w E)`` with ``E = expm1(2 d)``. The softmax itself rounds ``score - max`` and exp, sum,
@@ -32,6 +34,7 @@ from cases import Case, Results, accumulator, results
 from torch import Tensor
 
 SMALL = 1 / 16
+FEW = 8
 
 
 def floors(case: Case, dtype: torch.dtype) -> Results:
@@ -46,12 +49,13 @@ def floors(case: Case, dtype: torch.dtype) -> Results:
         score_floor = eps * abs(case.scale) * query.abs() @ keys.abs().mT
     else:
         column = case.v[..., None, None, :]
-        bend = torch.tanh(query.unsqueeze(-2) + keys.unsqueeze(-3))  # [B, (H,) T, S, A]
-        slope = 1 - bend * bend
+        tangent = torch.tanh(query.unsqueeze(-2) + keys.unsqueeze(-3))  # [B, (H,) T, S, A]
+        slope = 1 - tangent * tangent
         small = bool(query.numel() and keys.numel() and query.abs().max() + keys.abs().max() < SMALL)
-        bend = bend.abs()
-        scores = (torch.tanh(query.unsqueeze(-2) + keys.unsqueeze(-3)) * column).sum(-1)
-        score_floor = eps * (column.abs() * (bend if small else 4)).sum(-1).expand(scores.shape)
+        bend = tangent.abs()
+        scores = (tangent * column).sum(-1)
+        terms = bend if small else torch.ones_like(bend) if query.shape[-1] <= FEW else 2 - tangent
+        score_floor = eps * (column.abs() * terms).sum(-1)
         bend_floor = eps * (bend if small else torch.ones_like(bend))
     if case.family == "scores":
         found = {"scores": score_floor.masked_fill(~visible, 0.0)}

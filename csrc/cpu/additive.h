@@ -383,8 +383,8 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
         const R* row = g + t * stride + first;
         const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
         const auto keys = [&](auto together, int64_t s) {
-          query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s, seen == nullptr ? nullptr : seen + s,
-                                                       c, dq + t * whole);
+          query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s,
+                                                       seen == nullptr ? nullptr : seen + s, c, dq + t * whole);
         };
         int64_t s = 0;
         for (; s + 4 <= count; s += 4) keys(std::integral_constant<int, 4>{}, s);

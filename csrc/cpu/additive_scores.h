@@ -8,6 +8,8 @@
 //   merged  the product of eight d cannot overflow
 //   single  x cannot overflow; a reciprocal per element
 //   direct  tanh itself: rows too large for an exponential, not finite, or so small that 1 - 2r would lose their digits
+// Where channels are few all pairs are direct, as the roundings of 1 - 2r, which count twice, have few others to average with; a
+// vector then holds one channel of many keys, not many channels of one.
 #pragma once
 
 #include "attend.h"
@@ -27,6 +29,7 @@ struct Limits<double> {
   static constexpr double single = 330;
 };
 constexpr float kSmall = 1.f / 16;  // |q| + |k| below which tanh is taken directly
+constexpr int64_t kFew = 8;         // channels up to which it always is, none included
 
 // The size of a row: its largest magnitude (NaN if an element is not finite), and the largest sum of positive parts of the channels
 // that are merged.
@@ -331,18 +334,38 @@ class KeyChunks {
   Size<R>* size_;
 };
 
+// The scores of few channels, key by key in the lanes.
+template <class R>
+void scores_of_few(Scratch& scratch, const AdditiveForward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
+                   const Visible& visible, R* scores, int64_t stride) {
+  constexpr int W = kWidth<R>;
+  const int64_t A = args.shape.A, n = visible.count, whole = padded<R>(n);
+  const R* const* q = row_pointers<R>(scratch, args.query, b, h, t0, queries, A);
+  const R* const* k = row_pointers<R>(scratch, args.keys, b, h, visible.first, n, A, visible.index);
+  R *channels = scratch.take<R>(A * whole), *v = scratch.take<R>(A);
+  read_row<R>(v, args.v.at(0, h, 0), args.v.dtype, A);
+  for (int64_t a = 0; a < A; ++a)
+    for (int64_t i = 0; i < whole; ++i) channels[a * whole + i] = i < n ? k[i][a] : R(0);
+  for (int64_t t = 0; t < queries; ++t)
+    for (int64_t i = 0; i < n; i += W) {
+      Vec<R> sum = {}, tangent, slope;
+      for (int64_t a = 0; a < A; ++a) {
+        tanh_and_slope<R>(splat<R>(q[t][a]) + load<R>(channels + a * whole + i), tangent, slope);
+        sum = fma<R>(splat<R>(v[a]), tangent, sum);
+      }
+      if (i + W <= n) store<R>(scores + t * stride + i, sum);
+      else store_first<R>(scores + t * stride + i, sum, n - i);
+    }
+}
+
 // scores[t * stride + i] for the queries t0 .. t0 + queries and the visible positions.
 template <class R>
 void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
                      const Visible& visible, R* scores, int64_t stride) {
+  if (args.shape.A <= kFew) return scores_of_few<R>(scratch, args, b, h, t0, queries, visible, scores, stride);
   const Channels<R> channels(args.shape.A);
   const int64_t A = args.shape.A, whole = channels.whole;
   const bool prepared = args.memory.exponentials.data != nullptr;
-  if (A == 0) {
-    for (int64_t t = 0; t < queries; ++t)
-      for (int64_t i = 0; i < visible.count; ++i) scores[t * stride + i] = 0;
-    return;
-  }
   R* weighting = prepared ? reinterpret_cast<R*>(args.memory.weighting.at(0, h, 0)) : scratch.take<R>(weighting_numbers(whole));
   if (!prepared) make_weighting<R>(args.v.at(0, h, 0), args.v.dtype, channels, whole, weighting);
   const ScoreContext<R> c{channels, Weighting<R>(weighting, prepared ? args.memory.stride : whole)};

@@ -222,7 +222,8 @@ struct Seers {
 
   // Of them from the t-th on, those to take at once, and the part of the list that they see.
   Group group(const Visible& visible, int64_t t, int64_t most) const {
-    return group_of(most < count - t ? most : count - t, [&](int64_t i) { return Span{visible.begin(index[t + i]), visible.end(index[t + i])}; });
+    const auto span = [&](int64_t i) { return Span{visible.begin(index[t + i]), visible.end(index[t + i])}; };
+    return group_of(most < count - t ? most : count - t, span);
   }
 };
 
@@ -252,7 +253,8 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
     const Visible part = visible.part(0, group.first, group.last - group.first);
     count = group.queries;
     for (int64_t i = 0; i < count; ++i)
-      gather_row<R>(weights + i * part.count, args.weights.at(b, h, seers.index[t0 + i]), args.weights.dtype, part, seers.index[t0 + i], buffer);
+      gather_row<R>(weights + i * part.count, args.weights.at(b, h, seers.index[t0 + i]), args.weights.dtype, part, seers.index[t0 + i],
+                    buffer);
     weighted_sums<R>(weights, 1, part.count, upstream + t0, count, width, out.rows + group.first, part.count, in_groups);
   }
   out.flush();
@@ -337,7 +339,8 @@ bool split_forward(const Args& args, const Tensor& logsumexp, const Executor& ex
       const R sum = softmax_row<R>(row, visible, t);
       if (part > 0) continue;
       if (logsumexp.data != nullptr) *reinterpret_cast<R*>(logsumexp.at(b, h, t)) = sum;
-      if (args.weights.data != nullptr) scatter_row<R>(args.weights.at(b, h, t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
+      if (args.weights.data != nullptr)
+        scatter_row<R>(args.weights.at(b, h, t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
     }
     const int64_t width = column + columns < shape.D ? columns : shape.D - column;
     Tensor slice = args.values;

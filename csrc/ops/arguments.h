@@ -68,8 +68,9 @@ class Arguments {
   Arguments(const TorchTensor& query, const TorchTensor& keys)
       : dtype_(query.scalar_type()), rank_(keys.dim()), one_step_(query.dim() == rank_ - 1) {
     kept_.reserve(kMost);
-    ONEPASS_CHECK((rank_ == 3 || rank_ == 4) && (one_step_ || query.dim() == rank_), "query must be [B, A] or [B, T, A] for keys [B, S, A], "
-                  "[B, H, A] or [B, H, T, A] for keys [B, H, S, A]; got ", shape_of(query), " for ", shape_of(keys));
+    ONEPASS_CHECK((rank_ == 3 || rank_ == 4) && (one_step_ || query.dim() == rank_),
+                  "query must be [B, A] or [B, T, A] for keys [B, S, A], [B, H, A] or [B, H, T, A] for keys [B, H, S, A]; got ",
+                  shape_of(query), " for ", shape_of(keys));
     dtype_of("query", query);
   }
 

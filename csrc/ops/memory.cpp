@@ -42,10 +42,12 @@ Prepared prepared(Arguments& in, const Shape& s, const TorchTensor& query, const
   const int64_t stride = padded_width(s.A);
   const ScalarType type = accumulator(query);
   Prepared memory{in.in_memory("exponentials", exponentials, in.with_heads(s, s.S, stride), type),
-                  in.in("sizes", sizes, in.with_heads(s, s.S, 2), type), in.in("weighting", weighting, {s.H, 3 * stride + 8}, type), stride};
+                  in.in("sizes", sizes, in.with_heads(s, s.S, 2), type),
+                  in.in("weighting", weighting, {s.H, 3 * stride + 8}, type), stride};
   if (s.H > 0) {
     const void* row = memory.weighting.at(0, 0, 0);
-    const double made = type == ScalarType::Double ? static_cast<const double*>(row)[3 * stride + 4] : static_cast<const float*>(row)[3 * stride + 4];
+    const int64_t at = 3 * stride + 4;
+    const double made = type == ScalarType::Double ? static_cast<const double*>(row)[at] : static_cast<const float*>(row)[at];
     const int width = kernels().vector_bytes / (type == ScalarType::Double ? 8 : 4);
     ONEPASS_CHECK(made == width, "this memory was made with vectors of ", made, " elements, but the instruction set in use has ", width);
   }
@@ -159,14 +161,17 @@ TorchTensor stack_steps(std::vector<TorchTensor> steps, bool several) {
   }
   sizes[row] = begin.back();
   TorchTensor stacked = empty(first, sizes);
-  const Tensor to{stacked.mutable_data_ptr(), stacked.stride(0), rank == 4 ? stacked.stride(1) : 0, stacked.stride(rank - 2), from[0].dtype};
+  const Tensor to{stacked.mutable_data_ptr(), stacked.stride(0), rank == 4 ? stacked.stride(1) : 0, stacked.stride(rank - 2),
+                  from[0].dtype};
   const auto copy = [&](int64_t bh) {
     for (size_t i = 0; i < from.size(); ++i)
       for (int64_t k = begin[i]; k < begin[i + 1]; ++k)
         std::memcpy(to.at(bh / H, bh % H, k), from[i].at(bh / H, bh % H, k - begin[i]), static_cast<size_t>(W * size_of(to.dtype)));
   };
   if (W > 0)
-    executor().run(B * H, [](void* context, int64_t bh) { (*static_cast<decltype(copy)*>(context))(bh); }, const_cast<void*>(static_cast<const void*>(&copy)));
+    executor().run(
+        B * H, [](void* context, int64_t bh) { (*static_cast<decltype(copy)*>(context))(bh); },
+        const_cast<void*>(static_cast<const void*>(&copy)));
   return stacked;
 }
 
