@@ -66,7 +66,7 @@ def study(catalogue: str, only: str | None, targets: list[str], execution: bool)
         moved = kernel.get("execution", {}).get("moved")
         kernel["targets"] = {target: kernel["targets"][target] for target in targets}
         for target, record in kernel["targets"].items():
-            found = prediction(listed[number], record, target, moved)
+            found = prediction(entries(catalogue, target)[number], record, target, moved)
             if found is not None:
                 record["prediction"] = found
     return list(kernels.values())

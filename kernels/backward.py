@@ -46,12 +46,14 @@ def weight_gradients(
                     b_rows = tl.load(p_tile + (d + o_d)[None, :], m_t[:, None] & m_d, 0.0)  # [BT, BD]
                     b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + (d + o_d)[None, :], s_seen & m_d, 0.0)
                     gradients = multiply_add(b_rows, tl.trans(b_values.to(b_rows.dtype)), gradients, PRECISION, UNIT)
+            m_seen = sees & m_t[:, None]
             if MORE:
-                gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0))
+                gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], m_seen, 0.0))
             gradients = tl.where(sees, gradients, 0.0)
             if INNER:
-                b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
-                inner += tl.sum(b_w * gradients, 1)
+                b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], m_seen, 0.0)
+                # Not b_w * gradients: contracted with the sum's first addition, it would leave each lane with other last bits.
+                inner += tl.sum(tl.fma(b_w, gradients, tl.zeros_like(gradients)), 1)
         tl.store(p_gradients + o_row[:, None] * S + o_s[None, :], gradients, m_t[:, None] & (o_s < S)[None, :])
     if INNER:
         o_row += i_split * (tl.num_programs(0) // tiles // splits).to(tl.int64) * T

@@ -37,7 +37,7 @@ def device_of(device: torch.device) -> tiles.Device:
     if INTERPRETED:
         return tiles.INTERPRETER
     found = torch.cuda.get_device_properties(device)
-    return tiles.Device(found.multi_processor_count, found.warp_size, "gcn" if torch.version.hip else "ptx")
+    return tiles.Device(found.multi_processor_count, found.warp_size, "gcn" if torch.version.hip else "ptx", 10 * found.major + found.minor)
 
 
 def arithmetic(query: Tensor) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def attend(
     if splits > 1:
         launch(
             forward.combine, B * H * T, limits.lengths, limits.mask, context, weights, highest, sums, parts, logsumexp, *limits.strides,
-            H, T, S, D, B * H * T, splits, ADDITIVE=v is not None, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"], BS=256, BD=128,
+            H, T, S, D, B * H * T, splits, ADDITIVE=v is not None, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"],
+            BS=256, BD=128,
         )  # fmt: skip
     return context, weights, logsumexp
 
@@ -178,7 +179,8 @@ def score_gradients(
     limits = limits_of(lengths, mask, rows)
     none = (rows, (0, 0, 0))
     (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
-    (context, context_strides), (more, more_strides) = (none if gradient is None else rows_of(gradient) for gradient in (grad_context, grad_weights))
+    context, context_strides = none if grad_context is None else rows_of(grad_context)
+    more, more_strides = none if grad_weights is None else rows_of(grad_weights)
     tile = tiles.products_tile(T, rows.dtype)
     splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device), tile.share)
     per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS
@@ -200,7 +202,13 @@ def score_gradients(
 
 
 def sums(
-    kernel: Any, weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None, factor: float = 1.0, dtype: torch.dtype | None = None
+    kernel: Any,
+    weights: Tensor,
+    rows: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    factor: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, in the rows' dtype or the one that is given."""
     B, H, (T, S), D = weights.shape[0], heads_of(weights), weights.shape[-2:], rows.shape[-1]

@@ -29,7 +29,7 @@ def channels_of(p_row, m_a, EVEN: tl.constexpr):
 
 @triton.jit
 def merged(b_q, b_g0, b_g1, x_0, x_1, dk_0, dk_1, dw, UNIT: tl.constexpr):
-    """One query and two runs of positions, whose ``e^(2k)`` are given: dq without ``4 v``; ``sum g r^2 e^(2q)`` and ``sum g r`` added to."""
+    """One query and two runs of positions, given as ``e^(2k)``: dq without ``4 v``; ``sum g r^2 e^(2q)`` and ``sum g r`` added to."""
     b_x = exponential(b_q, 2.0, UNIT)[None, :]
     ones = tl.full(x_0.shape, 1.0, x_0.dtype)
     d_0 = tl.fma(x_0, b_x, ones)
@@ -92,6 +92,7 @@ def sums_of_tile(
                 tl.store(p_row, dq)
             else:
                 tl.store(p_row, dq, m_a)
+    tl.debug_barrier()  # the next tile adds to the same dq, perhaps in other lanes
     if MERGE:
         dk_0 = dk_0 * b_k0
         dk_1 = dk_1 * b_k1

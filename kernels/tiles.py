@@ -7,12 +7,13 @@ import torch
 
 @dataclass(frozen=True)
 class Device:
-    """What of a GPU decides: ``lanes`` of a warp (64 on AMD), streaming multiprocessors (or compute units), and ``unit``, whose
-    instructions it has (``onepass.kernels.arithmetic``)."""
+    """What of a GPU decides: streaming multiprocessors (or compute units), ``lanes`` of a warp (64 on AMD), ``unit``, whose instructions
+    it has (``onepass.kernels.arithmetic``), and NVIDIA's compute capability, 80 for 8.0."""
 
     processors: int
     lanes: int = 32
     unit: str = "ptx"
+    capability: int = 80
 
 
 INTERPRETER = Device(processors=4, unit="plain")
@@ -40,7 +41,8 @@ def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive:
     """Of ``attend``, for ``rows`` = B H. Additive scores live in registers, 32 a thread, beside as many temporaries."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BK=16, BD=32, warps=4, parts=parts(rows * -(-T // 16), S, 32, device, 2))
-    BT = 64 if T > 32 else 32 if T > 16 else 16
+    most = 32 if device.capability >= 100 else 64  # packed arithmetic takes pairs of registers, and more of them
+    BT = min(most, 64 if T > 32 else 32 if T > 16 else 16)
     wide = -(-S // 128) * 128 <= 1.1 * (-(-S // 64) * 64)  # the wider tile reads queries half as often
     BS = 128 if wide and BT == 64 else 64
     warps = max(1, BT * BS // 1024) if additive else 4

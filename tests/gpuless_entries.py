@@ -64,7 +64,7 @@ def arrays(*shapes: tuple[int, ...]) -> list[Any]:
     return [generator.random(shape, np.float32) for shape in shapes]
 
 
-def entries() -> list[Entry]:
+def entries(target: str) -> list[Entry]:
     T, S, A = 32, 32, 24
     return [
         Entry(

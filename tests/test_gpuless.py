@@ -54,7 +54,7 @@ def test_share_of_l1() -> None:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The kernels of gpuless_entries, compiled anew."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    found: list[Any] = importlib.import_module("gpuless_entries").entries()
+    found: list[Any] = importlib.import_module("gpuless_entries").entries("80")
     return found
 
 
@@ -123,7 +123,7 @@ def test_hot_loop_of_a_kernel(small: list[Any]) -> None:
 def test_errors_are_told(small: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the compiler (no power of two) and of the PTX machine (a block too many)."""
     bad = [replace(small[1], constants={"B": 100}), replace(small[1], grid=(3, 1, 1))]
-    monkeypatch.setattr("gpuless_entries.entries", lambda: bad)
+    monkeypatch.setattr("gpuless_entries.entries", lambda target: bad)
     assert "CompilationError" in run(("gpuless_entries", 0, "90"))["error"]
     assert "out of bounds" in run(("gpuless_entries", 1, EXECUTION))["error"]
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from ptx import Output
+from torch import Tensor
+
 from onepass.kernels import scores, tanh_gradients
 from onepass.kernels.launches import Launch, recorded
 from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
-from ptx import Output
-from torch import Tensor
 
-DEVICE = Device(132)  # an H100's
+BUSY = 1  # multiprocessors of a device that any grid fills: nothing is split
+AMPLE = 132  # an H100's
 
 
 @dataclass(frozen=True)
@@ -70,29 +72,40 @@ class Shape:
 BAR = Shape(1, 64, 512, 512, 512)
 
 
-def entries() -> list[Entry]:
+def entries(target: str) -> list[Entry]:
     found: list[Entry] = []
     half = torch.bfloat16
-    for shape in (BAR, Shape(1, 64, 512, 512, 512, half), Shape(1, 32, 128, 128, 128), Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
-        found += forward("additive_forward", shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
+
+    def add(op: str, processors: int, shape: Shape, *arguments: Any) -> None:
+        found.extend(launches_of(op, device_for(target, processors), shape, *arguments))
+
+    for shape in (BAR, Shape(1, 64, 512, 512, 512, half), Shape(1, 32, 128, 128, 128)):
+        add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
+    for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
+        add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(1, 64, 128, 256, 128), Shape(1, 64, 128, 256, 128, half)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
-        found += forward("additive_backward", shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
-    for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half), Shape(2, 1, 512, 256, 256)):
-        tensors = shape.tensors("TA", "SA", "SD")
-        found += forward("multiplicative_forward", shape, *tensors, 1.0, None, None, shape.T == 1)
+        add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
+    for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
+        add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)
+    step = Shape(2, 1, 512, 256, 256)
+    add("multiplicative_forward", AMPLE, step, *step.tensors("TA", "SA", "SD"), 1.0, None, None, True)
     for shape in (Shape(1, 64, 128, 128, 128), Shape(1, 64, 128, 128, 128, half)):
         query, keys, values, gradient = shape.tensors("TA", "SA", "SD", "TD")
         weights = shape.weights()
-        found += forward(
-            "multiplicative_backward", shape, gradient, None, query, keys, values, 1.0, weights, weights[..., 0], None, None
-        )  # fmt: skip
+        add("multiplicative_backward", BUSY, shape, gradient, None, query, keys, values, 1.0, weights, weights[..., 0], None, None)
     return found
 
 
-def forward(op: str, shape: Shape, *arguments: Any) -> list[Entry]:
+def device_for(target: str, processors: int) -> Device:
+    if target.startswith("gfx"):
+        return Device(processors, lanes=64, unit="gcn")
+    return Device(processors, capability=int(target))
+
+
+def launches_of(op: str, device: Device, shape: Shape, *arguments: Any) -> list[Entry]:
     """What a call of the op launches."""
-    with recorded(DEVICE) as launches:
+    with recorded(device) as launches:
         OPS[op](*arguments)
     inputs = {given.untyped_storage().data_ptr() for given in arguments if isinstance(given, Tensor)}
     return [entry_of(op, shape, launch, inputs) for launch in launches]
@@ -120,7 +133,6 @@ def entry_of(op: str, shape: Shape, launch: Launch, inputs: set[int]) -> Entry:
         hot=hot,
         elements=elements,
         work=None if hot is None else float(shape.B * shape.T * shape.S * shape.A),
-        amd={name: "gcn" for name, value in constants.items() if value == "ptx"},
     )
 
 

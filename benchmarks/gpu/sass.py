@@ -25,7 +25,8 @@ MEMBERS = {
 PATTERNS = {name: re.compile(pattern) for name, pattern in MEMBERS.items()}
 SECTION = re.compile(r"^\.text\.(\S+):", re.M)
 TOKEN = re.compile(
-    r'//## File "(?P<file>[^"]*)", line (?P<number>\d+)|^\s*(?P<label>\.L\w+):|/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<words>[^;]*);', re.M
+    r'//## File "(?P<file>[^"]*)", line (?P<number>\d+)|^\s*(?P<label>[.$][\w$.]+):|/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<words>[^;]*);',
+    re.M,
 )
 PREDICATE = re.compile(r"@!?U?P[T\d]+\s+")
 ENDS = {"EXIT", "RET", "BPT", "RTT"}  # nothing follows; where they are predicated, the next instruction does
@@ -86,8 +87,10 @@ def instruction(address: int, words: str, line: str, places: dict[str, int]) -> 
     if base in ("BRX", "JMX", "BRXU"):
         raise ValueError(f"{words} at {address:#x}: the targets of an indirect branch are not known")
     call = opcode.startswith("CALL.REL.NOINC")  # may come back; but ptxas also leaves loops this way for good
+    label = re.search(r"\((\S+)\)", operands)
+    if call and (label is None or label[1] not in places):  # a function of the compiler's, in another section
+        return Instruction(address, opcode, None, True, line)
     if base in ("BRA", "JMP") or call:
-        label = re.search(r"\((\S+)\)", operands)
         if label is None or label[1] not in places:
             raise ValueError(f"{words} at {address:#x} goes nowhere")
         return Instruction(address, opcode, places[label[1]], conditional or call, line)

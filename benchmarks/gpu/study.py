@@ -8,24 +8,25 @@ from . import ptx_loops, sass
 from .compiled import Entry, compile_entry, program, resources, source_of
 from .devices import DEVICES, device_of, occupancy
 from .predict import predict
+from .traffic import TARGET as EXECUTED
 from .traffic import execute
 
 Record = dict[str, Any]
 EXECUTION = "execution"
 
 
-def entries(catalogue: str) -> list[Entry]:
-    """What the module ``catalogue`` lists."""
-    found: list[Entry] = importlib.import_module(catalogue).entries()
+def entries(catalogue: str, target: str = EXECUTED) -> list[Entry]:
+    """What the module ``catalogue`` lists, with the tiles of the target: as many for each."""
+    found: list[Entry] = importlib.import_module(catalogue).entries(target)
     return found
 
 
 def study(catalogue: str, number: int, target: str) -> Record:
     """A kernel compiled for a target. It is named by its place in the catalogue, since kernels cannot be sent to another process."""
-    entry = entries(catalogue)[number]
+    entry = entries(catalogue, target)[number]
     compiled = compile_entry(entry, target)
     needs = resources(compiled)
-    record: Record = asdict(needs)
+    record: Record = {"tile": entry.tile, **asdict(needs)}
     if compiled.binary is None:
         return record
     fits = occupancy(device_of(target), needs.registers, needs.shared, entry.warps)

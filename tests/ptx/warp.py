@@ -208,8 +208,32 @@ def unpack(words: Array, type_: str) -> Array:
     return (from_f16 if type_ == "f16" else from_bf16)(halves(words))
 
 
+def mma_f64(instruction: Instruction) -> Step:
+    """``d = a b + c`` of m8n8k4: products are added one after another, each with a rounding."""
+    target, *operands = (register_list(operand) for operand in instruction.operands)
+    readers = [[reader(item, "f64") for item in items] for items in operands]
+    writers = [writer(item, "f64") for item in target]
+    group, thread = np.arange(32) // 4, np.arange(32) % 4
+
+    def step(block: Block, mask: Array | None) -> None:
+        if block.threads % 32:
+            raise block.fault("incomplete warp", "mma needs all 32 lanes", block.threads - 1)
+        (a,), (b,), c = ([by_warp(block, read(block)) for read in items] for items in readers)
+        first, second = np.empty((2, len(a), 8, 4))
+        first[:, group, thread], second[:, group, thread] = a, b
+        for index, write in enumerate(writers):
+            total = c[index]
+            for k in range(4):
+                total = total + first[:, group, k] * second[:, 2 * thread + index, k]
+            write(block, total.reshape(-1), mask)
+
+    return step
+
+
 def mma(instruction: Instruction) -> Step:
     """``d = a b + c``: the sum of each element is rounded once here, where the hardware rounds in an order of its own."""
+    if "m8n8k4" in instruction.parts and instruction.parts[-4:] == ("f64",) * 4:
+        return mma_f64(instruction)
     shape = next((part for part in instruction.parts if re.fullmatch(r"m16n8k(4|8|16)", part)), "")
     type_d, type_a, type_b, type_c = instruction.parts[-4:]
     if not shape or type_a != type_b or type_a not in ("f16", "bf16", "tf32") or not {type_c, type_d} <= {"f16", "f32"}:

@@ -1,0 +1,154 @@
+"""Triton kernels as compiled for sm_80, executed on the PTX machine: right within the contract's bounds, and without a race, an overrun, a
+misaligned access or an uninitialised read, over both families, both directions, every kind of visibility and every dtype."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, Dims, build, garbage, results
+from tolerance import check
+
+pytest.importorskip("triton", reason="needs triton, to compile kernels to PTX")
+
+import triton_machine
+from triton_machine import executed
+
+import onepass
+from onepass.kernels.ops import OPS
+from onepass.kernels.tiles import Device
+
+SMALL = Dims(batch=2, steps=3, source=37, width=12, value_width=20)
+
+
+@pytest.fixture(scope="module")
+def on_the_machine() -> Iterator[None]:
+    """Ops of CPU tensors are those of the Triton kernels."""
+    library = torch.library.Library("onepass", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name, function in OPS.items():
+            library.impl(name, function, "CPU", allow_override=True)
+    yield
+    library._destroy()
+
+
+@pytest.fixture
+def machine(on_the_machine: None) -> Callable[..., Any]:
+    """Runs a function on the machine, without findings."""
+
+    def run(function: Callable[[], Any], *, processors: int = 1, approximate: bool = False, kernels: set[str] | None = None) -> Any:
+        with executed(Device(processors), approximate) as done:
+            found = function()
+        assert not done.findings, "\n".join(map(str, done.findings))
+        assert kernels is None or kernels <= set(done.names)
+        return found
+
+    return run
+
+
+def checked(machine: Callable[..., Any], case: Case, **options: Any) -> None:
+    check(machine(lambda: results(case, "cpu"), **options), case)
+
+
+@pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "holes", "spans"])
+@pytest.mark.parametrize("family", ["additive", "multiplicative", "scores"])
+def test_visibility(machine: Callable[..., Any], family: str, hidden: str) -> None:
+    """Forward and backward, with garbage where nothing is visible."""
+    case = build(family, SMALL, hidden=hidden)
+    checked(machine, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_dtype(machine: Callable[..., Any], family: str, dtype: torch.dtype) -> None:
+    checked(machine, build(family, SMALL, dtype, hidden="lengths"))
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_split_source(machine: Callable[..., Any], family: str) -> None:
+    """Few queries on many processors: parts of the source, combined."""
+    case = build(family, Dims(batch=1, steps=1, source=150, width=16, value_width=24), hidden="lengths")
+    checked(machine, case, processors=4, kernels={"attend", "combine"})
+
+
+def test_heads(machine: Callable[..., Any]) -> None:
+    checked(machine, build("additive", Dims(batch=1, steps=5, source=20, width=12, value_width=8, heads=2), hidden="holes"))
+
+
+@pytest.mark.parametrize("width", [1, 9, 64])
+def test_width(machine: Callable[..., Any], width: int) -> None:
+    """Channels too few to merge, and numbers of them that no vector divides."""
+    checked(machine, build("additive", Dims(batch=1, steps=17, source=9, width=width, value_width=3)))
+
+
+def test_large_numbers(machine: Callable[..., Any]) -> None:
+    """Where reciprocals cannot merge, the exact way is taken."""
+    case = build("additive", SMALL)
+    checked(machine, case.replace(query=case.query * 60, keys=-case.query[:, :1].expand_as(case.keys) * 60 + case.keys))
+
+
+def test_approximate_instructions(machine: Callable[..., Any]) -> None:
+    """``rcp.approx`` and ``ex2.approx`` as far off as they may be."""
+    checked(machine, build("additive", SMALL), approximate=True)
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_without_weights(machine: Callable[..., Any], family: str) -> None:
+    """Multiplicative attention that keeps no weights corrects its softmax as it goes on."""
+    case = build(family, Dims(batch=1, steps=20, source=90, width=16, value_width=8), hidden="lengths")
+    arguments = [case.query, case.keys, case.values, *([case.v] if family == "additive" else [])]
+    attention = getattr(onepass, f"{family}_attention")
+    context, _ = machine(
+        lambda: attention(*arguments, lengths=case.lengths), kernels={"attend" if family == "additive" else "attend_online"}
+    )
+    exact, _ = getattr(onepass.reference, f"{family}_attention")(*(tensor.double() for tensor in arguments), lengths=case.lengths)
+    torch.testing.assert_close(context.double(), exact, atol=5e-6, rtol=0)
+
+
+def test_garbage_changes_no_bit(machine: Callable[..., Any]) -> None:
+    case = build("additive", SMALL, hidden="lengths")
+    clean, dirty = (machine(functools.partial(results, each, "cpu")) for each in (case, garbage(case, float("nan"))))
+    for name, expected in clean.items():
+        assert torch.equal(dirty[name], expected), name
+
+
+def test_memory_steps(machine: Callable[..., Any]) -> None:
+    """Steps over a memory, with deferred gradients, against the reference's undeferred ones."""
+    case = build("additive", Dims(batch=2, steps=2, source=11, width=12, value_width=8), hidden="lengths")
+
+    def gradients(dtype: torch.dtype, backend: str) -> tuple[torch.Tensor, ...]:
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (case.keys, case.values, case.v, case.query)]
+        memory = onepass.additive_memory(*inputs[:3], lengths=case.lengths, backend=backend)
+        if backend != "reference":
+            memory._prepared = (inputs[0].new_empty((2, 0)), inputs[0].new_empty((2, 0)), inputs[2].detach())
+        contexts = [memory.attend(query)[0] for query in inputs[3].unbind(1)]
+        return torch.autograd.grad(torch.stack(contexts, 1).square().sum(), inputs)
+
+    got = machine(lambda: gradients(torch.float32, "cpu"))
+    for result, exact in zip(got, gradients(torch.float64, "reference"), strict=True):
+        torch.testing.assert_close(result.double(), exact, atol=2e-5, rtol=1e-5)
+
+
+def test_a_deleted_barrier_is_found(machine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are read back by other threads than those that wrote them: without the barrier between, the machine says so."""
+    compiled = triton_machine.compiled
+
+    def keeps(item: Any) -> bool:
+        return item.opcode not in ("bar", "barrier")
+
+    def without_barriers(*arguments: Any) -> Any:
+        kernel, warps, shared = compiled(*arguments)
+        kept = [item for item in kernel.instructions if keeps(item)]
+        assert len(kept) < len(kernel.instructions)
+        labels = {name: sum(keeps(item) for item in kernel.instructions[:place]) for name, place in kernel.labels.items()}
+        return dataclasses.replace(kernel, instructions=kept, labels=labels), warps, shared
+
+    monkeypatch.setattr(triton_machine, "compiled", without_barriers)
+    case = build("additive", Dims(batch=1, steps=40, source=70, width=12, value_width=8))
+    with executed(Device(1)) as done:
+        onepass.additive_attention(case.query, case.keys, case.values, case.v)
+    assert any("race" in finding.kind for finding in done.findings)
