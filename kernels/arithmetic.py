@@ -77,6 +77,15 @@ def wide(x):
 
 
 @triton.jit
+def times(x, factor):
+    """A tile times a number that comes as float64."""
+    if x.dtype == tl.float64:
+        return x * factor
+    else:
+        return x * tl.cast(factor, tl.float32)
+
+
+@triton.jit
 def multiply_add(a, b, total, PRECISION: tl.constexpr, UNIT: tl.constexpr):
     """``total + a @ b``; the interpreter knows no bfloat16."""
     if UNIT == "plain":

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import multiply_add, wide
+from onepass.kernels.arithmetic import multiply_add, times, wide
 from onepass.kernels.visible import any_of, reach, visible, window
 
 
@@ -89,7 +89,7 @@ def softmax_gradients(
 
 @triton.jit
 def query_sums(
-    p_weights, p_rows, p_limits, p_mask, p_sums, factor,
+    p_weights, p_rows, p_limits, p_mask, p_sums, factor: "fp64",
     weights_b, weights_h, weights_t, rows_b, rows_h, rows_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
@@ -118,12 +118,12 @@ def query_sums(
         b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_s + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
         sums = multiply_add(b_w.to(p_sums.dtype.element_ty), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * T + o_t)[:, None] * D + o_d[None, :]
-    tl.store(p_tile, (sums * factor).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+    tl.store(p_tile, times(sums, factor).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 
 
 @triton.jit
 def source_sums(
-    p_weights, p_rows, p_limits, p_mask, p_sums, factor,
+    p_weights, p_rows, p_limits, p_mask, p_sums, factor: "fp64",
     weights_b, weights_h, weights_t, rows_b, rows_h, rows_t, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
@@ -150,4 +150,4 @@ def source_sums(
         b_w = tl.load(p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
         sums = multiply_add(tl.trans(b_w.to(p_sums.dtype.element_ty)), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * S + o_s)[:, None] * D + o_d[None, :]
-    tl.store(p_tile, (sums * factor).to(p_tile.dtype.element_ty), (o_s < S)[:, None] & m_d)
+    tl.store(p_tile, times(sums, factor).to(p_tile.dtype.element_ty), (o_s < S)[:, None] & m_d)

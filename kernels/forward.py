@@ -32,7 +32,7 @@ def fill_outside(p_weights, o_w, value, begin, end, low, high, m_t, BS: tl.const
 
 @triton.jit
 def attend(
-    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale,
+    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale: "fp64",
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, v_h, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
     H, T, S, A, D, per_split, splits,
     ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, SCORES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
@@ -137,7 +137,7 @@ def attend(
 
 @triton.jit
 def attend_online(
-    p_q, p_k, p_values, p_limits, p_mask, p_context, p_logsumexp, scale,
+    p_q, p_k, p_values, p_limits, p_mask, p_context, p_logsumexp, scale: "fp64",
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, A, D,
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr,

@@ -57,7 +57,8 @@ class Launch:
     def signature(self) -> dict[str, str]:
         """Triton's types of all arguments."""
         passed = self.passed
-        return {name: type_of(passed[name]) if name in passed else "constexpr" for name in self.kernel.arg_names}
+        declared = {parameter.name: parameter.annotation_type for parameter in self.kernel.params}
+        return {name: declared[name] or type_of(passed[name]) if name in passed else "constexpr" for name in self.kernel.arg_names}
 
     @property
     def divisible(self) -> tuple[str, ...]:

@@ -182,7 +182,7 @@ def score_gradients(
     context, context_strides = none if grad_context is None else rows_of(grad_context)
     more, more_strides = none if grad_weights is None else rows_of(grad_weights)
     tile = tiles.products_tile(T, rows.dtype)
-    splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device), tile.share)
+    splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device), tile.warps)
     per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS
     splits = max(1, -(-S // per_split))
     inner = rows.new_empty((splits, B, H, T), dtype=wide)
@@ -248,7 +248,7 @@ def tanh_sums(
     launch(
         tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, limits.lengths, dq, dk, dw,
         *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
-        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, EVEN=A % tile.BA == 0, DIRECT=A <= NARROW or dtype == torch.float64,
+        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, EVEN=A % tile.BA == 0, FULL=S % tile.BS == 0, DIRECT=A <= NARROW or dtype == torch.float64,
         UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
     )  # fmt: skip
     grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)

@@ -9,7 +9,7 @@ reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d 
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import LOG2_E, exponential, hyperbolic_tangent, multiply_add, reciprocal, wide
+from onepass.kernels.arithmetic import LOG2_E, exponential, hyperbolic_tangent, multiply_add, reciprocal, times, wide
 
 BLANK = tl.constexpr(2.0**-12)  # what a channel whose v is 0 is computed with, at e^(2k) = 0, so that it adds a constant
 BLANK_BITS = tl.constexpr(12.0)
@@ -131,4 +131,4 @@ def multiplicative_scores(p_q, p_k, scale, A, BT: tl.constexpr, BS: tl.constexpr
         b_q = tl.load(p_q[:, None] + (a + o_a)[None, :], m_a, 0.0)  # [BT, BA]
         b_k = tl.load(p_k[:, None] + (a + o_a)[None, :], m_a, 0.0)  # [BS, BA]
         scores = multiply_add(b_q, tl.trans(b_k.to(b_q.dtype)), scores, PRECISION, UNIT)
-    return scores * scale
+    return times(scores, scale)

@@ -58,7 +58,8 @@ def direct(b_q, b_g, b_k, dk, dw, UNIT: tl.constexpr):
 @triton.jit
 def sums_of_tile(
     p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-    MERGE: tl.constexpr, LIMITS: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
+    MERGE: tl.constexpr, LIMITS: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """All queries with the source positions ``[s, s + BS)``: adds to dq in memory, gives dk without ``4 v``, and dw added to."""
     HALF: tl.constexpr = BS // 2
@@ -69,29 +70,37 @@ def sums_of_tile(
     if MERGE:
         b_k0 = exponential(b_k0, 2.0, UNIT)
         b_k1 = exponential(b_k1, 2.0, UNIT)
-    for t in range(0, T):
-        wide_t = tl.cast(t, tl.int64)
+    for _ in range(0, T):
         meets = True
         if LIMITS == 2:
-            meets = tl.load(p_limits + wide_t * limits_t) > s
+            meets = tl.load(p_limits) > s
         if LIMITS == 3:
-            meets = (tl.load(p_limits + wide_t * limits_t) < s + BS) & (tl.load(p_limits + wide_t * limits_t + 1) > s)
+            meets = (tl.load(p_limits) < s + BS) & (tl.load(p_limits + 1) > s)
         if meets:
-            b_q = channels_of(p_q + wide_t * q_t, m_a, EVEN).to(ACC)
-            b_g0 = tl.load(p_gradients + wide_t * g_t + o_0, o_0 < end, 0.0)
-            b_g1 = tl.load(p_gradients + wide_t * g_t + o_1, o_1 < end, 0.0)
+            b_q = channels_of(p_q, m_a, EVEN).to(ACC)
+            if FULL:
+                b_g0 = tl.load(p_gradients + o_0)
+                b_g1 = tl.load(p_gradients + o_1)
+            else:
+                b_g0 = tl.load(p_gradients + o_0, o_0 < end, 0.0)
+                b_g1 = tl.load(p_gradients + o_1, o_1 < end, 0.0)
             if MERGE:
                 dq, dk_0, dk_1, dw = merged(b_q, b_g0, b_g1, b_k0, b_k1, dk_0, dk_1, dw, UNIT)
             else:
                 dq, dk_0, dw = direct(b_q, b_g0, b_k0, dk_0, dw, UNIT)
                 more, dk_1, dw = direct(b_q, b_g1, b_k1, dk_1, dw, UNIT)
                 dq += more
-            p_row = p_dq + wide_t * A
-            dq = tl.fma(dq, b_v, channels_of(p_row, m_a, EVEN))
+            dq = tl.fma(dq, b_v, channels_of(p_dq, m_a, EVEN))
+            if ACC == tl.float64:
+                tl.debug_barrier()  # other lanes store it than those that loaded it
             if EVEN:
-                tl.store(p_row, dq)
+                tl.store(p_dq, dq)
             else:
-                tl.store(p_row, dq, m_a)
+                tl.store(p_dq, dq, m_a)
+        p_q += q_t
+        p_gradients += g_t
+        p_dq += A
+        p_limits += limits_t
     tl.debug_barrier()  # the next tile adds to the same dq, perhaps in other lanes
     if MERGE:
         dk_0 = dk_0 * b_k0
@@ -103,8 +112,8 @@ def sums_of_tile(
 def tanh_gradients(
     p_q, p_k, p_v, p_gradients, p_limits, p_dq, p_dk, p_dw,
     q_b, q_h, q_t, k_b, k_h, k_s, v_h, g_b, g_h, g_t, limits_b, limits_t, H, T, S, A, per_group, groups,
-    LIMITS: tl.constexpr, KEYS: tl.constexpr, EVEN: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
-    BS: tl.constexpr, BA: tl.constexpr,
+    LIMITS: tl.constexpr, KEYS: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr, DIRECT: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
     """A program has BA channels and, of the source, ``per_group`` positions: ``p_dq [groups, B, H, T, A]``, zero at first, and
     ``p_dw [groups, B, H, A]``, of ``sum g r``, are its parts, to be added in order; ``p_dk [B, H, S, A]`` is whole. Without KEYS only dq is
@@ -147,13 +156,13 @@ def tanh_gradients(
         if s < end:
             if DIRECT:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              False, LIMITS, EVEN, UNIT, ACC, BS)  # fmt: skip
+                                              False, LIMITS, EVEN, FULL, UNIT, ACC, BS)  # fmt: skip
             elif top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              True, LIMITS, EVEN, UNIT, ACC, BS)  # fmt: skip
+                                              True, LIMITS, EVEN, FULL, UNIT, ACC, BS)  # fmt: skip
             else:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              False, LIMITS, EVEN, UNIT, ACC, BS)  # fmt: skip
+                                              False, LIMITS, EVEN, FULL, UNIT, ACC, BS)  # fmt: skip
         if KEYS:
             tl.store(p_dk + o_0.to(tl.int64)[:, None] * A + o_a[None, :], dk_0 * b_v[None, :], (o_0 < S)[:, None] & m_a[None, :])
             tl.store(p_dk + o_1.to(tl.int64)[:, None] * A + o_a[None, :], dk_1 * b_v[None, :], (o_1 < S)[:, None] & m_a[None, :])

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 
 
+WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
+
+
 @dataclass(frozen=True)
 class Device:
     """What of a GPU decides: streaming multiprocessors (or compute units), ``lanes`` of a warp (64 on AMD), ``unit``, whose instructions
@@ -22,8 +25,7 @@ INTERPRETER = Device(processors=4, unit="plain")
 @dataclass(frozen=True)
 class Tile:
     """Positions of T, S, A and D that a program takes at a time (those that it has; BK positions of S in a matrix product), warps, pipeline
-    stages, into how many parts the source is split, and how many programs are to share a processor; ``registers`` overrules the
-    compiler's own limit of a thread's."""
+    stages, and into how many parts the source is split; ``registers`` overrules the compiler's own limit of a thread's."""
 
     BT: int = 0
     BS: int = 0
@@ -33,23 +35,22 @@ class Tile:
     warps: int = 4
     stages: int = 2
     parts: int = 1
-    share: int = 1
     registers: int | None = None
 
 
 def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, device: Device) -> Tile:
-    """Of ``attend``, for ``rows`` = B H. Additive scores live in registers, 32 a thread, beside as many temporaries."""
+    """Of ``attend``, for ``rows`` = B H. Additive scores live in registers, beside more temporaries: 32 of a thread where there are many
+    queries, else 16."""
     if dtype == torch.float64:
-        return Tile(BT=16, BS=32, BA=32, BK=16, BD=32, warps=4, parts=parts(rows * -(-T // 16), S, 32, device, 2))
+        return Tile(BT=16, BS=32, BA=32, BK=16, BD=32, warps=4, parts=parts(rows * -(-T // 16), S, 32, device, 4))
     most = 32 if device.capability >= 100 else 64  # packed arithmetic takes pairs of registers, and more of them
     BT = min(most, 64 if T > 32 else 32 if T > 16 else 16)
     wide = -(-S // 128) * 128 <= 1.1 * (-(-S // 64) * 64)  # the wider tile reads queries half as often
     BS = 128 if wide and BT == 64 else 64
-    warps = max(1, BT * BS // 1024) if additive else 4
+    warps = BT * BS // (1024 if BT == 64 else 512) if additive else 4
     BD = min(64, max(16, power_of_2(D)))
-    share = 8 // warps
-    splits = parts(rows * -(-T // BT), S, BS, device, share)
-    return Tile(BT, BS, 32, 16, BD, max(1, warps * 32 // device.lanes), 2, splits, share=share)
+    splits = parts(rows * -(-T // BT), S, BS, device, warps)
+    return Tile(BT, BS, 32, 16, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
 
 
 def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:
@@ -57,25 +58,26 @@ def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BD=min(64, max(16, power_of_2(D))))
     BT = 16 if T <= 16 else 64 if D <= 128 else 32
-    return Tile(BT, BS=64 if D <= 128 else 32, BA=32, BD=max(16, min(256, power_of_2(D))), share=2)
+    return Tile(BT, BS=64 if D <= 128 else 32, BA=32, BD=max(16, min(256, power_of_2(D))))
 
 
 def products_tile(T: int, dtype: torch.dtype) -> Tile:
     """Of the kernels that are matrix products: gradients of weights, sums over the source and over queries."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BD=32)
-    return Tile(BT=16 if T <= 16 else 32, BS=64, BD=32, share=2)
+    narrow = dtype != torch.float32  # whose products, left to themselves, are given 96 registers on sm_100, and spill
+    return Tile(BT=16 if T <= 16 else 32, BS=64, BD=32, registers=255 if narrow else None)
 
 
 def tanh_gradients_tile(rows: int, S: int, A: int, dtype: torch.dtype, device: Device) -> Tile:
     """One warp, so that no sum crosses warps; four channels a thread, and 8 positions, fill its registers."""
     BA = 4 * device.lanes
-    return Tile(BS=8, BA=BA, warps=1, stages=1, parts=parts(rows * -(-A // BA), S, 64, device, 8, most=8), share=8, registers=255)
+    return Tile(BS=8, BA=BA, warps=1, stages=1, parts=parts(rows * -(-A // BA), S, 64, device, 1, most=8), registers=255)
 
 
-def parts(programs: int, S: int, least: int, device: Device, share: int, most: int = 64) -> int:
-    """Into how many parts of at least ``least`` positions the source goes, so that ``share`` programs meet on each processor."""
-    return max(1, min(most, S // least, -(-share * device.processors // max(programs, 1))))
+def parts(programs: int, S: int, least: int, device: Device, warps: int, most: int = 64) -> int:
+    """Into how many parts of at least ``least`` positions the source goes, so that WARPS meet on each processor."""
+    return max(1, min(most, S // least, -(-WARPS * device.processors // max(programs * warps, 1))))
 
 
 def power_of_2(number: int) -> int:

@@ -83,7 +83,7 @@ def entries(target: str) -> list[Entry]:
         add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
         add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
-    for shape in (Shape(1, 64, 128, 256, 128), Shape(1, 64, 128, 256, 128, half)):
+    for shape in (Shape(2, 64, 64, 512, 64), Shape(1, 64, 128, 256, 128, half)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):

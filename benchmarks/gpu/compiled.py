@@ -150,8 +150,8 @@ def resources(compiled: Compiled) -> Resources:
 
     if compiled.binary is None:
         found = {name: int(value) for name, value in re.findall(r"^[\s-]+\.(\w+):\s+(\d+)$", compiled.text, re.M)}
-        spills = found["vgpr_spill_count"] + found["sgpr_spill_count"]
-        return Resources(found["vgpr_count"], spills, found["private_segment_fixed_size"], compiled.shared)
+        # Scalar registers spill to lanes of vector registers, not to memory.
+        return Resources(found["vgpr_count"], found["vgpr_spill_count"], found["private_segment_fixed_size"], compiled.shared)
     found = {
         name: int(value) for name, value in re.findall(r"(\w+):(\d+)", tool(knobs.nvidia.cuobjdump.path, compiled.binary, "-res-usage"))
     }

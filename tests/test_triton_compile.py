@@ -1,0 +1,51 @@
+"""Triton kernels compiled for GPUs that are not here: nothing spills, as many warps fit as the tiles are sized for, the hot loops keep to
+their issue slots."""
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton, to compile kernels")
+
+from gpu import sass  # noqa: E402
+from gpu.catalogue import Entry, entries  # noqa: E402
+from gpu.compiled import compile_entry, program, resources, source_of  # noqa: E402
+from gpu.devices import device_of, occupancy  # noqa: E402
+from gpu.ptx_loops import unrolled  # noqa: E402
+from onepass.kernels.tiles import WARPS  # noqa: E402
+
+NVIDIA = ("80", "90", "100", "120")
+SLOTS = {"additive_forward: attend": 4.5, "additive_backward: tanh_gradients": 10.0}  # of an element on sm_90, where T, S >= 64
+
+
+def different(target: str) -> list[Entry]:
+    """One entry for each code that is made."""
+    found = {(entry.name, str(entry.constants), str(entry.signature), entry.divisible): entry for entry in entries(target)}
+    return list(found.values())
+
+
+def names(target: str) -> list[str]:
+    return [f"{entry.name} ({entry.tile}) {entry.shape}" for entry in different(target)]
+
+
+@pytest.mark.parametrize("target", [*NVIDIA, "gfx942"])
+@pytest.mark.parametrize("number", range(len(different("80"))), ids=names("80"))
+def test_fits(number: int, target: str) -> None:
+    """No spills; eight warps to a processor. On AMD, what compiles without a word is what can be said."""
+    entry = different(target)[number]
+    compiled = compile_entry(entry, target)
+    needs = resources(compiled)
+    assert needs.spills == 0, needs
+    if target in NVIDIA:
+        fits = occupancy(device_of(target), needs.registers, needs.shared, entry.warps)
+        assert fits.blocks * entry.warps >= WARPS, needs
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_issue_slots(name: str) -> None:
+    """Of the hot loop, an element of B T S A, in the tile for many queries."""
+    entry = next(entry for entry in entries("90") if entry.name == name)
+    compiled = compile_entry(entry, "90")
+    source = source_of(entry.hot)
+    body = sass.hot_loop(program(compiled), source)
+    assert body is not None
+    assert entry.elements is not None
+    assert sass.issue(body).total / (entry.elements * unrolled(body, compiled.text, source)) <= SLOTS[name]
