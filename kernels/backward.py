@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from onepass.kernels.arithmetic import multiply_add, wide
-from onepass.kernels.visible import any_of, reach, visible, window
+from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 
 
 @triton.jit
@@ -114,7 +114,8 @@ def query_sums(
         s_seen = any_of(sees, 0)[:, None]
         b_w = tl.load(p_row[:, None] + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
         b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_s + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
-        sums = multiply_add(b_w.to(p_sums.dtype.element_ty), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
+        dtype = p_sums.dtype.element_ty
+        sums = add_rows(b_w.to(dtype), sees, b_rows.to(dtype), sums, LIMITS, MASK, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * T + o_t)[:, None] * D + o_d[None, :]
     tl.store(p_tile, (sums * factor).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 

@@ -5,9 +5,9 @@
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import multiply_add, softmax_term
+from onepass.kernels.arithmetic import softmax_term
 from onepass.kernels.scores import additive_scores, multiplicative_scores, weighting
-from onepass.kernels.visible import any_of, reach, visible, window
+from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def attend(
                 b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
                 b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
                 b_values = b_values.to(p_q.dtype.element_ty)  # [BK, BD]
-                context = multiply_add(b_w.to(b_values.dtype), b_values, context, PRECISION, UNIT)
+                context = add_rows(b_w.to(b_values.dtype), sees, b_values, context, LIMITS, MASK, PRECISION, UNIT)
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
             tl.store(p_tile, (context * inverse[:, None]).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
         if not SPLIT:
@@ -170,7 +170,8 @@ def attend_online(
         terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
         b_values = tl.load(p_values + row_s[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
         b_values = b_values.to(p_context.dtype.element_ty)  # [BS, BD]
-        context = multiply_add(terms.to(b_values.dtype), b_values, context * correction[:, None], PRECISION, UNIT)
+        context *= correction[:, None]
+        context = add_rows(terms.to(b_values.dtype), sees, b_values, context, LIMITS, MASK, PRECISION, UNIT)
     inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
     o_row = i_bh * T + o_t
     p_tile = p_context + o_row[:, None] * D + o_d[None, :]

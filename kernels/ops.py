@@ -221,7 +221,8 @@ def tanh_sums(
     """Gradients of query, keys and v, from those of scores (0 where not visible)."""
     B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
     dtype, wide = query.dtype, accumulator(query.dtype)
-    if mask is not None or (lengths is not None and lengths.dim() > 1):
+    hides = mask is not None or (lengths is not None and lengths.dim() > 1)
+    if hides:
         counts = gradients != 0
         query = query.masked_fill(~counts.any(-1)[..., None], 0)
         keys = keys.masked_fill(~counts.any(-2)[..., None], 0)
@@ -237,7 +238,7 @@ def tanh_sums(
     launch(
         tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, limits.lengths, dq, dk, dw,
         *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
-        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
+        LIMITS=limits.constants["LIMITS"], HIDES=hides, KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
         UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
     )  # fmt: skip
     grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)

@@ -19,12 +19,16 @@ def size(x):
 
 
 @triton.jit
-def merged(b_q, b_g0, b_g1, x_0, x_1, dk_0, dk_1, dw, UNIT: tl.constexpr):
-    """One query and two runs of positions, whose ``e^(2k)`` are given: dq without ``4 v``; ``sum g r^2 e^(2q)`` and ``sum g r`` added to."""
+def merged(b_q, b_g0, b_g1, x_0, x_1, dk_0, dk_1, dw, HIDES: tl.constexpr, UNIT: tl.constexpr):
+    """One query and two runs of positions, whose ``e^(2k)`` are given: dq without ``4 v``; ``sum g r^2 e^(2q)`` and ``sum g r`` added to.
+    With HIDES a position whose g is 0 has no part in the reciprocal of the other's."""
     b_x = exponential(b_q, 2.0, UNIT)[None, :]
     ones = tl.full(x_0.shape, 1.0, x_0.dtype)
     d_0 = tl.fma(x_0, b_x, ones)
     d_1 = tl.fma(x_1, b_x, ones)
+    if HIDES:
+        d_0 = tl.where((b_g0 != 0.0)[:, None], d_0, 1.0)
+        d_1 = tl.where((b_g1 != 0.0)[:, None], d_1, 1.0)
     inverse = reciprocal(d_0 * d_1, UNIT)
     r_0 = inverse * d_1
     r_1 = inverse * d_0
@@ -48,10 +52,11 @@ def direct(b_q, b_g, b_k, dk, dw, UNIT: tl.constexpr):
 
 @triton.jit
 def sums_of_tile(
-    p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-    MERGE: tl.constexpr, LIMITS: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
+    p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_0, m_1, m_a, dw, s, T, A,
+    MERGE: tl.constexpr, LIMITS: tl.constexpr, HIDES: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """All queries with the source positions ``[s, s + BS)``: adds to dq in memory, gives dk without ``4 v``, and dw added to."""
+    """All queries with those of the source positions ``[s, s + BS)`` that ``m_0`` and ``m_1`` name: adds to dq in memory, gives dk
+    without ``4 v``, and dw added to."""
     HALF: tl.constexpr = BS // 2
     o_0 = s + tl.arange(0, HALF)
     o_1 = s + HALF + tl.arange(0, HALF)
@@ -69,10 +74,10 @@ def sums_of_tile(
             meets = (tl.load(p_limits + wide_t * limits_t) < s + BS) & (tl.load(p_limits + wide_t * limits_t + 1) > s)
         if meets:
             b_q = tl.load(p_q + wide_t * q_t, m_a, 0.0).to(ACC)
-            b_g0 = tl.load(p_gradients + wide_t * g_t + o_0, o_0 < end, 0.0)
-            b_g1 = tl.load(p_gradients + wide_t * g_t + o_1, o_1 < end, 0.0)
+            b_g0 = tl.load(p_gradients + wide_t * g_t + o_0, m_0, 0.0)
+            b_g1 = tl.load(p_gradients + wide_t * g_t + o_1, m_1, 0.0)
             if MERGE:
-                dq, dk_0, dk_1, dw = merged(b_q, b_g0, b_g1, b_k0, b_k1, dk_0, dk_1, dw, UNIT)
+                dq, dk_0, dk_1, dw = merged(b_q, b_g0, b_g1, b_k0, b_k1, dk_0, dk_1, dw, HIDES, UNIT)
             else:
                 dq, dk_0, dw = direct(b_q, b_g0, b_k0, dk_0, dw, UNIT)
                 more, dk_1, dw = direct(b_q, b_g1, b_k1, dk_1, dw, UNIT)
@@ -89,13 +94,13 @@ def sums_of_tile(
 def tanh_gradients(
     p_q, p_k, p_v, p_gradients, p_limits, p_dq, p_dk, p_dw,
     q_b, q_h, q_t, k_b, k_h, k_s, v_h, g_b, g_h, g_t, limits_b, limits_t, H, T, S, A, per_group, groups,
-    LIMITS: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    LIMITS: tl.constexpr, HIDES: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
     BS: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
     """A program has BA channels and, of the source, ``per_group`` positions: ``p_dq [groups, B, H, T, A]``, zero at first, and
     ``p_dw [groups, B, H, A]``, of ``sum g r``, are its parts, to be added in order; ``p_dk [B, H, S, A]`` is whole. Without KEYS only dq is
     asked for. Gradients of scores, and what q and k hold where nothing is visible, must be 0 but beyond ``lengths [B]``, which is not
-    read. Grid: tiles of A, by groups by H by B.
+    read; HIDES says that there may be some. Grid: tiles of A, by groups by H by B.
     """
     tiles = tl.cdiv(A, BA)
     o_a = tl.program_id(0) % tiles * BA + tl.arange(0, BA)
@@ -132,14 +137,25 @@ def tanh_gradients(
         dk_1 = tl.zeros((HALF, BA), ACC)
         if s < end:
             if DIRECT:
-                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              False, LIMITS, UNIT, ACC, BS)  # fmt: skip
+                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, o_0 < end, o_1 < end,
+                                              m_a, dw, s, T, A, False, LIMITS, HIDES, UNIT, ACC, BS)  # fmt: skip
             elif top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST:
-                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              True, LIMITS, UNIT, ACC, BS)  # fmt: skip
-            else:
-                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_a, dw, s, end, T, A,
-                                              False, LIMITS, UNIT, ACC, BS)  # fmt: skip
+                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, o_0 < end, o_1 < end,
+                                              m_a, dw, s, T, A, True, LIMITS, HIDES, UNIT, ACC, BS)  # fmt: skip
+            else:  # each position by itself, so that it changes no bit of a query that does not see it
+                near_0 = top_q + tl.max(size(b_k0), 1) <= WIDEST
+                near_1 = top_q + tl.max(size(b_k1), 1) <= WIDEST
+                if top_q <= WIDEST:
+                    near_k0 = tl.where(near_0[:, None], b_k0, 0.0)
+                    near_k1 = tl.where(near_1[:, None], b_k1, 0.0)
+                    dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, near_k0, near_k1,
+                                                  near_0 & (o_0 < end), near_1 & (o_1 < end), m_a, dw, s, T, A,
+                                                  True, LIMITS, HIDES, UNIT, ACC, BS)  # fmt: skip
+                far_0, far_1, dw = sums_of_tile(p_q, p_gradients, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
+                                                (near_0 == 0) & (o_0 < end), (near_1 == 0) & (o_1 < end), m_a, dw, s, T, A,
+                                                False, LIMITS, HIDES, UNIT, ACC, BS)  # fmt: skip
+                dk_0 += far_0
+                dk_1 += far_1
         if KEYS:
             tl.store(p_dk + o_0.to(tl.int64)[:, None] * A + o_a[None, :], dk_0 * b_v[None, :], (o_0 < S)[:, None] & m_a[None, :])
             tl.store(p_dk + o_1.to(tl.int64)[:, None] * A + o_a[None, :], dk_1 * b_v[None, :], (o_1 < S)[:, None] & m_a[None, :])

@@ -7,6 +7,8 @@ anywhere: here they are clamped to ``[0, S]``. ``MASK`` says whether there is a 
 import triton
 import triton.language as tl
 
+from onepass.kernels.arithmetic import multiply_add, wide
+
 
 @triton.jit
 def window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS: tl.constexpr):
@@ -46,6 +48,22 @@ def visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS: tl.constex
         p_tile = p_mask + o_t.to(tl.int64)[:, None] * mask_t + o_s.to(tl.int64)[None, :] * mask_s
         seen = seen & (tl.load(p_tile, seen, 0) != 0)
     return seen
+
+
+@triton.jit
+def add_rows(b_w, sees, b_rows, total, LIMITS: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr):
+    """``total + b_w @ b_rows``, where what is not finite in a row reaches only those that see it, as their weights of 0 cannot hide it."""
+    if LIMITS > 1 or MASK:
+        finite = tl.abs(wide(b_rows)) < float("inf")
+        if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
+            o_row = tl.arange(0, b_rows.shape[0])
+            for i in range(b_rows.shape[0]):
+                b_row = tl.sum(tl.where((o_row == i)[:, None], wide(b_rows), 0.0), 0)[None, :]
+                weight = tl.sum(tl.where((o_row == i)[None, :], wide(b_w), 0.0), 1)[:, None]
+                reached = (tl.max((sees & (o_row == i)[None, :]).to(tl.int32), 1) > 0)[:, None] & ((tl.abs(b_row) < float("inf")) == 0)
+                total = tl.where(reached, total + weight * b_row, total)
+            b_rows = tl.where(finite, b_rows, tl.zeros_like(b_rows))
+    return multiply_add(b_w, b_rows, total, PRECISION, UNIT)
 
 
 @triton.jit

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
+import tolerance
 import torch
-from interpreter import patch_once_per_launch
+from interpreter import mend
 
 # Outputs come from torch's allocator, which poisons them (below); tests/test_blocks.py has the memory that is kept between calls.
 os.environ["ONEPASS_KEEP_MIB"] = "0"
@@ -34,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # the workers share the cores
     if config.getoption("--backend") == "triton" and _library.INTERPRETED:
-        patch_once_per_launch()
+        mend()
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of infinities and NaN
     config.addinivalue_line("markers", "of_cpp: about the C++ kernels alone: their threads, memory, kept blocks, or what only a host checks")
     config.addinivalue_line("markers", "plain_memory: fresh memory is left as the allocator gives it (the test maps a lot of it)")
@@ -93,7 +94,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if name == "reference":
         monkeypatch.setattr(_library, "error", "these tests run the reference")
         _backends._say_once.cache_clear()
-    elif reasons := _backends.not_supported_reasons(name, torch.device("cpu")):
+        return name
+    if name == "triton":
+        monkeypatch.setattr(tolerance, "factors_are_rounded", True)
+    if reasons := _backends.not_supported_reasons(name, torch.device("cpu")):
         pytest.fail(f"the backend under test is not there: {'; '.join(reasons)}")
     return name
 
