@@ -234,9 +234,10 @@ def tanh_sums(
     dq = gradients.new_zeros((groups, B, H, T, A))
     dk = gradients.new_empty((*keys.shape,)) if not only_query else dq
     dw = gradients.new_empty((groups, B, H, A)) if not only_query else dq
+    totals = gradients.sum(-2) if not only_query else gradients
     (query, q_strides), (keys, k_strides), (gradients, g_strides) = rows_of(query), rows_of(keys), rows_of(gradients)
     launch(
-        tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, limits.lengths, dq, dk, dw,
+        tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, totals, limits.lengths, dq, dk, dw,
         *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
         LIMITS=limits.constants["LIMITS"], HIDES=hides, KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
         UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
@@ -244,8 +245,7 @@ def tanh_sums(
     grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)
     if only_query:
         return grad_query, dq, dq
-    of_v = gradients.view(B, H, T * S).sum(-1).sum(0)[:, None] - 2 * dw.sum((0, 1))  # [H, A]
-    return grad_query, dk.to(dtype), of_v.view(v.shape).to(dtype)
+    return grad_query, dk.to(dtype), (-2 * dw.sum((0, 1))).view(v.shape).to(dtype)
 
 
 def additive_backward(

@@ -9,7 +9,7 @@ reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d 
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import LOG2_E, exponential, hyperbolic_tangent, multiply_add, reciprocal, wide
+from onepass.kernels.arithmetic import LOG2_E, SMALL, exponential, hyperbolic_tangent, multiply_add, reciprocal, wide
 
 BLANK = tl.constexpr(2.0**-12)  # what a channel whose v is 0 is computed with, at e^(2k) = 0, so that it adds a constant
 BLANK_BITS = tl.constexpr(12.0)
@@ -109,10 +109,11 @@ def additive_scores(p_q, p_k, p_v, weights_of_v, A, BT: tl.constexpr, BS: tl.con
         total, scale, unscale, blanks, limit = weights_of_v
         sums, top_q, top_k = channel_sums(p_q, p_k, p_v, scale, A, BT, BS, EVEN, True, ACC, UNIT)
         scores = tl.fma(sums - blanks * BLANK, -2.0 * unscale, total)
-        if not (tl.max(top_q, 0) + tl.max(top_k, 0) <= limit):
+        if not ((tl.max(top_q, 0) + tl.max(top_k, 0) <= limit) & (tl.min(top_q, 0) + tl.min(top_k, 0) >= SMALL)):
             exact, _, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
             # Pair by pair, so that a key changes no bit of a query that does not see it.
-            scores = tl.where(top_q[:, None] + top_k[None, :] <= limit, scores, exact)
+            top = top_q[:, None] + top_k[None, :]
+            scores = tl.where((top >= SMALL) & (top <= limit), scores, exact)
     return scores
 
 
