@@ -16,7 +16,11 @@ from onepass.kernels import backward, forward, tiles
 from onepass.kernels.tanh_gradients import tanh_gradients
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+CHUNK = 16  # queries, of which a multiple is taken at a time where weights are computed again
 NARROW = 8  # channels up to which merging reciprocals gains nothing, and would cost accuracy
+
+
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Limits(NamedTuple):
@@ -197,12 +201,22 @@ def score_gradients(
 
 
 def sums(
-    kernel: Any, weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None, factor: float = 1.0, dtype: torch.dtype | None = None
+    kernel: Any,
+    weights: Tensor,
+    rows: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    factor: float = 1.0,
+    dtype: torch.dtype | None = None,
+    *,
+    wide: bool = False,
 ) -> Tensor:
-    """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, in the rows' dtype or the one that is given."""
+    """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, with factors in the rows' dtype or the one that is given;
+    so are the sums, or as they accumulate."""
+    dtype = dtype or rows.dtype
     B, H, (T, S), D = weights.shape[0], heads_of(weights), weights.shape[-2:], rows.shape[-1]
     over_source = kernel is backward.query_sums
-    out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=dtype or rows.dtype)
+    out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=accumulator(dtype) if wide else dtype)
     limits = limits_of(lengths, mask, rows)
     (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
     tile = tiles.products_tile(T, S, D, out.dtype)
@@ -210,7 +224,7 @@ def sums(
     launch(
         kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
         *weights_strides, *rows_strides, *limits.strides, H, T, S, D,
-        **limits.constants, **arithmetic(out), **blocks(tile, "BT", "BS", "BD"),
+        **limits.constants, **arithmetic(out), FACTOR=TYPES[dtype], **blocks(tile, "BT", "BS", "BD"),
     )  # fmt: skip
     return out
 
@@ -266,7 +280,7 @@ def additive_backward(
 
 def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     if grad_context is None:
-        return torch.zeros_like(values, memory_format=torch.contiguous_format)
+        return values.new_zeros(values.shape)
     return sums(backward.source_sums, weights, grad_context, lengths, mask)
 
 
@@ -291,13 +305,45 @@ def multiplicative_backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
     if weights.dim() == 1:
-        weights = attend(query, keys, values[..., :0], None, scale, lengths, mask)[1]
+        return without_weights(grad_context, grad_weights, query, keys, values, scale, lengths, mask)
     gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
     return (
         sums(backward.query_sums, gradients, keys, lengths, mask, scale),
         sums(backward.source_sums, gradients, query, lengths, mask, scale),
         values_gradient(weights, grad_context, values, lengths, mask),
     )
+
+
+def without_weights(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """:func:`multiplicative_backward` where weights are computed again, for as many queries at a time as take no more memory than keys and
+    values; what keys and values get is added up in the queries' order."""
+    T, count = query.shape[-2], max(CHUNK, (keys.shape[-1] + values.shape[-1]) // 2 // CHUNK * CHUNK)
+    grad_query = query.new_empty(query.shape)
+    of_source: list[Tensor] = []
+    for t in range(0, max(T, 1), count):
+        some = slice(t, t + count)
+        limits = lengths[:, some] if lengths is not None and lengths.dim() > 1 else lengths
+        shown = None if mask is None else mask[..., some, :]
+        context, more = (None if gradient is None else gradient[..., some, :] for gradient in (grad_context, grad_weights))
+        rows = query[..., some, :]
+        weights = attend(rows, keys, values[..., :0], None, scale, limits, shown)[1]
+        gradients = score_gradients(context, more, values, weights, limits, shown)
+        grad_query[..., some, :] = sums(backward.query_sums, gradients, keys, limits, shown, scale)
+        parts = [sums(backward.source_sums, gradients, rows, limits, shown, scale, wide=True)]
+        if context is not None:
+            parts.append(sums(backward.source_sums, weights, context, limits, shown, wide=True))
+        of_source = [total.add_(part) for total, part in zip(of_source, parts, strict=True)] if of_source else parts
+    grad_keys, *of_values = (total.to(keys.dtype) for total in of_source)
+    return grad_query, grad_keys, of_values[0] if of_values else values.new_zeros(values.shape)
 
 
 def several(tensor: Tensor | None, like: Tensor) -> Tensor | None:
