@@ -59,7 +59,7 @@ def limits_of(lengths: Tensor | None, mask: Tensor | None, like: Tensor) -> Limi
         strides = lengths.stride()[:2]
     if mask is not None:
         by_head = mask if mask.dim() == 4 else mask.unsqueeze(1)
-        strides += by_head.stride()
+        strides += tuple(0 if size == 1 else stride for size, stride in zip(by_head.shape, by_head.stride(), strict=True))
         mask = mask.view(torch.uint8)
     else:
         strides += (0, 0, 0, 0)

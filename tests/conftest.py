@@ -36,7 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # the workers share the cores
     if config.getoption("--backend") == "triton" and _library.INTERPRETED:
         mend()
-        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of infinities and NaN
     config.addinivalue_line("markers", "of_cpp: about the C++ kernels alone: their threads, memory, kept blocks, or what only a host checks")
     config.addinivalue_line("markers", "plain_memory: fresh memory is left as the allocator gives it (the test maps a lot of it)")
 

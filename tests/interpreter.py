@@ -3,10 +3,12 @@
 import types
 from typing import Any
 
+import numpy
 import torch
 
 
 def mend() -> None:
+    numpy.seterr(all="ignore")  # infinities and NaN come and go
     patch_once_per_launch()
     round_to_nearest()
 
