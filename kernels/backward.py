@@ -47,10 +47,12 @@ def weight_gradients(
                     b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + (d + o_d)[None, :], s_seen & m_d, 0.0)
                     gradients = multiply_add(b_rows, tl.trans(b_values.to(b_rows.dtype)), gradients, PRECISION, UNIT)
             if MORE:
-                gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0))
+                p_tile = p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :]
+                gradients += wide(tl.load(p_tile, sees & (o_t < T)[:, None], 0.0))
             gradients = tl.where(sees, gradients, 0.0)
             if INNER:
-                b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
+                p_tile = p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :]
+                b_w = tl.load(p_tile, sees & (o_t < T)[:, None], 0.0)
                 inner += tl.sum(b_w * gradients, 1)
         tl.store(p_gradients + o_row[:, None] * S + o_s[None, :], gradients, m_t[:, None] & (o_s < S)[None, :])
     if INNER:
@@ -92,7 +94,8 @@ def query_sums(
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FACTOR: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the visible positions, of factors that are rounded to FACTOR. Grid: tiles of D, by tiles of T by H by B."""
+    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the visible positions, of factors that are rounded to FACTOR.
+    Grid: tiles of D, by tiles of T by H by B."""
     tiles_d = tl.cdiv(D, BD)
     tiles_t = tl.cdiv(T, BT)
     o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
@@ -126,7 +129,8 @@ def source_sums(
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FACTOR: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """``sums[s] = factor sum_t weights[t, s] rows[t]`` over the queries that see s, of factors that are rounded to FACTOR. Grid: tiles of D, by tiles of S by H by B."""
+    """``sums[s] = factor sum_t weights[t, s] rows[t]`` over the queries that see s, of factors that are rounded to FACTOR.
+    Grid: tiles of D, by tiles of S by H by B."""
     tiles_d = tl.cdiv(D, BD)
     tiles_s = tl.cdiv(S, BS)
     o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)

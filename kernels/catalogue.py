@@ -61,7 +61,8 @@ class Launch:
         signature = {name: signature.get(name, "constexpr") for name in names}
         backend, _, architecture = target.partition(":")
         found = GPUTarget(backend, int(architecture), 32) if backend == "cuda" else GPUTarget(backend, architecture, 64)
-        return triton.compile(ASTSource(self.kernel, signature, constants, divisible), target=found, options={**options, "enable_fp_fusion": True})
+        source = ASTSource(self.kernel, signature, constants, divisible)
+        return triton.compile(source, target=found, options={**options, "enable_fp_fusion": True})
 
     def passed(self) -> list[Any]:
         """The arguments that the compiled kernel takes: all but those that are 1."""

@@ -124,7 +124,8 @@ def attend(
     if splits > 1:
         launch(
             forward.combine, B * H * T, limits.lengths, limits.mask, context, weights, highest, sums, parts, logsumexp, *limits.strides,
-            H, T, S, D, B * H * T, splits, ADDITIVE=v is not None, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"], BS=256, BD=128,
+            H, T, S, D, B * H * T, splits, ADDITIVE=v is not None, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"],
+            BS=256, BD=128,
         )  # fmt: skip
     return context, weights, logsumexp
 
@@ -179,7 +180,8 @@ def score_gradients(
     limits = limits_of(lengths, mask, rows)
     none = (rows, (0, 0, 0))
     (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
-    (context, context_strides), (more, more_strides) = (none if gradient is None else rows_of(gradient) for gradient in (grad_context, grad_weights))
+    context, context_strides = none if grad_context is None else rows_of(grad_context)
+    more, more_strides = none if grad_weights is None else rows_of(grad_weights)
     tile = tiles.products_tile(T, S, D, rows.dtype)
     splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device))
     per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS

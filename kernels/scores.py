@@ -41,7 +41,7 @@ def weighting(p_v, A):
         blanks += tl.sum(tl.where(group, tl.sum(tl.where(blank, 1.0, 0.0), 1), 0.0), 0)
         most_bits = tl.maximum(most_bits, tl.max(tl.where(group, tl.sum(bits, 1), 0.0), 0))
     limit = tl.minimum(((BITS - most_bits) * 0.25 - 1.0) / (2.0 * LOG2_E), WIDEST)
-    return total, scale, unscale, blanks, tl.where((1e-30 < largest) & (largest < 1e30), limit, -1.0)
+    return total, scale, unscale, blanks, tl.where((largest > 1e-30) & (largest < 1e30), limit, -1.0)
 
 
 @triton.jit

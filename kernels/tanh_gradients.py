@@ -53,7 +53,8 @@ def direct(b_q, b_g, b_k, dk, dw, UNIT: tl.constexpr):
 @triton.jit
 def sums_of_tile(
     p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, m_0, m_1, m_a, dw, s, T, A,
-    MERGE: tl.constexpr, LIMITS: tl.constexpr, KEYS: tl.constexpr, HIDES: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
+    MERGE: tl.constexpr, LIMITS: tl.constexpr, KEYS: tl.constexpr, HIDES: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    BS: tl.constexpr,
 ):  # fmt: skip
     """All queries with those of the source positions ``[s, s + BS)`` that ``m_0`` and ``m_1`` name: adds to dq in memory, gives dk
     without ``4 v``, and dw added to."""
@@ -141,11 +142,11 @@ def tanh_gradients(
         dk_1 = tl.zeros((HALF, BA), ACC)
         if s < end:
             if DIRECT:
-                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, o_0 < end, o_1 < end,
-                                              m_a, dw, s, T, A, False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
+                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
+                                              o_0 < end, o_1 < end, m_a, dw, s, T, A, False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
             elif (top_q >= SMALL) & (top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST):
-                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1, o_0 < end, o_1 < end,
-                                              m_a, dw, s, T, A, True, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
+                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
+                                              o_0 < end, o_1 < end, m_a, dw, s, T, A, True, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
             else:  # each position by itself, so that it changes no bit of a query that does not see it
                 top_0 = top_q + tl.max(size(b_k0), 1)
                 top_1 = top_q + tl.max(size(b_k1), 1)

@@ -38,7 +38,7 @@ def reach(first, last, S, LIMITS: tl.constexpr):
 
 @triton.jit
 def visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS: tl.constexpr, MASK: tl.constexpr):
-    """Whether each query sees each position, ``[BT, BS]``, or ``[1, BS]`` where all see the same. ``p_mask`` points to the batch and head."""
+    """Whether each query sees each position, ``[BT, BS]``, or ``[1, BS]`` where all see the same. ``p_mask`` points to batch and head."""
     if LIMITS < 2:
         seen = (o_s < last)[None, :]
     else:

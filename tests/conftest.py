@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # the workers share the cores
     if config.getoption("--backend") == "triton" and _library.INTERPRETED:
         mend()
-    config.addinivalue_line("markers", "of_cpp: about the C++ kernels alone: their threads, memory, kept blocks, or what only a host checks")
+    config.addinivalue_line("markers", "of_cpp: about the C++ kernels alone: threads, memory, kept blocks, what only a host checks")
     config.addinivalue_line("markers", "plain_memory: fresh memory is left as the allocator gives it (the test maps a lot of it)")
 
 
@@ -60,8 +60,11 @@ def of_reference(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def of_triton(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Tests of a backend, but for systems built upon it, and those marked as the C++ kernels' own; of a test's cases, since a launch takes up to a second in the
-    interpreter, those that bring a value of a parameter which its family has not had yet, in an order that mixes the others."""
+    """Tests of a backend, but for systems built upon it, and those marked as the C++ kernels' own.
+
+    Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter which their family
+    has not had yet, in an order that mixes the others.
+    """
     of_backend = [
         item
         for item in items
