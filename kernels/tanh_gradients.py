@@ -143,10 +143,12 @@ def tanh_gradients(
         if s < end:
             if DIRECT:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
-                                              o_0 < end, o_1 < end, m_a, dw, s, T, A, False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
+                                              o_0 < end, o_1 < end, m_a, dw, s, T, A,
+                                              False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
             elif (top_q >= SMALL) & (top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST):
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
-                                              o_0 < end, o_1 < end, m_a, dw, s, T, A, True, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
+                                              o_0 < end, o_1 < end, m_a, dw, s, T, A,
+                                              True, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
             else:  # each position by itself, so that it changes no bit of a query that does not see it
                 top_0 = top_q + tl.max(size(b_k0), 1)
                 top_1 = top_q + tl.max(size(b_k1), 1)
