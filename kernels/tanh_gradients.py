@@ -140,16 +140,17 @@ def tanh_gradients(
         b_k1 = tl.load(p_k + o_1.to(tl.int64)[:, None] * k_s + o_a[None, :], m_1, 0.0).to(ACC)
         dk_0 = tl.zeros((HALF, BA), ACC)
         dk_1 = tl.zeros((HALF, BA), ACC)
+        top_k = tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0)
         if s < end:
             if DIRECT:
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
                                               o_0 < end, o_1 < end, m_a, dw, s, T, A,
                                               False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
-            elif (top_q >= SMALL) & (top_q + tl.max(tl.maximum(tl.max(size(b_k0), 0), tl.max(size(b_k1), 0)), 0) <= WIDEST):
+            elif (top_q + (0.0 if HIDES else top_k) >= SMALL) & (top_q + top_k <= WIDEST):
                 dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
                                               o_0 < end, o_1 < end, m_a, dw, s, T, A,
                                               True, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
-            else:  # each position by itself, so that it changes no bit of a query that does not see it
+            elif HIDES:  # each position by itself, so that it changes no bit of a query that does not see it
                 top_0 = top_q + tl.max(size(b_k0), 1)
                 top_1 = top_q + tl.max(size(b_k1), 1)
                 near_0 = (top_0 >= SMALL) & (top_0 <= WIDEST)
@@ -165,6 +166,10 @@ def tanh_gradients(
                                                 False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
                 dk_0 += far_0
                 dk_1 += far_1
+            else:
+                dk_0, dk_1, dw = sums_of_tile(p_q, p_gradients, p_totals, p_limits, p_dq, q_t, g_t, limits_t, b_v, b_k0, b_k1,
+                                              o_0 < end, o_1 < end, m_a, dw, s, T, A,
+                                              False, LIMITS, KEYS, HIDES, UNIT, ACC, BS)  # fmt: skip
         if KEYS:
             tl.store(p_dk + o_0.to(tl.int64)[:, None] * A + o_a[None, :], dk_0 * b_v[None, :], (o_0 < S)[:, None] & m_a[None, :])
             tl.store(p_dk + o_1.to(tl.int64)[:, None] * A + o_a[None, :], dk_1 * b_v[None, :], (o_1 < S)[:, None] & m_a[None, :])

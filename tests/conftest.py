@@ -19,6 +19,8 @@ from onepass import _backends, _library
 hypothesis.settings.register_profile("onepass", derandomize=True, deadline=None, database=None, print_blob=False)
 hypothesis.settings.load_profile("onepass")
 
+BUILT_UPON = ("test_layer", "test_memory_layers", "test_seq2seq")
+LONG = ("test_attention_memory", "test_deferred", "test_determinism", "test_memory_", "test_spans")  # of many calls in each test
 ISAS = ("baseline", "avx2", "avx512")
 
 
@@ -60,27 +62,29 @@ def of_reference(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def of_triton(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Tests of a backend, but for systems built upon it, and those marked as the C++ kernels' own.
+    """Tests of a backend, but for layers and systems built upon it, and those marked as the C++ kernels' own.
 
-    Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter which their family
-    has not had yet, in an order that mixes the others.
+    Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter which their test
+    has not had yet, in an order that mixes the others; of tests that make many calls, every fifth of these.
     """
     of_backend = [
         item
         for item in items
         if "backend" in getattr(item, "fixturenames", ())
-        and not item.path.name.startswith("test_seq2seq")
+        and not item.path.name.startswith(BUILT_UPON)
         and not item.get_closest_marker("of_cpp")
         and parameters(item).get("isa") not in ISAS[1:]
     ]
     had: dict[str, set[object]] = {}
-    kept = set()
+    kept, chosen_so_far = set(), 0
     for item in sorted(of_backend, key=lambda item: zlib.crc32(item.nodeid.encode())):
         chosen = parameters(item)
-        brought = {(chosen.get("family"), name, str(value)) for name, value in chosen.items()}
+        brought = {(name, str(value)) for name, value in chosen.items()}
         of_test = had.setdefault(item.nodeid.split("[")[0], set())
         if not brought or not brought <= of_test:
-            kept.add(item.nodeid)
+            chosen_so_far += 1
+            if not item.path.name.startswith(LONG) or chosen_so_far % 5 == 0:
+                kept.add(item.nodeid)
         of_test |= brought
     return [item for item in of_backend if item.nodeid in kept]
 
