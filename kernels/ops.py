@@ -368,7 +368,7 @@ def additive_step(
     rows = several(query, keys)
     assert rows is not None
     context, weights, _ = attend(rows, keys, values, v, 1.0, lengths, mask)
-    return context.view(*query.shape[:-1], -1), weights.view(*query.shape[:-1], -1)
+    return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 
 def multiplicative_step(
@@ -377,7 +377,7 @@ def multiplicative_step(
     rows = several(query, keys)
     assert rows is not None
     context, weights, _ = attend(rows, keys, values, None, scale, lengths, mask)
-    return context.view(*query.shape[:-1], -1), weights.view(*query.shape[:-1], -1)
+    return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 
 def step_score_gradients(
@@ -430,12 +430,12 @@ def source_sums(weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Ten
 def weighted_values(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     rows = several(weights, values)
     assert rows is not None
-    return sums(backward.query_sums, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], -1)
+    return sums(backward.query_sums, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], values.shape[-1])
 
 
 def weighted_values_backward(grad_context: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     gradients = score_gradients(several(grad_context, values), None, values, None, lengths, mask, of_weights=True)
-    return gradients.view(*grad_context.shape[:-1], -1).to(grad_context.dtype)
+    return gradients.view(*grad_context.shape[:-1], values.shape[-2]).to(grad_context.dtype)
 
 
 def stack_steps(steps: list[Tensor], several: bool) -> Tensor:
