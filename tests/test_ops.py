@@ -234,7 +234,7 @@ def test_weighted_values_meet_checks() -> None:
 def test_steps_meet_checks() -> None:
     """Steps called directly refuse what would read out of bounds, and a memory of another instruction set."""
     case = build("additive")
-    name, arguments = step_arguments(case, False)
+    name, arguments = step_arguments(case, False, "cpu")
     wrong = {
         0: case.query[..., :-1],
         1: case.keys[:, :-1],
