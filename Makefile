@@ -16,6 +16,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n 2 -q
+	test "$$(uname)" != Linux || TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -q --backend triton
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950216293335)  # in float32, and what it lacks
 LOG2_E_LOW = tl.constexpr(1.9259629911266175e-8)
+SMALL = tl.constexpr(1 / 16)  # |q| + |k| below which tanh is summed itself, so that it is relatively accurate
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -63,8 +64,21 @@ def half_of_one_minus_tanh(x, UNIT: tl.constexpr):
 
 
 @triton.jit
+def tangent(x, r):
+    """``tanh x = 1 - 2 r``, by its series where the difference would lose its digits."""
+    square = x * x
+    if x.dtype == tl.float64:
+        series = 21844.0 / 6081075.0 - square * (929569.0 / 638512875.0)
+        series = -1382.0 / 155925.0 + square * series
+        series = 2.0 / 15.0 + square * (-17.0 / 315.0 + square * (62.0 / 2835.0 + square * series))
+    else:
+        series = 2.0 / 15.0 - square * (17.0 / 315.0)
+    return tl.where(square < SMALL * SMALL, x + x * square * (-1.0 / 3.0 + square * series), 1.0 - 2.0 * r)
+
+
+@triton.jit
 def hyperbolic_tangent(x, UNIT: tl.constexpr):
-    return 1.0 - 2.0 * half_of_one_minus_tanh(x, UNIT)
+    return tangent(x, half_of_one_minus_tanh(x, UNIT))
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from onepass.kernels.arithmetic import multiply_add, times, wide
-from onepass.kernels.visible import any_of, reach, visible, window
+from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 
 
 @triton.jit
@@ -89,12 +89,13 @@ def softmax_gradients(
 
 @triton.jit
 def query_sums(
-    p_weights, p_rows, p_limits, p_mask, p_sums, factor: "fp64",
+    p_weights, p_rows, p_limits, p_mask, p_sums, factor: tl.float64,
     weights_b, weights_h, weights_t, rows_b, rows_h, rows_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
-    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FACTOR: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the visible positions. Grid: tiles of D, by tiles of T by H by B."""
+    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the visible positions, of factors that are rounded to FACTOR.
+    Grid: tiles of D, by tiles of T by H by B."""
     tiles_d = tl.cdiv(D, BD)
     tiles_t = tl.cdiv(T, BT)
     o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
@@ -116,19 +117,20 @@ def query_sums(
         s_seen = any_of(sees, 0)[:, None]
         b_w = tl.load(p_row[:, None] + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
         b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_s + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
-        sums = multiply_add(b_w.to(p_sums.dtype.element_ty), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
+        sums = add_rows(b_w.to(FACTOR), sees, b_rows.to(FACTOR), sums, LIMITS, MASK, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * T + o_t)[:, None] * D + o_d[None, :]
     tl.store(p_tile, times(sums, factor).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 
 
 @triton.jit
 def source_sums(
-    p_weights, p_rows, p_limits, p_mask, p_sums, factor: "fp64",
+    p_weights, p_rows, p_limits, p_mask, p_sums, factor: tl.float64,
     weights_b, weights_h, weights_t, rows_b, rows_h, rows_t, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
-    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FACTOR: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """``sums[s] = factor sum_t weights[t, s] rows[t]`` over the queries that see s. Grid: tiles of D, by tiles of S by H by B."""
+    """``sums[s] = factor sum_t weights[t, s] rows[t]`` over the queries that see s, of factors that are rounded to FACTOR.
+    Grid: tiles of D, by tiles of S by H by B."""
     tiles_d = tl.cdiv(D, BD)
     tiles_s = tl.cdiv(S, BS)
     o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
@@ -148,6 +150,6 @@ def source_sums(
         t_sees = any_of(sees, 1)[:, None] & (o_t < T)[:, None]
         b_rows = tl.load(p_rows + o_t.to(tl.int64)[:, None] * rows_t + o_d[None, :], t_sees & m_d, 0.0)  # [BT, BD]
         b_w = tl.load(p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
-        sums = multiply_add(tl.trans(b_w.to(p_sums.dtype.element_ty)), b_rows.to(p_sums.dtype.element_ty), sums, PRECISION, UNIT)
+        sums = multiply_add(tl.trans(b_w.to(FACTOR)), b_rows.to(FACTOR), sums, PRECISION, UNIT)
     p_tile = p_sums + (i_bh * S + o_s)[:, None] * D + o_d[None, :]
     tl.store(p_tile, times(sums, factor).to(p_tile.dtype.element_ty), (o_s < S)[:, None] & m_d)

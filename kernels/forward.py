@@ -5,9 +5,9 @@
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import multiply_add, softmax_term
+from onepass.kernels.arithmetic import softmax_term
 from onepass.kernels.scores import additive_scores, multiplicative_scores, weighting
-from onepass.kernels.visible import any_of, reach, visible, window
+from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def fill_outside(p_weights, o_w, value, begin, end, low, high, m_t, BS: tl.const
 
 @triton.jit
 def attend(
-    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale: "fp64",
+    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale: tl.float64,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, v_h, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
     H, T, S, A, D, per_split, splits,
     ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, SCORES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
@@ -128,7 +128,7 @@ def attend(
                 b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT) * inverse[:, None], 0.0)
                 b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
                 b_values = b_values.to(p_q.dtype.element_ty)  # [BK, BD]
-                context = multiply_add(b_w.to(b_values.dtype), b_values, context, PRECISION, UNIT)
+                context = add_rows(b_w.to(b_values.dtype), sees, b_values, context, LIMITS, MASK, PRECISION, UNIT)
                 if not SPLIT and d + BD >= D:  # scores are not read again
                     tl.store(p_tile, b_w, m_t[:, None] & (o_s < S)[None, :])
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
@@ -137,7 +137,7 @@ def attend(
 
 @triton.jit
 def attend_online(
-    p_q, p_k, p_values, p_limits, p_mask, p_context, p_logsumexp, scale: "fp64",
+    p_q, p_k, p_values, p_limits, p_mask, p_context, p_logsumexp, scale: tl.float64,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, A, D,
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr,
@@ -176,7 +176,8 @@ def attend_online(
         terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
         b_values = tl.load(p_values + row_s[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
         b_values = b_values.to(p_context.dtype.element_ty)  # [BS, BD]
-        context = multiply_add(terms.to(b_values.dtype), b_values, context * correction[:, None], PRECISION, UNIT)
+        context *= correction[:, None]
+        context = add_rows(terms.to(b_values.dtype), sees, b_values, context, LIMITS, MASK, PRECISION, UNIT)
     inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
     o_row = i_bh * T + o_t
     p_tile = p_context + o_row[:, None] * D + o_d[None, :]

@@ -16,7 +16,11 @@ from onepass.kernels import backward, forward, tiles
 from onepass.kernels.tanh_gradients import tanh_gradients
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+CHUNK = 16  # queries, of which a multiple is taken at a time where weights are computed again
 NARROW = 8  # channels up to which merging reciprocals gains nothing, and would cost accuracy
+
+
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Limits(NamedTuple):
@@ -55,7 +59,7 @@ def limits_of(lengths: Tensor | None, mask: Tensor | None, like: Tensor) -> Limi
         strides = lengths.stride()[:2]
     if mask is not None:
         by_head = mask if mask.dim() == 4 else mask.unsqueeze(1)
-        strides += by_head.stride()
+        strides += tuple(0 if size == 1 else stride for size, stride in zip(by_head.shape, by_head.stride(), strict=True))
         mask = mask.view(torch.uint8)
     else:
         strides += (0, 0, 0, 0)
@@ -209,11 +213,15 @@ def sums(
     mask: Tensor | None,
     factor: float = 1.0,
     dtype: torch.dtype | None = None,
+    *,
+    wide: bool = False,
 ) -> Tensor:
-    """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, in the rows' dtype or the one that is given."""
+    """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, with factors in the rows' dtype or the one that is given;
+    so are the sums, or as they accumulate."""
+    dtype = dtype or rows.dtype
     B, H, (T, S), D = weights.shape[0], heads_of(weights), weights.shape[-2:], rows.shape[-1]
     over_source = kernel is backward.query_sums
-    out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=dtype or rows.dtype)
+    out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=accumulator(dtype) if wide else dtype)
     limits = limits_of(lengths, mask, rows)
     (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
     tile = tiles.products_tile(T, out.dtype)
@@ -221,7 +229,7 @@ def sums(
     launch(
         kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
         *weights_strides, *rows_strides, *limits.strides, H, T, S, D,
-        **limits.constants, **arithmetic(out), **blocks(tile, "BT", "BS", "BD"),
+        **limits.constants, **arithmetic(out), FACTOR=TYPES[dtype], **blocks(tile, "BT", "BS", "BD"),
     )  # fmt: skip
     return out
 
@@ -232,7 +240,8 @@ def tanh_sums(
     """Gradients of query, keys and v, from those of scores (0 where not visible)."""
     B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
     dtype, wide = query.dtype, accumulator(query.dtype)
-    if mask is not None or (lengths is not None and lengths.dim() > 1):
+    hides = mask is not None or (lengths is not None and lengths.dim() > 1)
+    if hides:
         counts = gradients != 0
         query = query.masked_fill(~counts.any(-1)[..., None], 0)
         keys = keys.masked_fill(~counts.any(-2)[..., None], 0)
@@ -244,18 +253,19 @@ def tanh_sums(
     dq = gradients.new_zeros((groups, B, H, T, A))
     dk = gradients.new_empty((*keys.shape,)) if not only_query else dq
     dw = gradients.new_empty((groups, B, H, A)) if not only_query else dq
+    totals = gradients.sum(-2) if not only_query else gradients
     (query, q_strides), (keys, k_strides), (gradients, g_strides) = rows_of(query), rows_of(keys), rows_of(gradients)
     launch(
-        tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, limits.lengths, dq, dk, dw,
+        tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, totals, limits.lengths, dq, dk, dw,
         *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
-        LIMITS=limits.constants["LIMITS"], KEYS=not only_query, EVEN=A % tile.BA == 0, FULL=S % tile.BS == 0, DIRECT=A <= NARROW or dtype == torch.float64,
+        LIMITS=limits.constants["LIMITS"], HIDES=hides, KEYS=not only_query, EVEN=A % tile.BA == 0,
+        FULL=S % tile.BS == 0 and not hides, DIRECT=A <= NARROW or dtype == torch.float64,
         UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
     )  # fmt: skip
     grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)
     if only_query:
         return grad_query, dq, dq
-    of_v = gradients.view(B, H, T * S).sum(-1).sum(0)[:, None] - 2 * dw.sum((0, 1))  # [H, A]
-    return grad_query, dk.to(dtype), of_v.view(v.shape).to(dtype)
+    return grad_query, dk.to(dtype), (-2 * dw.sum((0, 1))).view(v.shape).to(dtype)
 
 
 def additive_backward(
@@ -276,7 +286,7 @@ def additive_backward(
 
 def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     if grad_context is None:
-        return torch.zeros_like(values, memory_format=torch.contiguous_format)
+        return values.new_zeros(values.shape)
     return sums(backward.source_sums, weights, grad_context, lengths, mask)
 
 
@@ -301,13 +311,45 @@ def multiplicative_backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
     if weights.dim() == 1:
-        weights = attend(query, keys, values[..., :0], None, scale, lengths, mask)[1]
+        return without_weights(grad_context, grad_weights, query, keys, values, scale, lengths, mask)
     gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
     return (
         sums(backward.query_sums, gradients, keys, lengths, mask, scale),
         sums(backward.source_sums, gradients, query, lengths, mask, scale),
         values_gradient(weights, grad_context, values, lengths, mask),
     )
+
+
+def without_weights(
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """:func:`multiplicative_backward` where weights are computed again, for as many queries at a time as take no more memory than keys and
+    values; what keys and values get is added up in the queries' order."""
+    T, count = query.shape[-2], max(CHUNK, (keys.shape[-1] + values.shape[-1]) // 2 // CHUNK * CHUNK)
+    grad_query = query.new_empty(query.shape)
+    of_source: list[Tensor] = []
+    for t in range(0, max(T, 1), count):
+        some = slice(t, t + count)
+        limits = lengths[:, some] if lengths is not None and lengths.dim() > 1 else lengths
+        shown = None if mask is None else mask[..., some, :]
+        context, more = (None if gradient is None else gradient[..., some, :] for gradient in (grad_context, grad_weights))
+        rows = query[..., some, :]
+        weights = attend(rows, keys, values[..., :0], None, scale, limits, shown)[1]
+        gradients = score_gradients(context, more, values, weights, limits, shown)
+        grad_query[..., some, :] = sums(backward.query_sums, gradients, keys, limits, shown, scale)
+        parts = [sums(backward.source_sums, gradients, rows, limits, shown, scale, wide=True)]
+        if context is not None:
+            parts.append(sums(backward.source_sums, weights, context, limits, shown, wide=True))
+        of_source = [total.add_(part) for total, part in zip(of_source, parts, strict=True)] if of_source else parts
+    grad_keys, *of_values = (total.to(keys.dtype) for total in of_source)
+    return grad_query, grad_keys, of_values[0] if of_values else values.new_zeros(values.shape)
 
 
 def several(tensor: Tensor | None, like: Tensor) -> Tensor | None:
@@ -330,7 +372,7 @@ def additive_step(
     rows = several(query, keys)
     assert rows is not None
     context, weights, _ = attend(rows, keys, values, v, 1.0, lengths, mask)
-    return context.view(*query.shape[:-1], -1), weights.view(*query.shape[:-1], -1)
+    return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 
 def multiplicative_step(
@@ -339,7 +381,7 @@ def multiplicative_step(
     rows = several(query, keys)
     assert rows is not None
     context, weights, _ = attend(rows, keys, values, None, scale, lengths, mask)
-    return context.view(*query.shape[:-1], -1), weights.view(*query.shape[:-1], -1)
+    return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 
 def step_score_gradients(
@@ -392,12 +434,12 @@ def source_sums(weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Ten
 def weighted_values(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     rows = several(weights, values)
     assert rows is not None
-    return sums(backward.query_sums, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], -1)
+    return sums(backward.query_sums, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], values.shape[-1])
 
 
 def weighted_values_backward(grad_context: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     gradients = score_gradients(several(grad_context, values), None, values, None, lengths, mask, of_weights=True)
-    return gradients.view(*grad_context.shape[:-1], -1).to(grad_context.dtype)
+    return gradients.view(*grad_context.shape[:-1], values.shape[-2]).to(grad_context.dtype)
 
 
 def stack_steps(steps: list[Tensor], several: bool) -> Tensor:

@@ -9,7 +9,7 @@ reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d 
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import LOG2_E, exponential, hyperbolic_tangent, multiply_add, reciprocal, times, wide
+from onepass.kernels.arithmetic import LOG2_E, SMALL, exponential, hyperbolic_tangent, multiply_add, reciprocal, times, wide
 
 BLANK = tl.constexpr(2.0**-12)  # what a channel whose v is 0 is computed with, at e^(2k) = 0, so that it adds a constant
 BLANK_BITS = tl.constexpr(12.0)
@@ -65,7 +65,7 @@ def add_reciprocals(sums, d0, d1, d2, d3, UNIT: tl.constexpr):
 def channel_sums(p_q, p_k, p_v, v_scale, A, BT: tl.constexpr, BS: tl.constexpr, EVEN: tl.constexpr, MERGE: tl.constexpr,
                  ACC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """With MERGE ``sum_a v r`` of scaled v with its blanks, else the score, exact for all finite q and k and for others what the formula
-    gives; and the largest ``|q| + |k|`` met. ``p_q [BT]`` and ``p_k [BS]`` point to rows."""
+    gives; and the largest ``|q|`` and ``|k|`` of each row. ``p_q [BT]`` and ``p_k [BS]`` point to rows."""
     o_c = tl.arange(0, 4)
     sums = tl.zeros((BT, BS), ACC)
     top_q = tl.zeros((BT, 4), ACC)
@@ -102,7 +102,7 @@ def channel_sums(p_q, p_k, p_v, v_scale, A, BT: tl.constexpr, BS: tl.constexpr, 
             sums += v1[None, :] * hyperbolic_tangent(q1[:, None] + k1[None, :], UNIT)
             sums += v2[None, :] * hyperbolic_tangent(q2[:, None] + k2[None, :], UNIT)
             sums += v3[None, :] * hyperbolic_tangent(q3[:, None] + k3[None, :], UNIT)
-    return sums, tl.max(tl.max(top_q, 1), 0) + tl.max(tl.max(top_k, 1), 0)
+    return sums, tl.max(top_q, 1), tl.max(top_k, 1)
 
 
 @triton.jit
@@ -110,13 +110,16 @@ def additive_scores(p_q, p_k, p_v, weights_of_v, A, BT: tl.constexpr, BS: tl.con
                     ACC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """``v . tanh(q + k)`` of rows ``p_q [BT]`` and ``p_k [BS]``."""
     if DIRECT:
-        scores, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
+        scores, _, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
     else:
         total, scale, unscale, blanks, limit = weights_of_v
-        sums, top = channel_sums(p_q, p_k, p_v, scale, A, BT, BS, EVEN, True, ACC, UNIT)
+        sums, top_q, top_k = channel_sums(p_q, p_k, p_v, scale, A, BT, BS, EVEN, True, ACC, UNIT)
         scores = tl.fma(sums - blanks * BLANK, -2.0 * unscale, total)
-        if not (top <= limit):
-            scores, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
+        if not ((tl.max(top_q, 0) + tl.max(top_k, 0) <= limit) & (tl.min(top_q, 0) + tl.min(top_k, 0) >= SMALL)):
+            exact, _, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
+            # Pair by pair, so that a key changes no bit of a query that does not see it.
+            top = top_q[:, None] + top_k[None, :]
+            scores = tl.where((top >= SMALL) & (top <= limit), scores, exact)
     return scores
 
 

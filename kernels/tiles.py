@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
 
 

@@ -7,6 +7,8 @@ anywhere: here they are clamped to ``[0, S]``. ``MASK`` says whether there is a 
 import triton
 import triton.language as tl
 
+from onepass.kernels.arithmetic import multiply_add, wide
+
 
 @triton.jit
 def window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS: tl.constexpr):
@@ -46,6 +48,27 @@ def visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS: tl.constex
         p_tile = p_mask + o_t.to(tl.int64)[:, None] * mask_t + o_s.to(tl.int64)[None, :] * mask_s
         seen = seen & (tl.load(p_tile, seen, 0) != 0)
     return seen
+
+
+@triton.jit
+def add_rows(b_w, sees, b_rows, total, LIMITS: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr):
+    """``total + b_w @ b_rows``, where what is not finite in a row reaches only those that see it, as their weights of 0 cannot hide it."""
+    if LIMITS > 1 or MASK:
+        bad = (tl.abs(wide(b_rows)) < float("inf")) == 0
+        if tl.max(tl.max(bad.to(tl.int32), 1), 0) > 0:
+            # 256 times how many such factors each sum meets, and the sum of the signs of their products, which is as many where all agree.
+            dtype = b_rows.dtype
+            signs = tl.where(wide(b_w) > 0.0, 1.0, tl.where(wide(b_w) < 0.0, -1.0, 0.0)).to(dtype)
+            row_signs = tl.where(bad, tl.where(wide(b_rows) > 0.0, 1.0, tl.where(wide(b_rows) < 0.0, -1.0, 0.0)), 0.0).to(dtype)
+            marks = tl.where(bad, 1.0, 0.0).to(dtype)
+            met = multiply_add(tl.where(sees, 256.0, 0.0).to(dtype), marks, tl.zeros_like(total), PRECISION, UNIT)
+            met = multiply_add(signs, row_signs, met, PRECISION, UNIT)
+            count = tl.floor((met + 128.0) * 0.00390625)
+            sign = met - 256.0 * count
+            ends = tl.where(sign == count, float("inf"), tl.where(sign == -count, float("-inf"), float("nan")))
+            total += tl.where(count == 0.0, 0.0, ends)
+            b_rows = tl.where(bad, tl.zeros_like(b_rows), b_rows)
+    return multiply_add(b_w, b_rows, total, PRECISION, UNIT)
 
 
 @triton.jit

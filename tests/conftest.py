@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
+import tolerance
 import torch
+from interpreter import mend
 
 # Outputs come from torch's allocator, which poisons them (below); tests/test_blocks.py has the memory that is kept between calls.
 os.environ["ONEPASS_KEEP_MIB"] = "0"
@@ -16,33 +19,78 @@ from onepass import _backends, _library
 hypothesis.settings.register_profile("onepass", derandomize=True, deadline=None, database=None, print_blob=False)
 hypothesis.settings.load_profile("onepass")
 
+BUILT_UPON = ("test_layer", "test_memory_layers", "test_seq2seq")
+LONG = ("test_attention_memory", "test_deferred", "test_determinism", "test_memory_", "test_spans")  # of many calls in each test
 ISAS = ("baseline", "avx2", "avx512")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--backend", default="cpu", choices=["cpu", "reference"], help="what the tests run; reference is torch's eager formula"
+        "--backend",
+        default="cpu",
+        choices=["cpu", "triton", "reference"],
+        help="what the tests run; triton, with TRITON_INTERPRET=1, runs in Triton's interpreter; reference is torch's eager formula",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # the workers share the cores
+    if config.getoption("--backend") == "triton" and _library.INTERPRETED:
+        mend()
+    config.addinivalue_line("markers", "of_cpp: about the C++ kernels alone: threads, memory, kept blocks, what only a host checks")
     config.addinivalue_line("markers", "plain_memory: fresh memory is left as the allocator gives it (the test maps a lot of it)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--backend reference``, drop what speaks of kernels: instruction sets, half-width dtypes in float32."""
-    if config.getoption("--backend") != "reference":
-        return
+    """With another backend than the C++ kernels, drop what speaks of these."""
+    select = {"cpu": list, "reference": of_reference, "triton": of_triton}[config.getoption("--backend")]
+    kept = select(items)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
-    def of_kernels(item: pytest.Item) -> bool:
-        chosen = item.callspec.params if hasattr(item, "callspec") else {}
-        halves = (torch.bfloat16, torch.float16)
-        return chosen.get("isa") in ISAS[1:] or ("backend" in getattr(item, "fixturenames", ()) and chosen.get("dtype") in halves)
 
-    config.hook.pytest_deselected(items=[item for item in items if of_kernels(item)])
-    items[:] = [item for item in items if not of_kernels(item)]
+def of_reference(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Neither instruction sets nor half-width dtypes in float32."""
+    halves = (torch.bfloat16, torch.float16)
+    return [
+        item
+        for item in items
+        if parameters(item).get("isa") not in ISAS[1:]
+        and not ("backend" in getattr(item, "fixturenames", ()) and parameters(item).get("dtype") in halves)
+    ]
+
+
+def of_triton(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Tests of a backend, but for layers and systems built upon it, and those marked as the C++ kernels' own.
+
+    Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter which their test
+    has not had yet, in an order that mixes the others; of tests that make many calls, every fifth of these.
+    """
+    of_backend = [
+        item
+        for item in items
+        if "backend" in getattr(item, "fixturenames", ())
+        and not item.path.name.startswith(BUILT_UPON)
+        and not item.get_closest_marker("of_cpp")
+        and parameters(item).get("isa") not in ISAS[1:]
+    ]
+    had: dict[str, set[object]] = {}
+    kept, chosen_so_far = set(), 0
+    for item in sorted(of_backend, key=lambda item: zlib.crc32(item.nodeid.encode())):
+        chosen = parameters(item)
+        brought = {(name, str(value)) for name, value in chosen.items()}
+        of_test = had.setdefault(item.nodeid.split("[")[0], set())
+        if not brought or not brought <= of_test:
+            chosen_so_far += 1
+            if not item.path.name.startswith(LONG) or chosen_so_far % 5 == 0:
+                kept.add(item.nodeid)
+        of_test |= brought
+    return [item for item in of_backend if item.nodeid in kept]
+
+
+def parameters(item: pytest.Item) -> dict[str, object]:
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture
@@ -52,14 +100,17 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if name == "reference":
         monkeypatch.setattr(_library, "error", "these tests run the reference")
         _backends._say_once.cache_clear()
-    elif _library.error is not None:
-        pytest.fail(f"the backend under test is not there: {_library.error}")
+        return name
+    if name == "triton":
+        monkeypatch.setattr(tolerance, "factors_are_rounded", True)
+    if reasons := _backends.not_supported_reasons(name, torch.device("cpu")):
+        pytest.fail(f"the backend under test is not there: {'; '.join(reasons)}")
     return name
 
 
 def machine_isas(backend: str) -> tuple[str, ...]:
-    """The instruction sets to test on this machine; the reference has none of its own."""
-    if backend == "reference":
+    """The instruction sets to test on this machine; other backends have none of their own."""
+    if backend != "cpu":
         return ("baseline",)
     return tuple(name for name in ISAS if name in importlib.import_module("onepass._probe").isas())
 

@@ -1,5 +1,6 @@
 """Contract 7: a named backend never falls back; ``auto`` takes the best that serves, and says so if that is the reference."""
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ import torch
 from cases import FAMILIES, build, call
 
 import onepass
-from onepass import _backends, _library
+from onepass import _backends, _info, _library
 
 
 @pytest.fixture
@@ -69,6 +70,33 @@ def test_auto_says_once_that_it_takes_the_reference(nothing_compiled: str) -> No
         warnings.simplefilter("error")
         for family in FAMILIES:
             call(build(family), "auto")
+
+
+@pytest.fixture
+def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Triton is installed and compiles: ``TRITON_INTERPRET`` is not set."""
+    monkeypatch.setattr(_library, "INTERPRETED", False)
+    monkeypatch.setattr(_library, "triton_error", None)
+
+
+@pytest.mark.usefixtures("compiled_triton")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_triton_without_a_gpu(family: str) -> None:
+    """``triton`` named for tensors of the CPU raises, and says what it serves; ``info`` says so too."""
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot serve this call: it serves tensors on a GPU, not on cpu"):
+        call(build(family), "triton")
+    assert "backend     triton on cpu: not available: it serves tensors on a GPU, not on cpu" in _info.lines(measure=False)
+
+
+def test_triton_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Triton it says how to get it, whatever the device."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = _library._register_triton()
+    assert reason == "triton is not installed (`pip install triton`)"
+    monkeypatch.setattr(_library, "triton_error", reason)
+    assert reason in _backends.not_supported_reasons("triton", torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot serve this call: triton is not installed"):
+        call(build("additive"), "triton")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

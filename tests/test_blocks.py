@@ -18,6 +18,7 @@ def resident():
 exact = scores().clone()
 """
 Run = Callable[..., None]
+pytestmark = pytest.mark.of_cpp
 
 
 @pytest.fixture

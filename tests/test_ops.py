@@ -114,6 +114,7 @@ def test_logsumexp() -> None:
     torch.testing.assert_close(found[sees].double(), scores.logsumexp(-1)[sees], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("family", FORWARD)
 def test_direct_callers_meet_checks(family: str) -> None:
     """An op called without the function in front refuses what would read out of bounds, with the shapes that it got."""
@@ -135,16 +136,16 @@ def test_direct_callers_meet_checks(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FORWARD)
-def test_op_is_the_function(family: str) -> None:
+def test_op_is_the_function(family: str, backend: str) -> None:
     """The op's results are the function's, bit for bit."""
     case = build(family, hidden="both")
     outputs = op(FORWARD[family])(*forward_arguments(case))
     outputs = (outputs,) if family == "scores" else outputs[:2]
-    for got, expected in zip(outputs, call(case, "cpu"), strict=True):
+    for got, expected in zip(outputs, call(case, backend), strict=True):
         assert torch.equal(bits(got), bits(expected))
 
 
-def step_arguments(case: Case, one_step: bool, half: bool = False) -> tuple[str, tuple[Any, ...]]:
+def step_arguments(case: Case, one_step: bool, backend: str, half: bool = False) -> tuple[str, tuple[Any, ...]]:
     """A step over a memory and its arguments; lengths (but for spans) and mask are the sources' own."""
     lengths = common(case)[0]
     if case.spans is not None:
@@ -158,6 +159,9 @@ def step_arguments(case: Case, one_step: bool, half: bool = False) -> tuple[str,
     if case.family == "multiplicative":
         return "multiplicative_step", (query, case.keys, values, case.scale, lengths, mask)
     own = None if case.spans is not None else lengths
+    if backend == "triton":  # whose steps read the keys, and v
+        empty = case.keys.new_empty((case.keys.shape[0], 0))
+        return "additive_step", (query, case.keys, values, case.v, empty, empty, case.v.detach(), lengths, mask)
     prepared = op("additive_prepare")(case.keys.detach(), case.v.detach(), own, mask, half)
     return "additive_step", (query, case.keys, values, case.v, *prepared, lengths, mask)
 
@@ -166,13 +170,13 @@ def step_arguments(case: Case, one_step: bool, half: bool = False) -> tuple[str,
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("family", ["additive", "multiplicative"])
-def test_steps(family: str, hidden: str, dtype: torch.dtype, one_step: bool) -> None:
+def test_steps(family: str, hidden: str, dtype: torch.dtype, one_step: bool, backend: str) -> None:
     """``torch.library.opcheck`` on the ops of a memory: preparing, steps, their backward, the sums over steps."""
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for dims in DIMS[:2]:
         case = build(family, dims, dtype, hidden=hidden)
         for half in (False, True) if dtype == torch.float32 else (False,):
-            name, arguments = step_arguments(case, one_step, half)
+            name, arguments = step_arguments(case, one_step, backend, half)
             torch.library.opcheck(op(name), arguments, test_utils=tests)
             context, weights = op(name)(*arguments)
             others = [argument for i, argument in enumerate(arguments[3:]) if family == "multiplicative" or i > 0]  # no v
@@ -184,32 +188,33 @@ def test_steps(family: str, hidden: str, dtype: torch.dtype, one_step: bool) -> 
         torch.library.opcheck(op("weighted_values_backward"), (context.detach(), case.values, *arguments[-2:]), test_utils=tests)
         if not one_step:
             torch.library.opcheck(op("source_sums"), (weights, case.grad_context, *arguments[-2:]), test_utils=tests)
-            if family == "additive" and case.spans is None:
+            if family == "additive" and case.spans is None and backend == "cpu":
                 prepare = (case.keys, case.v, *arguments[-2:], False)
                 torch.library.opcheck(op("additive_prepare"), prepare, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("one_step", [False, True])
 @pytest.mark.parametrize("family", ["additive", "multiplicative"])
-def test_steps_traced(family: str, one_step: bool) -> None:
+def test_steps_traced(family: str, one_step: bool, backend: str) -> None:
     """A step through AOTAutograd with dynamic shapes, gradients compared."""
     case = build(family, hidden="both")
     case = case.replace(**{name: tensor.requires_grad_() for name, tensor in case.inputs().items()})
-    name, arguments = step_arguments(case, one_step)
+    name, arguments = step_arguments(case, one_step, backend)
     torch.library.opcheck(op(name), arguments, test_utils="test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("hidden", ["both", "all three"])
 @pytest.mark.parametrize("one_step", [False, True])
-def test_weighted_values_traced(one_step: bool, hidden: str) -> None:
+def test_weighted_values_traced(one_step: bool, hidden: str, backend: str) -> None:
     """The context of given weights through AOTAutograd with dynamic shapes, gradients compared."""
     case = build("multiplicative", hidden=hidden)
-    _, (_, _, values, _, lengths, mask) = step_arguments(case, one_step)
+    _, (_, _, values, _, lengths, mask) = step_arguments(case, one_step, backend)
     weights = (case.grad_weights[..., 0, :] if one_step else case.grad_weights).clone().requires_grad_()
     arguments = (weights, values.requires_grad_(), lengths, mask)
     torch.library.opcheck(op("weighted_values"), arguments, test_utils="test_aot_dispatch_dynamic")
 
 
+@pytest.mark.of_cpp
 def test_weighted_values_meet_checks() -> None:
     """Called directly, its ops refuse what would read out of bounds."""
     case = build("multiplicative")
@@ -225,10 +230,11 @@ def test_weighted_values_meet_checks() -> None:
             op("weighted_values")(weights, values, spans, None)
 
 
+@pytest.mark.of_cpp
 def test_steps_meet_checks() -> None:
     """Steps called directly refuse what would read out of bounds, and a memory of another instruction set."""
     case = build("additive")
-    name, arguments = step_arguments(case, False)
+    name, arguments = step_arguments(case, False, "cpu")
     wrong = {
         0: case.query[..., :-1],
         1: case.keys[:, :-1],

@@ -129,6 +129,7 @@ def test_value_hidden_from_some_queries(family: str, bad: float, backend: str, i
     assert torch.equal(bits(found["weights"]), bits(clean["weights"]))
 
 
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("hidden", ["lengths", "padding"])
 def test_work_is_proportional_to_what_is_visible(family: str, hidden: str, backend: str, set_threads: Callable[[int], None]) -> None:

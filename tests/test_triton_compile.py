@@ -5,12 +5,13 @@ import pytest
 
 pytest.importorskip("triton", reason="needs triton, to compile kernels")
 
-from gpu import sass  # noqa: E402
-from gpu.catalogue import Entry, entries  # noqa: E402
-from gpu.compiled import compile_entry, program, resources, source_of  # noqa: E402
-from gpu.devices import device_of, occupancy  # noqa: E402
-from gpu.ptx_loops import unrolled  # noqa: E402
-from onepass.kernels.tiles import WARPS  # noqa: E402
+from gpu import sass
+from gpu.catalogue import Entry, entries
+from gpu.compiled import compile_entry, program, resources, source_of
+from gpu.devices import device_of, occupancy
+from gpu.ptx_loops import unrolled
+
+from onepass.kernels.tiles import WARPS
 
 NVIDIA = ("80", "90", "100", "120")
 SLOTS = {"additive_forward: attend": 4.5, "additive_backward: tanh_gradients": 10.0}  # of an element on sm_90, where T, S >= 64

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import tolerance
 import torch
 from cases import Case, Dims, build, garbage, results
 from tolerance import check
@@ -37,8 +38,9 @@ def on_the_machine() -> Iterator[None]:
 
 
 @pytest.fixture
-def machine(on_the_machine: None) -> Callable[..., Any]:
+def machine(on_the_machine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a function on the machine, without findings."""
+    monkeypatch.setattr(tolerance, "factors_are_rounded", True)
 
     def run(function: Callable[[], Any], *, processors: int = 1, approximate: bool = False, kernels: set[str] | None = None) -> Any:
         with executed(Device(processors), approximate) as done:

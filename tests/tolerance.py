@@ -23,6 +23,9 @@ magnitudes; ``tol(x)`` is the floor of ``x``.
   absolute error of eps; dkeys likewise over t; dv ``sum g tanh``: ``sum (tol(g) |tanh| + eps |g|)``, relative where small.
 - dquery, multiplicative ``scale sum_s g k``: ``|scale| sum_s (tol(g) |k| + eps |g k|)``; dkeys likewise over t.
 
+Tensor cores take both factors of a product in the inputs' dtype. With ``factors_are_rounded``, for the Triton kernels, weights and
+gradients of scores are granted one rounding to a half-width dtype before they multiply values, queries, keys or dcontext.
+
 In fp64 the reference is eager itself: its error is what eager has in fp32 on the same inputs, scaled by the ratio of the
 epsilons, and since the reference rounds as the result does, that error counts three times and the floors twice.
 """
@@ -34,12 +37,18 @@ from cases import Case, Results, accumulator, results
 from torch import Tensor
 
 SMALL = 1 / 16
+factors_are_rounded = False
 FEW = 8
 
 
-def floors(case: Case, dtype: torch.dtype) -> Results:
-    """The rounding floor of every result of a case (in fp64) that is computed in ``dtype``."""
+def floors(case: Case, dtype: torch.dtype, factors: torch.dtype) -> Results:
+    """The rounding floor of every result of a case (in fp64) that is computed in ``dtype``; weights and gradients of scores are rounded to
+    ``factors`` before they multiply."""
     eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+
+    def cut(factor: Tensor) -> Tensor:
+        return torch.zeros_like(factor) if factors == dtype else rounding(factor.abs(), factors)
+
     visible = case.visible()
     seen = visible.any(-2)[..., None]
     query, keys, values = case.query, case.keys.masked_fill(~seen, 0.0), case.values.masked_fill(~seen, 0.0)
@@ -65,9 +74,9 @@ def floors(case: Case, dtype: torch.dtype) -> Results:
         grad_context = query.new_zeros((*query.shape[:-1], values.shape[-1])) if case.grad_context is None else case.grad_context
         arriving = torch.zeros_like(w) if case.grad_weights is None else case.grad_weights.masked_fill(~visible, 0.0)
         found = {
-            "context": w_floor @ values.abs() + eps * w @ values.abs(),
+            "context": (w_floor + cut(w)) @ values.abs() + eps * w @ values.abs(),
             "weights": w_floor,
-            "d_values": w_floor.mT @ grad_context.abs() + eps * w.mT @ grad_context.abs(),
+            "d_values": (w_floor + cut(w)).mT @ grad_context.abs() + eps * w.mT @ grad_context.abs(),
         }
         p = grad_context @ values.mT + arriving
         p_floor = eps * (grad_context.abs() @ values.abs().mT + arriving.abs())
@@ -76,8 +85,8 @@ def floors(case: Case, dtype: torch.dtype) -> Results:
         g = w * (p - r)
         g_floor = w_floor * (p - r).abs() + w * (p_floor + r_floor) + eps * w * (p.abs() + r.abs())
     if column is None:
-        found["d_query"] = abs(case.scale) * (g_floor + eps * g.abs()) @ keys.abs()
-        found["d_keys"] = abs(case.scale) * (g_floor + eps * g.abs()).mT @ query.abs()
+        found["d_query"] = abs(case.scale) * (g_floor + eps * g.abs() + cut(g)) @ keys.abs()
+        found["d_keys"] = abs(case.scale) * (g_floor + eps * g.abs() + cut(g)).mT @ query.abs()
     else:
         assert slope is not None
         assert bend is not None
@@ -130,7 +139,7 @@ def bounds(case: Case) -> dict[str, Bound]:
     eager = exact if dtype == torch.float64 else results(case.to(compute), "reference")
     theirs = _eager_errors(case) if dtype == torch.float64 else _largest(eager, exact)
     times, floor_times = (3, 2) if dtype == torch.float64 else (2, 1)
-    grants = floors(wide, compute)
+    grants = floors(wide, compute, dtype if factors_are_rounded else compute)
     found = {}
     for name, value in exact.items():
         error = times * theirs[name] + floor_times * grants[name]

@@ -49,7 +49,8 @@ def additive_attention(
 
     Raises:
         TypeError: dtypes that are mixed or not supported. ValueError: ranks, sizes or devices that do not go together, an unknown
-        backend. RuntimeError: lengths or spans outside ``[0, S]``, a backend that cannot serve the call, a second derivative.
+        backend. RuntimeError: lengths or spans outside ``[0, S]`` (the Triton kernels take them as the nearest number within, since a check
+        would wait for the GPU), a backend that cannot serve the call, a second derivative.
     """
     inputs = check_inputs(query, keys, values, v, lengths, mask, spans)
     if pick_backend(backend, query) == "reference":

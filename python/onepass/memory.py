@@ -126,7 +126,7 @@ class AttentionMemory:
 
         Raises:
             TypeError, ValueError: a query or spans of another dtype, device or size. RuntimeError: another grad mode than the memory's,
-            spans outside ``[0, S]``.
+            spans outside ``[0, S]`` (which the Triton kernels take as the nearest number within).
         """
         self._check(query)
         self._check_mode()
