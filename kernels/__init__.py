@@ -1,1 +1,5 @@
-"""GPU kernels in Triton, imported as ``onepass.kernels``. This version has none: on a GPU the library runs its reference, and says so."""
+"""GPU kernels in Triton, imported as ``onepass.kernels``.
+
+A call comes as an op: ``ops.py`` sizes a launch by ``tiles.py`` and makes the outputs; ``forward.py``, ``backward.py`` and
+``tanh_gradients.py`` are the kernels, of ``scores.py``, ``visible.py`` and ``arithmetic.py``. ``launches.py`` compiles without a GPU.
+"""

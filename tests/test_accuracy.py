@@ -48,6 +48,7 @@ def test_shapes(family: str, dtype: torch.dtype, dims: Dims, backend: str, isa: 
     check(results(case, backend), case)
 
 
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("width", [1, 2, 4, 6, 8, 9, 16])
 def test_few_channels(width: int, seed: int, backend: str, isa: str) -> None:

@@ -105,7 +105,7 @@ def test_hidden_positions_are_not_read(hidden: str, bad: float, by_step: bool, b
 @each_heads
 @each_family
 def test_attended_weights_give_the_context(family: str, heads: int, backend: str) -> None:
-    """Of attend's own weights it is attend's context, to the bit, in fp32."""
+    """Of attend's own weights it is attend's context; on the C++ kernels to the bit, in fp32."""
     case = build_for_memory(family, Dims(3, 4, 41, 8, 13, heads), hidden="both")
     spans = hide("spans", Dims(3, 4, 41), torch.Generator().manual_seed(1))["spans"]
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_attended_weights_give_the_context(family: str, heads: int, backend: str
         for given in (None, spans):
             context, weights = memory.attend(case.query, need_weights=True, spans=given)
             found = memory.context(weights, spans=given)
-            if backend == "reference":
+            if backend != "cpu":  # the Triton kernels sum in other tiles there
                 torch.testing.assert_close(found, context)
             else:
                 assert torch.equal(bits(found), bits(context))

@@ -90,12 +90,15 @@ def test_backward_traced(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_weights_not_kept(hidden: str, dtype: torch.dtype) -> None:
+def test_weights_not_kept(hidden: str, dtype: torch.dtype, backend: str) -> None:
     """Without its weights, multiplicative gives the same context, and its backward takes none of them."""
     case = build("multiplicative", DIMS[2], dtype, hidden=hidden)
     kept, dropped = (op("multiplicative_forward")(*forward_arguments(case, keep)) for keep in (True, False))
     assert dropped[1].numel() == 0
-    torch.testing.assert_close(dropped[0], kept[0])
+    # A GPU's matrix products round weights, or what is to become weights, to a half-width dtype.
+    error = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype) if backend == "triton" else None
+    size = float(case.values.abs().max())
+    torch.testing.assert_close(dropped[0], kept[0], **({} if error is None else {"atol": error * size, "rtol": error}))
     name, arguments = backward_arguments(case, False, weights=False)
     torch.library.opcheck(op(name), arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
     expected = op(name)(*backward_arguments(case, True, weights=False)[1])
