@@ -85,11 +85,11 @@ def type_of(value: Any) -> str:
 def launched_by(launch: Callable[..., None], device: Device) -> Iterator[None]:
     """Ops of CPU tensors call ``launch`` in place of a GPU, with the tiles of the device."""
     before = ops.launch, ops.device_of
-    ops.launch, ops.device_of = launch, lambda _: device  # type: ignore[assignment]
+    ops.launch, ops.device_of = launch, lambda _: device
     try:
         yield
     finally:
-        ops.launch, ops.device_of = before  # type: ignore[assignment]
+        ops.launch, ops.device_of = before
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def arithmetic(query: Tensor) -> dict[str, Any]:
 
 
 def limits_of(lengths: Tensor | None, mask: Tensor | None, like: Tensor) -> Limits:
-    strides = (0, 0) if lengths is None else (lengths.stride(0), lengths.stride(1) if lengths.dim() > 1 else 0)
+    strides: tuple[int, ...] = (0, 0) if lengths is None else (lengths.stride(0), lengths.stride(1) if lengths.dim() > 1 else 0)
     if lengths is not None and lengths.dim() == 3 and lengths.stride(2) != 1:
         lengths = lengths.contiguous()
         strides = lengths.stride()[:2]

@@ -16,12 +16,12 @@ from onepass._schemas import SCHEMAS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-_ops = torch.library.Library("onepass", "DEF")
+_ops = torch.library.Library("onepass", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _define() -> None:
     for schema in SCHEMAS:
-        _ops.define(schema)
+        _ops.define(schema)  # type: ignore[no-untyped-call]
 
 
 def _load_cpu() -> str | None:
@@ -55,7 +55,7 @@ def _register_triton() -> str | None:
         name = schema[: schema.index("(")]
         if name != "additive_prepare":  # only the CPU kernels prepare
             for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-                _ops.impl(name, _in_triton(name), key)
+                _ops.impl(name, _in_triton(name), key)  # type: ignore[no-untyped-call]
     return None
 
 
