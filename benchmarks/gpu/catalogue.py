@@ -1,6 +1,6 @@
 """The launches that ``benchmarks/gpuless.py`` studies: every kernel with the tiles in use, and beside them the tile of the bars."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,11 +107,19 @@ def launches_of(op: str, device: Device, shape: Shape, *arguments: Any) -> list[
     """What a call of the op launches."""
     with recorded(device) as launches:
         OPS[op](*arguments)
-    inputs = {given.untyped_storage().data_ptr() for given in arguments if isinstance(given, Tensor)}
-    return [entry_of(op, shape, launch, inputs) for launch in launches]
+    written = storages(arguments)
+    found = []
+    for launch in launches:
+        found.append(entry_of(op, shape, launch, written))
+        written = written | storages(launch.arguments)  # what an earlier launch of the call has filled
+    return found
 
 
-def entry_of(op: str, shape: Shape, launch: Launch, inputs: set[int]) -> Entry:
+def storages(arguments: Iterable[Any]) -> frozenset[int]:
+    return frozenset(given.untyped_storage().data_ptr() for given in arguments if isinstance(given, Tensor))
+
+
+def entry_of(op: str, shape: Shape, launch: Launch, written: frozenset[int]) -> Entry:
     constants, options = launch.constants, dict(launch.options)
     warps, stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
     sizes = [f"{name[1:]} {constants[name]}" for name in ("BT", "BS", "BA", "BK", "BD") if name in constants]
@@ -127,7 +135,7 @@ def entry_of(op: str, shape: Shape, launch: Launch, inputs: set[int]) -> Entry:
         warps=warps,
         stages=stages,
         options=options,
-        arguments=lambda: arrays(launch, inputs),
+        arguments=lambda: arrays(launch, written),
         grid=(launch.programs, 1, 1),
         necessary=sum(tensor.numel() * tensor.element_size() for tensor in different(launch)),
         hot=hot,
@@ -152,8 +160,8 @@ def different(launch: Launch) -> list[Tensor]:
     return list({tensor.data_ptr(): tensor for tensor in tensors}.values())
 
 
-def arrays(launch: Launch, inputs: set[int]) -> list[Any]:
-    """Arguments for the PTX machine; the call's own tensors, and zeros, are initialised, all others are outputs."""
+def arrays(launch: Launch, written: frozenset[int]) -> list[Any]:
+    """Arguments for the PTX machine; what was written before, and zeros, are initialised, all others are outputs."""
     made: dict[int, Any] = {}
 
     def array(value: Any) -> Any:
@@ -162,7 +170,7 @@ def arrays(launch: Launch, inputs: set[int]) -> list[Any]:
         address = value.data_ptr()
         if address not in made:
             bits = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
-            own = value.untyped_storage().data_ptr() in inputs
+            own = value.untyped_storage().data_ptr() in written
             made[address] = np.array(bits.numpy()) if own or not value.any() else Output(np.array(bits.numpy()))
         return made[address]
 
