@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 from workloads import SHAPES, Workload, expected, providers, workloads
 
 import onepass
@@ -172,21 +172,21 @@ def main() -> int:
     for family in families:
         for name, reason in providers(family)[1].items():
             print(f"without {name}: {reason}")
-        for workload in tqdm(workloads(family), desc=family, leave=False):
+        for workload in track(workloads(family), description=family, transient=True):
             records = list(compare(workload, options.rounds, _probe.ceilings(threads)["fma"]))
             everything["speed"] += records
-            tqdm.write(f"{family}  {workload}")
+            print(f"{family}  {workload}")
             for record in records:
-                tqdm.write(show(record))
+                print(show(record))
     if options.bars:
         print("peak memory of additive forward + backward, over 4 BTS + B (T + S) A floats")
         for row in memory_rows():
             everything["memory"].append(row)
             print(f"  {row['shape']}: {row['bytes'] / 2**20:.1f} MiB, {row['over budget']:.2f} of it")
         print(f"{threads} threads over one")
-        for row in tqdm(scaling_rows(options.rounds), desc="scaling", leave=False):
+        for row in track(scaling_rows(options.rounds), description="scaling", transient=True):
             everything["scaling"].append(row)
-            tqdm.write(f"  {row['family']:<15} {row['shape']}  {row['direction']:<19} {row['speed-up']:.2f}x")
+            print(f"  {row['family']:<15} {row['shape']}  {row['direction']:<19} {row['speed-up']:.2f}x")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(everything, file, indent=1)

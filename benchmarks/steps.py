@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.progress import track
 from side_by_side import rounds
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 from workloads import Attention, Workload, eager_additive, eager_multiplicative, expected, sdpa
 
 import onepass
@@ -252,7 +252,7 @@ def main() -> int:
     families = (options.family,) if options.family else ("additive", "multiplicative")
     for section in (options.only,) if options.only else tuple(sections):
         rows: list[Row] = []
-        for workload in tqdm([w for family in families for w in workloads(section, family)], desc=section, leave=False):
+        for workload in track([w for family in families for w in workloads(section, family)], description=section, transient=True):
             torch.compiler.reset()  # every shape compiled for itself
             row = sections[section](workload.make() if section != "memory" else workload, options.rounds)
             workload.tensors.clear()
