@@ -1,6 +1,6 @@
 """The launches that ``benchmarks/gpuless.py`` studies: every kernel with the tiles in use, and beside them the tile of the bars."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,18 @@ from onepass.kernels.tiles import Device
 
 BUSY = 1  # multiprocessors of a device that any grid fills: nothing is split
 AMPLE = 132  # an H100's
+
+
+OUTPUTS = {  # arguments that hold nothing before the launch
+    "attend": {"p_context", "p_weights", "p_highest", "p_sums", "p_parts", "p_logsumexp"},
+    "attend_online": {"p_context", "p_logsumexp"},
+    "combine": {"p_context", "p_logsumexp"},
+    "weight_gradients": {"p_gradients", "p_inner"},
+    "softmax_gradients": set(),
+    "query_sums": {"p_sums"},
+    "source_sums": {"p_sums"},
+    "tanh_gradients": {"p_dk", "p_dw"},
+}
 
 
 @dataclass(frozen=True)
@@ -107,19 +119,11 @@ def launches_of(op: str, device: Device, shape: Shape, *arguments: Any) -> list[
     """What a call of the op launches."""
     with recorded(device) as launches:
         OPS[op](*arguments)
-    written = storages(arguments)
-    found = []
-    for launch in launches:
-        found.append(entry_of(op, shape, launch, written))
-        written = written | storages(launch.arguments)  # what an earlier launch of the call has filled
-    return found
+    given = {argument.untyped_storage().data_ptr() for argument in arguments if isinstance(argument, Tensor)}
+    return [entry_of(op, shape, launch, given) for launch in launches]
 
 
-def storages(arguments: Iterable[Any]) -> frozenset[int]:
-    return frozenset(given.untyped_storage().data_ptr() for given in arguments if isinstance(given, Tensor))
-
-
-def entry_of(op: str, shape: Shape, launch: Launch, written: frozenset[int]) -> Entry:
+def entry_of(op: str, shape: Shape, launch: Launch, given: set[int]) -> Entry:
     constants, options = launch.constants, dict(launch.options)
     warps, stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
     sizes = [f"{name[1:]} {constants[name]}" for name in ("BT", "BS", "BA", "BK", "BD") if name in constants]
@@ -135,7 +139,7 @@ def entry_of(op: str, shape: Shape, launch: Launch, written: frozenset[int]) -> 
         warps=warps,
         stages=stages,
         options=options,
-        arguments=lambda: arrays(launch, written),
+        arguments=lambda: arrays(launch, given),
         grid=(launch.programs, 1, 1),
         necessary=sum(tensor.numel() * tensor.element_size() for tensor in different(launch)),
         hot=hot,
@@ -160,18 +164,18 @@ def different(launch: Launch) -> list[Tensor]:
     return list({tensor.data_ptr(): tensor for tensor in tensors}.values())
 
 
-def arrays(launch: Launch, written: frozenset[int]) -> list[Any]:
-    """Arguments for the PTX machine; what was written before, and zeros, are initialised, all others are outputs."""
+def arrays(launch: Launch, given: set[int]) -> list[Any]:
+    """Arguments for the PTX machine: the call's own tensors, what earlier launches would have left (1/64 here), unwritten outputs."""
     made: dict[int, Any] = {}
 
-    def array(value: Any) -> Any:
+    def array(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         address = value.data_ptr()
         if address not in made:
-            bits = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
-            own = value.untyped_storage().data_ptr() in written
-            made[address] = np.array(bits.numpy()) if own or not value.any() else Output(np.array(bits.numpy()))
+            known = value if value.untyped_storage().data_ptr() in given else torch.full_like(value, 1 / 64)
+            bits = np.array((known.view(torch.int16) if value.dtype == torch.bfloat16 else known).numpy())
+            made[address] = Output(bits) if name in OUTPUTS[launch.name] else bits
         return made[address]
 
-    return [array(value) for value in launch.passed.values()]
+    return [array(name, value) for name, value in launch.passed.items()]
