@@ -67,7 +67,7 @@ def of_triton(items: list[pytest.Item]) -> list[pytest.Item]:
     """Tests of a backend, but for layers and systems built upon it, and those marked as the C++ kernels' own.
 
     Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter which their test
-    has not had yet, in an order that mixes the others; of tests that make many calls, every fifth of these.
+    has not had yet, in an order that mixes the others; of tests that make many calls, every eighth of these.
     """
     of_backend = [
         item

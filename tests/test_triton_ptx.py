@@ -142,8 +142,8 @@ def test_a_deleted_barrier_is_found(machine: Callable[..., Any], monkeypatch: py
     def keeps(item: Any) -> bool:
         return item.opcode not in ("bar", "barrier")
 
-    def without_barriers(*arguments: Any) -> Any:
-        kernel, warps, shared = compiled(*arguments)
+    def without_barriers(launch: Any) -> Any:
+        kernel, warps, shared = compiled(launch)
         kept = [item for item in kernel.instructions if keeps(item)]
         assert len(kept) < len(kernel.instructions)
         labels = {name: sum(keeps(item) for item in kernel.instructions[:place]) for name, place in kernel.labels.items()}

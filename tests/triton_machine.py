@@ -1,7 +1,6 @@
 """The Triton kernels' ops on CPU tensors, each launch compiled for sm_80 and executed on the PTX machine."""
 
 import contextlib
-import functools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,11 +10,13 @@ import numpy as np
 import torch
 from ptx import Buffer, Finding, Kernel, Machine, parse
 from torch import Tensor
+from triton import knobs
 
 from onepass.kernels.launches import Launch, launched_by
 from onepass.kernels.tiles import Device
 
 CAPABILITY = 80
+_codes: dict[Any, tuple[Kernel, int, int]] = {}
 
 
 @dataclass
@@ -35,7 +36,7 @@ def executed(device: Device, approximate: bool = False) -> Iterator[Executed]:
         if programs == 0:
             return
         found = Launch(kernel, programs, arguments, given)
-        code, warps, shared = compiled(kernel, tuple(found.signature.items()), tuple(found.constants.items()), found.divisible, found)
+        code, warps, shared = compiled(found)
         machine = Machine(code, approximate=approximate)
         machine.launch(programs, 32 * warps, buffers(found), shared)
         done.findings += machine.findings
@@ -45,36 +46,19 @@ def executed(device: Device, approximate: bool = False) -> Iterator[Executed]:
         yield done
 
 
-class Same:
-    """Equal to any other: a part of a cache's key that does not count."""
-
-    def __init__(self, launch: Launch) -> None:
-        self.launch = launch
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-def compiled(kernel: Any, signature: Any, constants: Any, divisible: Any, launch: Launch) -> tuple[Kernel, int, int]:
-    return _compiled(kernel, signature, constants, divisible, tuple(launch.options.items()), Same(launch))
-
-
-@functools.cache
-def _compiled(kernel: Any, signature: Any, constants: Any, divisible: Any, options: Any, same: Same) -> tuple[Kernel, int, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        from triton import knobs
-
-        with knobs.cache.scope():
+def compiled(launch: Launch) -> tuple[Kernel, int, int]:
+    """The kernel, its warps and its dynamic shared memory; the same code is compiled once."""
+    key = (launch.kernel, *(str(part) for part in (launch.signature, launch.constants, launch.divisible, launch.options)))
+    if key not in _codes:
+        with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
             knobs.cache.dir = folder
-            result = same.launch.compile(CAPABILITY)
-    return parse(result.asm["ptx"], result.metadata.name), result.metadata.num_warps, result.metadata.shared
+            result = launch.compile(CAPABILITY)
+        _codes[key] = parse(result.asm["ptx"], result.metadata.name), result.metadata.num_warps, result.metadata.shared
+    return _codes[key]
 
 
 def buffers(launch: Launch) -> list[Any]:
-    """Tensors as arrays over all of the memory that they lie in, those of one memory as one."""
+    """Tensors as arrays, those that start at one address as one."""
     made: dict[int, Any] = {}
 
     def buffer(value: Any) -> Any:

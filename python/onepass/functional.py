@@ -41,7 +41,8 @@ def additive_attention(
             (``[B, 2]`` for one step), for all heads. The work follows the windows. Where ``first >= last`` nothing is seen. With
             ``lengths`` or ``mask`` too, a position must be visible by all.
         need_weights: also return the weights; a gradient may come back through them.
-        backend: ``"auto"``, ``"cpu"`` (compiled kernels) or ``"reference"`` (plain torch). A named backend never falls back.
+        backend: ``"auto"``, ``"cpu"`` (compiled kernels), ``"triton"`` (for GPUs) or ``"reference"`` (plain torch).
+            A named backend never falls back.
 
     Returns:
         ``(context, weights)``: context ``[B, T, D]`` (``[B, D]`` for one step), weights ``[B, T, S]`` or None. Weights of positions that

@@ -42,6 +42,7 @@ def additive_memory(
         dtype: how exponentials and values are kept: None as they are, or ``torch.bfloat16``, which halves what a step reads. Each
             exponential ``e^(2k)`` then moves by at most ``2^-8`` of itself, so a key by ``2^-9`` and a score by ``2^-9 sum |v|``;
             each value by ``2^-8`` of itself. Not for float64. Where gradients are not deferred, those of what is stored so are rounded too.
+            The Triton kernels keep additive keys as they are.
         backend: as in :func:`onepass.additive_attention`.
 
     Raises:
