@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from ptx import Fault, Machine, Output, Traffic, parse
+from ptx import Fault, Machine, Output, Struct, Traffic, parse
 from ptx.machine import Argument
 from ptx.rounding import Array
 
@@ -88,6 +88,15 @@ extern "C" __global__ void pipeline(const float4* values, float4* sums, int tile
     __syncthreads();
   }
   sums[t] = sum;
+}
+
+struct Row { const float* data; long long stride; int count; };
+struct Sum { Row row; float* total; short weight; };
+
+extern "C" __global__ void weighted_sum(const __grid_constant__ Sum args) {
+  float sum = 0;
+  for (int i = 0; i < args.row.count; ++i) sum += args.row.data[i * args.row.stride];
+  *args.total = sum * args.weight;
 }
 
 // What compilers do with stacks, tables, integer division, half precision and asserts.
@@ -216,6 +225,17 @@ def test_double_buffering(compiled: str) -> None:
         assert {finding.kind for finding in machine.findings} == {"shared race"}
     machine, _, _ = pipeline(seeded(compiled, "pipeline", r"wait_group\s+1;", 0, "wait_group 2;"))
     assert "shared access during a copy" in {finding.kind for finding in machine.findings}
+
+
+def test_structs_by_value(compiled: str) -> None:
+    """Laid out as C++ does, with pointers into buffers."""
+    values, total = np.arange(10, dtype=np.float32), np.empty(1, np.float32)
+    row = Struct({"data": (values, 4), "stride": np.int64(3), "count": np.int32(3)})
+    machine = Machine(parse(compiled, "weighted_sum"))
+    machine.launch(1, 1, [Struct({"row": row, "total": Output(total), "weight": np.int16(2)})])
+    assert not machine.findings
+    assert total[0] == 2 * (1 + 4 + 7)
+    assert machine.global_bytes["weighted_sum_param_0.row.data"] == Traffic(12, 0)
 
 
 def test_what_else_compilers_emit(compiled: str) -> None:

@@ -14,8 +14,8 @@ because accesses are judged by what orders them. Not there: calls of functions, 
 """
 
 from .findings import Fault, Finding, Findings, PTXError
-from .machine import Machine
+from .machine import Machine, Struct
 from .memory import Buffer, Output, Traffic
 from .parse import Kernel, parse
 
-__all__ = ["Buffer", "Fault", "Finding", "Findings", "Kernel", "Machine", "Output", "PTXError", "Traffic", "parse"]
+__all__ = ["Buffer", "Fault", "Finding", "Findings", "Kernel", "Machine", "Output", "PTXError", "Struct", "Traffic", "parse"]

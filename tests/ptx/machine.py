@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,8 +23,16 @@ from .rounding import Array
 from .schedule import Scheduler
 from .values import WIDTH
 
-Argument: TypeAlias = npt.NDArray[Any] | Buffer | int | float | bool | bytes | np.generic
+Argument: TypeAlias = "npt.NDArray[Any] | Buffer | Struct | int | float | bool | bytes | np.generic"
 SHARED_LIMIT = 232448  # bytes that a block may have at most on any device so far
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A struct by value: arrays and buffers are pointers, with a number beside one that many bytes into it; numbers have the width of their
+    numpy type; None is a null pointer."""
+
+    fields: Mapping[str, "npt.NDArray[Any] | Buffer | tuple[npt.NDArray[Any] | Buffer, int] | Struct | np.generic | None"]
 
 
 @dataclass(frozen=True)
@@ -82,19 +90,23 @@ class Machine:
         """Buffers in global memory, and the bytes of the parameters. An array given twice is one buffer."""
         buffers: dict[tuple[int, int], tuple[str, Buffer]] = {}
         for parameter, argument in zip(self.kernel.parameters, arguments, strict=False):
-            if isinstance(argument, np.ndarray | Buffer):
-                buffer = argument if isinstance(argument, Buffer) else Buffer(argument)
-                buffers.setdefault(key(buffer.array), (parameter.name, buffer))
+            for name, buffer in pointers(parameter.name, argument):
+                buffers.setdefault(key(buffer.array), (name, buffer))
         for (_, first), (_, second) in itertools.combinations(buffers.values(), 2):
             if np.may_share_memory(first.array, second.array):
                 raise ValueError("two array arguments overlap without being the same")
         layout = self.kernel.layouts["global"]
         memory = GlobalMemory(list(layout.initial.items()), layout.size, list(buffers.values()), self.units["global"])
+
+        def address(pointer: npt.NDArray[Any] | Buffer) -> int:
+            return memory.address(list(buffers).index(key(pointer.array if isinstance(pointer, Buffer) else pointer)))
+
         content = bytearray(self.kernel.parameter_bytes)
         for parameter, argument in zip(self.kernel.parameters, arguments, strict=False):
             if isinstance(argument, np.ndarray | Buffer):
-                array = argument.array if isinstance(argument, Buffer) else argument
-                argument = memory.address(list(buffers).index(key(array)))
+                argument = address(argument)
+            elif isinstance(argument, Struct):
+                argument = packed(argument, address)[0]
             content[parameter.offset : parameter.offset + parameter.size] = scalar_bytes(parameter, argument)
         return memory, ParameterMemory(bytes(content))
 
@@ -123,6 +135,35 @@ class Machine:
 def narrowest(kernel: Kernel, space: str) -> int:
     """Bytes of the narrowest access that the kernel makes to a space; 4 where it makes none."""
     return min((access_bytes(instruction) for instruction in kernel.instructions if touches(instruction, space)), default=4)
+
+
+def pointers(name: str, argument: Any) -> Iterator[tuple[str, Buffer]]:
+    """The buffers that an argument points to, by name."""
+    if isinstance(argument, Struct):
+        for field, value in argument.fields.items():
+            yield from pointers(f"{name}.{field}", value)
+    elif isinstance(argument, tuple):
+        yield from pointers(name, argument[0])
+    elif isinstance(argument, np.ndarray | Buffer):
+        yield name, argument if isinstance(argument, Buffer) else Buffer(argument)
+
+
+def packed(struct: Struct, address: Callable[[npt.NDArray[Any] | Buffer], int]) -> tuple[bytes, int]:
+    """A struct's bytes as C++ lays them out, and its alignment."""
+    content, widest = b"", 1
+    for value in struct.fields.values():
+        if isinstance(value, Struct):
+            part, alignment = packed(value, address)
+        else:
+            if isinstance(value, tuple):
+                value = np.uint64(address(value[0]) + value[1])
+            elif not isinstance(value, np.generic):
+                value = np.uint64(0 if value is None else address(value))
+            part = value.tobytes()
+            alignment = len(part)
+        content += bytes(-len(content) % alignment) + part
+        widest = max(widest, alignment)
+    return content + bytes(-len(content) % widest), widest
 
 
 def key(array: npt.NDArray[Any]) -> tuple[int, int]:
