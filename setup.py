@@ -1,13 +1,16 @@
-"""Builds two extension modules where it can, and the pure Python package where it cannot.
+"""Builds three extension modules where it can, and the pure Python package where it cannot.
 
     onepass._C      torch ops on the libtorch stable ABI (one binary for every torch from 2.10 on); needs torch's headers
+    onepass._cuda   the same ops for NVIDIA GPUs; needs nvcc too, but neither a GPU nor a torch with CUDA
     onepass._probe  instruction set, build and ceilings; needs pybind11 alone
 
-| environment  | default | meaning                                                                          |
-| ------------ | ------- | -------------------------------------------------------------------------------- |
-| ONEPASS_CPU  | auto    | 1: the CPU kernels must be built, else the install fails; 0: never; auto: if possible |
-| ONEPASS_JOBS | cores   | source files compiled at once                                                    |
-| CXX          | c++     | the compiler                                                                     |
+| environment        | default             | meaning                                                                               |
+| ------------------ | ------------------- | ------------------------------------------------------------------------------------- |
+| ONEPASS_CPU        | auto                | 1: the CPU kernels must be built, else the install fails; 0: never; auto: if possible |
+| ONEPASS_CUDA       | auto                | the same for the CUDA kernels                                                         |
+| ONEPASS_CUDA_ARCHS | 80 86 89 90 100 120 | compute capabilities to build for, 90 for 9.0; the newest also as PTX                 |
+| ONEPASS_JOBS       | cores               | source files compiled at once                                                         |
+| CXX, CUDA_HOME     | c++, nvcc's own     | the compiler; the CUDA toolkit                                                        |
 """
 
 import importlib.machinery
@@ -18,6 +21,7 @@ import platform
 import runpy
 import sys
 import sysconfig
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
@@ -26,6 +30,7 @@ from setuptools.command.build_ext import build_ext
 HERE = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(HERE / "python/onepass/_version.py"))["__version__"]
 CSRC = pathlib.Path("csrc")
+CUDA = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/cuda/build.py")))
 ISA_FLAGS = {
     "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512.cpp": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
@@ -68,25 +73,25 @@ def extensions(folder: pathlib.Path) -> list[Extension]:
 
     flags = [*FLAGS, f"-DONEPASS_FLAGS={chr(34)}{' '.join(FLAGS)}{chr(34)}"]
     flags += [f"-DONEPASS_VERSION={chr(34)}{VERSION}{chr(34)}", f"-DONEPASS_TORCH={chr(34)}{torch_version(folder)}{chr(34)}"]
-    headers = sorted(str(path) for path in CSRC.rglob("*") if path.suffix in (".h", ".inc"))
-    ops = Extension(
-        "onepass._C",
-        sources("ops/*.cpp", "cpu/*.cpp"),
-        include_dirs=[str(folder / "include")],
-        library_dirs=[str(folder / "lib")],
-        libraries=["torch_cpu"],
-        extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"],
-        depends=headers,
-    )
+    if (no_cuda := CUDA.why_not()) is not None and os.environ.get("ONEPASS_CUDA", "auto") == "1":
+        raise SystemExit(f"onepass: ONEPASS_CUDA=1, but the CUDA kernels cannot be built: {no_cuda}")
+    flags.append(f"-DONEPASS_CUDA={chr(34)}{no_cuda or ' '.join(CUDA.archs())}{chr(34)}")
+    headers = sorted(str(path) for path in CSRC.rglob("*") if path.suffix in (".h", ".inc", ".cuh"))
+
+    def torch_ops(name: str, files: list[str], includes: list[str], folders: list[str], libraries: list[str]) -> Extension:
+        return Extension(
+            name, files, include_dirs=[str(folder / "include"), *includes], library_dirs=[str(folder / "lib"), *folders],
+            libraries=["torch_cpu", *libraries], extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"], depends=headers,
+        )  # fmt: skip
+
+    found = [torch_ops("onepass._C", sources("ops/*.cpp", "cpu/*.cpp"), [], [], [])]
+    if no_cuda is None:
+        found.append(torch_ops("onepass._cuda", sources("cuda/*.cu", "cuda/*.cpp"), *CUDA.runtime()))
     probe = Extension(
-        "onepass._probe",
-        sources("probe/*.cpp"),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=flags,
-        extra_link_args=["-pthread"],
-        depends=headers,
-    )
-    return [ops, probe]
+        "onepass._probe", sources("probe/*.cpp"), include_dirs=[pybind11.get_include()], extra_compile_args=flags,
+        extra_link_args=["-pthread"], depends=headers,
+    )  # fmt: skip
+    return [*found, probe]
 
 
 class Build(build_ext):
@@ -96,6 +101,8 @@ class Build(build_ext):
         compile_one = self.compiler._compile
 
         def with_isa(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
+            if src.endswith(".cu"):
+                return CUDA.compile_one(src, obj)
             isa = next((flags for ending, flags in ISA_FLAGS.items() if src.endswith(ending)), [])
             compile_one(obj, src, ext, cc_args, extra + (isa if platform.machine() == "x86_64" else []), pp_opts)
 
@@ -111,14 +118,19 @@ class Build(build_ext):
             return objects
 
         self.compiler.compile = compile_all
+        self.compiler.src_extensions.append(".cu")
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
         try:
-            super().build_extensions()
+            super().build_extension(ext)
         except Exception as problem:
-            if os.environ.get("ONEPASS_CPU", "auto") == "1":
+            if os.environ.get("ONEPASS_CUDA" if ext.name == "onepass._cuda" else "ONEPASS_CPU", "auto") == "1":
                 raise
-            self.extensions = []
-            print(f"onepass: the CPU kernels were not built ({problem}); the package runs on its plain torch reference.", file=sys.stderr)
-            print("onepass: install a C++20 compiler (Debian: apt-get install g++), then onepass again.", file=sys.stderr)
+            self.extensions = [other for other in self.extensions if other is not ext]
+            print(f"onepass: {ext.name} was not built, the package goes on without it: {problem}", file=sys.stderr)
+            if ext.name == "onepass._C":
+                print("onepass: install a C++20 compiler (Debian: apt-get install g++), then onepass again.", file=sys.stderr)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 // The ops onepass::additive_*.
-#include "arguments.h"
+#include "cpu.h"
 
 namespace onepass {
 namespace {

@@ -5,15 +5,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <atomic>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "../cpu/isa.h"
-#include "../cpu/kernels.h"
-#include "blocks.h"
+#include "../tensors.h"
 
 namespace onepass {
 
@@ -58,7 +57,7 @@ inline ScalarType accumulator(const TorchTensor& x) {
 // Tensors of one call: it keeps copies that had to be made contiguous alive until the kernels have run.
 class Arguments {
  public:
-  explicit Arguments(const TorchTensor& query) : dtype_(query.scalar_type()), rank_(query.dim()) {
+  explicit Arguments(const TorchTensor& query) : query_(query), dtype_(query.scalar_type()), rank_(query.dim()) {
     kept_.reserve(kMost);
     ONEPASS_CHECK(rank_ == 3 || rank_ == 4, "query must be [B, T, A] or [B, H, T, A]; got ", shape_of(query));
     dtype_of("query", query);
@@ -66,7 +65,7 @@ class Arguments {
 
   // Of queries over a memory with these keys: a query may have one dimension less, and is then one step.
   Arguments(const TorchTensor& query, const TorchTensor& keys)
-      : dtype_(query.scalar_type()), rank_(keys.dim()), one_step_(query.dim() == rank_ - 1) {
+      : query_(query), dtype_(query.scalar_type()), rank_(keys.dim()), one_step_(query.dim() == rank_ - 1) {
     kept_.reserve(kMost);
     ONEPASS_CHECK((rank_ == 3 || rank_ == 4) && (one_step_ || query.dim() == rank_),
                   "query must be [B, A] or [B, T, A] for keys [B, S, A], [B, H, A] or [B, H, T, A] for keys [B, H, S, A]; got ",
@@ -76,7 +75,7 @@ class Arguments {
 
   // [B, (H,) N, W] of exactly these sizes, of the query's dtype or the one given.
   Tensor in(const char* name, const TorchTensor& given, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
-    ONEPASS_CHECK(given.is_cpu(), name, " must be on the cpu");
+    ONEPASS_CHECK(is_here(given), name, " must be on the ", place());
     ONEPASS_CHECK(given.scalar_type() == dtype.value_or(dtype_), name, " has another dtype than the query");
     bool fits = given.dim() == static_cast<int64_t>(sizes.size());
     for (size_t i = 0; fits && i < sizes.size(); ++i) fits = given.size(static_cast<int64_t>(i)) == sizes[i];
@@ -118,7 +117,7 @@ class Arguments {
   Visibility visibility(const OptionalTensor& lengths, const OptionalTensor& mask, const Shape& shape) {
     Visibility v;
     if (lengths.has_value()) {
-      ONEPASS_CHECK(lengths->scalar_type() == ScalarType::Long && lengths->is_cpu(), "lengths must be int64 on the cpu");
+      ONEPASS_CHECK(lengths->scalar_type() == ScalarType::Long && is_here(*lengths), "lengths must be int64 on the ", place());
       const int64_t rank = lengths->dim();
       ONEPASS_CHECK(rank >= 1 && rank <= 3 && lengths->size(0) == shape.B && (rank < 2 || lengths->size(1) == shape.T) &&
                         (rank < 3 || lengths->size(2) == 2),
@@ -130,6 +129,7 @@ class Arguments {
       v.lengths_batch = lengths->stride(0);
       v.lengths_step = rank > 1 ? lengths->stride(1) : 0;
       const auto check = [&](const int64_t* numbers, const char* name) {
+        if (!query_.is_cpu()) return;  // kernels take the nearest number within
         for (int64_t b = 0; b < shape.B; ++b)
           for (int64_t t = 0; t < (rank > 1 ? shape.T : 1); ++t) {
             const int64_t n = numbers[b * v.lengths_batch + t * v.lengths_step];
@@ -144,9 +144,9 @@ class Arguments {
       const size_t step = sizes.size() - 2;
       const bool shared = mask->dim() == rank_ && mask->size(rank_ - 2) == 1;  // by all queries
       if (shared) sizes[step] = 1;
-      bool fits = mask->scalar_type() == ScalarType::Bool && mask->is_cpu() && mask->dim() == rank_;
+      bool fits = mask->scalar_type() == ScalarType::Bool && is_here(*mask) && mask->dim() == rank_;
       for (int64_t i = 0; fits && i < rank_; ++i) fits = mask->size(i) == sizes[static_cast<size_t>(i)];
-      ONEPASS_CHECK(fits, "mask must be boolean ", text(sizes), " on the cpu; got ", shape_of(*mask));
+      ONEPASS_CHECK(fits, "mask must be boolean ", text(sizes), " on the ", place(), "; got ", shape_of(*mask));
       v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
       v.mask_batch = mask->stride(0);
       v.mask_head = rank_ == 4 ? mask->stride(1) : 0;
@@ -170,6 +170,12 @@ class Arguments {
   Sizes width_of_v(const Shape& shape) const { return rank_ == 4 ? Sizes{shape.H, shape.A} : Sizes{shape.A}; }
 
  private:
+  bool is_here(const TorchTensor& x) const {
+    return x.is_cpu() == query_.is_cpu() && (x.is_cpu() || x.get_device_index() == query_.get_device_index());
+  }
+
+  const char* place() const { return query_.is_cpu() ? "cpu" : "query's device"; }
+
   static std::string text(const Sizes& sizes) {
     std::string text = "[";
     for (size_t i = 0; i < sizes.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
@@ -178,6 +184,7 @@ class Arguments {
 
   static constexpr size_t kMost = 12;  // tensors of a call
 
+  TorchTensor query_;
   ScalarType dtype_;
   int64_t rank_;
   bool one_step_ = false;
@@ -189,36 +196,6 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
   const int64_t rank = query.dim();
   ONEPASS_CHECK(rank == keys.dim(), "query ", shape_of(query), " and keys ", shape_of(keys), " must have the same rank");
   return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
-}
-
-// Where an empty tensor lies whose pointer is null but must not be: without a context, the additive forward gives scores alone.
-inline char nothing;
-
-inline const Kernels& kernels() {
-#if defined(__x86_64__)
-  switch (active_isa()) {
-    case Isa::avx512: return kernels_avx512;
-    case Isa::avx2: return kernels_avx2;
-    case Isa::baseline: break;
-  }
-#endif
-  return kernels_baseline;
-}
-
-// torch's own threads. Tasks are taken one by one, so that uneven ones spread evenly; no result depends on who takes which.
-inline Executor executor() {
-  return {static_cast<int>(torch::stable::get_num_threads()), [](int64_t count, void (*task)(void*, int64_t), void* context) {
-            const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-            const int64_t workers = threads < count ? threads : count;
-            if (workers <= 1) {
-              for (int64_t i = 0; i < count; ++i) task(context, i);
-              return;
-            }
-            std::atomic<int64_t> next{0};
-            torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-              for (int64_t i = next++; i < count; i = next++) task(context, i);
-            });
-          }};
 }
 
 }  // namespace onepass

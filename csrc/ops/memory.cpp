@@ -1,7 +1,7 @@
 // The ops of attention memories: onepass::additive_prepare, the steps of both families, and what all steps share in the backward.
 #include <cstring>
 
-#include "arguments.h"
+#include "cpu.h"
 
 namespace onepass {
 namespace {

@@ -88,7 +88,8 @@ std::map<std::string, double> ceilings(int threads, double seconds, int64_t byte
 }
 
 std::map<std::string, std::string> build() {
-  return {{"compiler", __VERSION__}, {"flags", ONEPASS_FLAGS}, {"torch", ONEPASS_TORCH}, {"version", ONEPASS_VERSION}};
+  return {{"compiler", __VERSION__}, {"flags", ONEPASS_FLAGS}, {"torch", ONEPASS_TORCH}, {"version", ONEPASS_VERSION},
+          {"cuda", ONEPASS_CUDA}};
 }
 
 }  // namespace
@@ -101,7 +102,7 @@ PYBIND11_MODULE(_probe, m) {
   m.def("ceilings", &ceilings, py::arg("threads") = 1, py::arg("seconds") = 0.1, py::arg("bytes") = int64_t{1} << 28,
         "Measured: float32 multiply-adds per second ('fma'), accurate float32 reciprocals per second ('reciprocal') and bytes read per "
         "second from `bytes` of memory ('read'), all threads together.");
-  m.def("build", &build, "Compiler, flags, the torch built against, the version.");
+  m.def("build", &build, "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
 }
 
 }  // namespace onepass

@@ -1,7 +1,8 @@
-"""Shapes without data (fakes) and gradients of the ops ``onepass::*``; forward and backward are each an op."""
+"""Shapes without data (fakes) and gradients of the ops ``onepass::*`` and ``onepass_cuda::*``; forward and backward are each an op."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,11 +10,18 @@ from torch.library import register_autograd, register_fake
 
 Grads = tuple[Tensor | None, ...]
 Fake = TypeVar("Fake", bound=Callable[..., object])
+NAMESPACES = ("onepass", "onepass_cuda")
 
 
 def fake(op: str) -> Callable[[Fake], Fake]:
     """Register the decorated function as what the op returns for tensors without data."""
-    return cast(Callable[[Fake], Fake], register_fake(f"onepass::{op}"))
+
+    def register(function: Fake) -> Fake:
+        for namespace in NAMESPACES:
+            register_fake(f"{namespace}::{op}", function)
+        return function
+
+    return register
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -163,11 +171,11 @@ def _additive_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tenso
     _keep(ctx, query, keys, values, v, output[1], lengths, mask)
 
 
-def _additive_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+def _additive_backward(ops: Any, ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
     if grad_context is None and grad_weights is None:
         return (None,) * 6
     query, keys, values, v, weights, lengths, mask = ctx.saved_tensors
-    grads = torch.ops.onepass.additive_backward(grad_context, grad_weights, query, keys, values, v, weights, lengths, mask)
+    grads = ops.additive_backward(grad_context, grad_weights, query, keys, values, v, weights, lengths, mask)
     return (*grads, None, None)
 
 
@@ -175,11 +183,11 @@ def _scores_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     _keep(ctx, *inputs)
 
 
-def _scores_backward(ctx: Any, grad_scores: Tensor | None) -> Grads:
+def _scores_backward(ops: Any, ctx: Any, grad_scores: Tensor | None) -> Grads:
     if grad_scores is None:
         return (None,) * 5
     query, keys, v, lengths, mask = ctx.saved_tensors
-    return (*torch.ops.onepass.additive_scores_backward(grad_scores, query, keys, v, lengths, mask), None, None)
+    return (*ops.additive_scores_backward(grad_scores, query, keys, v, lengths, mask), None, None)
 
 
 def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -190,11 +198,11 @@ def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor,
     ctx.mark_non_differentiable(logsumexp, *([] if keep_weights else [weights]))
 
 
-def _multiplicative_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Grads:
+def _multiplicative_backward(ops: Any, ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Grads:
     if grad_context is None and grad_weights is None:
         return (None,) * 7
     query, keys, values, weights, logsumexp, lengths, mask = ctx.saved_tensors
-    grads = torch.ops.onepass.multiplicative_backward(
+    grads = ops.multiplicative_backward(
         grad_context, grad_weights, query, keys, values, ctx.scale, weights, logsumexp, lengths, mask
     )
     return (*grads, None, None, None, None)
@@ -205,13 +213,13 @@ def _additive_step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, 
     _keep(ctx, query, keys, values, v, output[1], lengths, mask)
 
 
-def _additive_step_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+def _additive_step_backward(ops: Any, ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
     """All gradients of one step: what compiled and exported graphs use, where nothing is deferred."""
     if grad_context is None and grad_weights is None:
         return (None,) * 9
     query, keys, values, v, weights, lengths, mask = ctx.saved_tensors
     rows = _rows_of(query, keys)
-    grad_query, grad_keys, grad_values, grad_v = torch.ops.onepass.additive_backward(
+    grad_query, grad_keys, grad_values, grad_v = ops.additive_backward(
         rows(grad_context), rows(grad_weights), rows(query), keys, values.to(query.dtype), v, rows(weights), lengths, mask
     )
     return grad_query.view(query.shape), grad_keys, grad_values.to(values.dtype), grad_v, None, None, None, None, None
@@ -223,18 +231,18 @@ def _multiplicative_step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Te
     ctx.scale = scale
 
 
-def _multiplicative_step_backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
+def _multiplicative_step_backward(ops: Any, ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
     if grad_context is None and grad_weights is None:
         return (None,) * 6
     query, keys, values, weights, lengths, mask = ctx.saved_tensors
     rows = _rows_of(query, keys)
-    grad_query, grad_scores = torch.ops.onepass.multiplicative_step_backward(
+    grad_query, grad_scores = ops.multiplicative_step_backward(
         grad_context, grad_weights, query, keys, values, ctx.scale, weights, lengths, mask
     )
-    grad_keys = torch.ops.onepass.source_sums(rows(grad_scores), rows(query), lengths, mask).to(keys.dtype)
+    grad_keys = ops.source_sums(rows(grad_scores), rows(query), lengths, mask).to(keys.dtype)
     grad_values = None
     if grad_context is not None:
-        grad_values = torch.ops.onepass.source_sums(rows(weights), rows(grad_context), lengths, mask).to(values.dtype)
+        grad_values = ops.source_sums(rows(weights), rows(grad_context), lengths, mask).to(values.dtype)
     return grad_query, grad_keys, grad_values, None, None, None
 
 
@@ -242,18 +250,18 @@ def _weighted_values_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> N
     _keep(ctx, *inputs)
 
 
-def _weighted_values_backward(ctx: Any, grad_context: Tensor | None) -> Grads:
+def _weighted_values_backward(ops: Any, ctx: Any, grad_context: Tensor | None) -> Grads:
     if grad_context is None:
         return (None,) * 4
     weights, values, lengths, mask = ctx.saved_tensors
     wants_weights, wants_values = ctx.needs_input_grad[:2]
     grad_weights = grad_values = None
     if wants_weights:
-        grad_weights = torch.ops.onepass.weighted_values_backward(grad_context, values, lengths, mask)
+        grad_weights = ops.weighted_values_backward(grad_context, values, lengths, mask)
     if wants_values:
         rows = _rows_of(weights, values)
         wide = weights.to(_accumulator(weights.dtype))
-        grad_values = torch.ops.onepass.source_sums(rows(wide), rows(grad_context), lengths, mask).to(values.dtype)
+        grad_values = ops.source_sums(rows(wide), rows(grad_context), lengths, mask).to(values.dtype)
     return grad_weights, grad_values, None, None
 
 
@@ -271,13 +279,15 @@ def _refuse(ctx: Any, *grads: Tensor | None) -> Grads:
     raise RuntimeError("onepass computes first derivatives only; for a second one name backend='reference'")
 
 
-register_autograd("onepass::additive_forward", _additive_backward, setup_context=_additive_setup)
-register_autograd("onepass::additive_scores", _scores_backward, setup_context=_scores_setup)
-register_autograd("onepass::multiplicative_forward", _multiplicative_backward, setup_context=_multiplicative_setup)
-register_autograd("onepass::additive_step", _additive_step_backward, setup_context=_additive_step_setup)
-register_autograd("onepass::multiplicative_step", _multiplicative_step_backward, setup_context=_multiplicative_step_setup)
-register_autograd("onepass::weighted_values", _weighted_values_backward, setup_context=_weighted_values_setup)
-for _op in (
+DIFFERENTIABLE: dict[str, tuple[Callable[..., Grads], Callable[..., None]]] = {
+    "additive_forward": (_additive_backward, _additive_setup),
+    "additive_scores": (_scores_backward, _scores_setup),
+    "multiplicative_forward": (_multiplicative_backward, _multiplicative_setup),
+    "additive_step": (_additive_step_backward, _additive_step_setup),
+    "multiplicative_step": (_multiplicative_step_backward, _multiplicative_step_setup),
+    "weighted_values": (_weighted_values_backward, _weighted_values_setup),
+}
+LAST = (
     "additive_backward",
     "additive_scores_backward",
     "multiplicative_backward",
@@ -286,5 +296,10 @@ for _op in (
     "source_sums",
     "stack_steps",
     "weighted_values_backward",
-):
-    register_autograd(f"onepass::{_op}", _refuse, setup_context=_refuse_setup)
+)
+for _namespace in NAMESPACES:
+    for _op, (_backward, _setup) in DIFFERENTIABLE.items():
+        _bound = functools.partial(_backward, getattr(torch.ops, _namespace))
+        register_autograd(f"{_namespace}::{_op}", _bound, setup_context=_setup)
+    for _op in LAST:
+        register_autograd(f"{_namespace}::{_op}", _refuse, setup_context=_refuse_setup)

@@ -1,4 +1,5 @@
-"""The ops ``onepass::*``: defined here, implemented for CPU tensors by ``onepass/_C`` and for GPU tensors by ``onepass.kernels``.
+"""The ops ``onepass::*``: defined here, implemented for CPU tensors by ``onepass/_C`` and for GPU tensors in Triton, ``onepass.kernels``.
+The same ops as ``onepass_cuda::*`` are those of the CUDA kernels, ``onepass/_cuda``; what these lack is Triton's there too.
 
 Where ``TRITON_INTERPRET=1``, Triton runs its kernels on CPU tensors, to look for errors in them, and they take the place of ``_C``.
 """
@@ -14,28 +15,49 @@ import torch
 
 from onepass._schemas import SCHEMAS
 
+IN_CUDA: frozenset[str] = frozenset()  # the ops that onepass/_cuda has
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _ops = torch.library.Library("onepass", "DEF")  # type: ignore[no-untyped-call]
+_cuda_ops = torch.library.Library("onepass_cuda", "DEF")  # type: ignore[no-untyped-call]
+
+
+def ops_of(backend: str) -> Any:
+    """The namespace of a backend's ops."""
+    return torch.ops.onepass_cuda if backend == "cuda" else torch.ops.onepass
 
 
 def _define() -> None:
     for schema in SCHEMAS:
         _ops.define(schema)  # type: ignore[no-untyped-call]
+        _cuda_ops.define(schema)  # type: ignore[no-untyped-call]
+    _cuda_ops.define("versions() -> (int runtime, int driver)")  # type: ignore[no-untyped-call]
 
 
-def _load_cpu() -> str | None:
-    """Load ``onepass/_C`` into torch; the reason in words if that cannot be."""
-    if INTERPRETED:
-        return "TRITON_INTERPRET=1 runs the Triton kernels in its place"
-    spec = importlib.util.find_spec("onepass._C")
+def _load(name: str, kernels: str, not_built: str) -> str | None:
+    """Load ``onepass/name`` into torch; the reason in words if that cannot be."""
+    spec = importlib.util.find_spec(f"onepass.{name}")
     if spec is None or spec.origin is None:
-        return "the CPU kernels were not built (no C++ compiler or no torch at install time; see `python -m onepass info`)"
+        return f"the {kernels} kernels were not built ({not_built}; see `python -m onepass info`)"
     try:
         torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
     except OSError as problem:
-        return f"the CPU kernels in {pathlib.Path(spec.origin).name} do not load into torch {torch.__version__}: {problem}"
+        return f"the {kernels} kernels in {pathlib.Path(spec.origin).name} do not load into torch {torch.__version__}: {problem}"
     return None
+
+
+def _load_cpu() -> str | None:
+    if INTERPRETED:
+        return "TRITON_INTERPRET=1 runs the Triton kernels in its place"
+    return _load("_C", "CPU", "no C++ compiler or no torch at install time")
+
+
+def _load_cuda() -> str | None:
+    try:
+        said = importlib.import_module("onepass._probe").build()["cuda"]
+    except ImportError:
+        said = "no C++ compiler when onepass was installed"
+    return _load("_cuda", "CUDA", f"nvcc failed for {said}" if said[:1].isdigit() else said)
 
 
 def _in_triton(name: str) -> Callable[..., Any]:
@@ -56,10 +78,13 @@ def _register_triton() -> str | None:
         if name != "additive_prepare":  # only the CPU kernels prepare
             for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
                 _ops.impl(name, _in_triton(name), key)  # type: ignore[no-untyped-call]
+            if name not in IN_CUDA or cuda_error is not None:
+                _cuda_ops.impl(name, _in_triton(name), "CUDA")  # type: ignore[no-untyped-call]
     return None
 
 
 _define()
 error = _load_cpu()
+cuda_error = _load_cuda()
 triton_error = _register_triton()
 from onepass import _autograd  # noqa: E402, F401  registers fakes and gradients

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onepass import reference
 from onepass._backends import pick_backend
+from onepass._library import ops_of
 from onepass._validate import check_inputs
 
 
@@ -54,13 +55,14 @@ def additive_attention(
         would wait for the GPU), a backend that cannot serve the call, a second derivative.
     """
     inputs = check_inputs(query, keys, values, v, lengths, mask, spans)
-    if pick_backend(backend, query) == "reference":
+    taken = pick_backend(backend, query)
+    if taken == "reference":
         context, weights = reference.additive_attention(
             inputs.query, keys, values, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans, need_weights=True
         )
         assert weights is not None
     else:
-        context, weights = torch.ops.onepass.additive_forward(inputs.query, keys, values, v, inputs.limits(), inputs.mask)
+        context, weights = ops_of(taken).additive_forward(inputs.query, keys, values, v, inputs.limits(), inputs.mask)
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
 
 
@@ -83,10 +85,11 @@ def additive_scores(
         ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible.
     """
     inputs = check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values")
-    if pick_backend(backend, query) == "reference":
+    taken = pick_backend(backend, query)
+    if taken == "reference":
         scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans)
     else:
-        scores = torch.ops.onepass.additive_scores(inputs.query, keys, v, inputs.limits(), inputs.mask)
+        scores = ops_of(taken).additive_scores(inputs.query, keys, v, inputs.limits(), inputs.mask)
     return inputs.output(scores)
 
 
@@ -108,7 +111,8 @@ def multiplicative_attention(
     ``scale = A ** -0.5`` gives the scaled dot product. Arguments, results and errors as in :func:`additive_attention`, without ``v``.
     """
     inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
-    if pick_backend(backend, query) == "reference":
+    taken = pick_backend(backend, query)
+    if taken == "reference":
         context, weights = reference.multiplicative_attention(
             inputs.query,
             keys,
@@ -121,7 +125,7 @@ def multiplicative_attention(
         )
     else:
         keep = need_weights or _weights_are_small(inputs.query, keys, values)
-        context, weights, _ = torch.ops.onepass.multiplicative_forward(
+        context, weights, _ = ops_of(taken).multiplicative_forward(
             inputs.query, keys, values, scale, inputs.limits(), inputs.mask, keep
         )
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights and weights is not None else None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onepass import reference
 from onepass._backends import pick_backend
+from onepass._library import ops_of
 from onepass._validate import check_inputs, check_spans, limits_of
 
 Result = tuple[Tensor, Tensor | None]
@@ -93,11 +94,11 @@ class AttentionMemory:
     ) -> None:
         self.keys, self.values, self.v, self.scale = keys, values, v, scale
         self.lengths, self.mask, self.dtype = lengths, mask, dtype
-        self._backend = backend
+        self._backend, self._ops = backend, ops_of(backend)
         self._with_grad = torch.is_grad_enabled()
         if prepared is None and v is not None and backend == "cpu":
-            prepared = torch.ops.onepass.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
-        elif prepared is None and v is not None and backend == "triton":  # whose steps read the keys, and v
+            prepared = self._ops.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
+        elif prepared is None and v is not None and backend in ("triton", "cuda"):  # whose steps read the keys, and v
             prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), v.detach())
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
@@ -108,7 +109,7 @@ class AttentionMemory:
         self._root: Tensor | None = None
         self._deposits: _Deposits | None = None
         if self._with_grad and backend != "reference" and not torch.compiler.is_compiling():
-            self._deposits = _Deposits(lengths, mask)
+            self._deposits = _Deposits(lengths, mask, self._ops)
             self._versions = self._versions_now()
             root = _Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
@@ -263,11 +264,11 @@ class AttentionMemory:
         limits = self.lengths if spans is None else spans
         with torch._C._AutoDispatchBelowAutograd():
             if self._prepared is None:
-                context, weights = torch.ops.onepass.multiplicative_step.default(
+                context, weights = self._ops.multiplicative_step.default(
                     query, self._step_keys, self._step_values, self.scale, limits, self.mask
                 )
             else:
-                context, weights = torch.ops.onepass.additive_step.default(
+                context, weights = self._ops.additive_step.default(
                     query, self._step_keys, self._step_values, self.v, *self._prepared, limits, self.mask
                 )
         return context, weights
@@ -276,7 +277,7 @@ class AttentionMemory:
         """The op of :meth:`context`, past autograd."""
         limits = self.lengths if spans is None else spans
         with torch._C._AutoDispatchBelowAutograd():
-            context: Tensor = torch.ops.onepass.weighted_values.default(weights, self._step_values, limits, self.mask)
+            context: Tensor = self._ops.weighted_values.default(weights, self._step_values, limits, self.mask)
         return context
 
     def _undeferred(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -289,9 +290,9 @@ class AttentionMemory:
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
-            context, weights = torch.ops.onepass.additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
+            context, weights = self._ops.additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
         elif self._backend != "reference":
-            context, weights = torch.ops.onepass.multiplicative_step(query, keys, values, self.scale, limits, self.mask)
+            context, weights = self._ops.multiplicative_step(query, keys, values, self.scale, limits, self.mask)
         else:
             context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype), spans)
         return context, weights
@@ -300,7 +301,7 @@ class AttentionMemory:
         values = self.values if self.dtype is None else self.values.to(self.dtype)
         if self._backend != "reference":
             limits = self.lengths if spans is None else spans
-            context: Tensor = torch.ops.onepass.weighted_values(weights, values, limits, self.mask)
+            context: Tensor = self._ops.weighted_values(weights, values, limits, self.mask)
             return context
         one_step = weights.dim() < values.dim()
         rows = weights.unsqueeze(-2) if one_step else weights
@@ -347,8 +348,8 @@ def _checked(
 class _Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
-    def __init__(self, lengths: Tensor | None, mask: Tensor | None) -> None:
-        self.lengths, self.mask = lengths, mask
+    def __init__(self, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
+        self.lengths, self.mask, self.ops = lengths, mask, ops
         self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
 
     def leave(self, *tensors: Tensor | None) -> None:
@@ -380,23 +381,23 @@ class _Root(torch.autograd.Function):
         asked = [step[:3] for step in steps if step[0] is not None]  # queries, gradients of scores
         summed = [step[2:] for step in steps if step[4] is not None]  # weights, gradients of contexts
         del steps
-        mask, rank = deposits.mask, keys.dim()
+        mask, rank, ops = deposits.mask, keys.dim(), deposits.ops
         grad_keys = grad_values = grad_v = None
         if asked and (wants_keys or wants_v):
             queries, scores, spans = (list(parts) for parts in zip(*asked, strict=True))
             del asked
             limits = _limits(deposits.lengths, spans, queries, keys)
-            query, grad_scores = _side_by_side(queries, rank), _side_by_side(scores, rank)
+            query, grad_scores = _side_by_side(queries, rank, ops), _side_by_side(scores, rank, ops)
             if v is None:
-                grad_keys = torch.ops.onepass.source_sums(grad_scores, query, limits, mask)
+                grad_keys = ops.source_sums(grad_scores, query, limits, mask)
             else:
-                _, grad_keys, grad_v = torch.ops.onepass.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
+                _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
             del query, grad_scores
         if summed and wants_values:
             spans, weights, contexts = (list(parts) for parts in zip(*summed, strict=True))
             del summed
             limits = _limits(deposits.lengths, spans, weights, keys)
-            grad_values = torch.ops.onepass.source_sums(_side_by_side(weights, rank), _side_by_side(contexts, rank), limits, mask)
+            grad_values = ops.source_sums(_side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops), limits, mask)
         return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
 
 
@@ -411,13 +412,13 @@ def _limits(lengths: Tensor | None, spans: list[Any], rows: list[Any], keys: Ten
     return torch.cat([whole.expand(-1, row.shape[-2] if row.dim() == rank else 1, -1) if span is None else span for span, row in steps], 1)
 
 
-def _side_by_side(steps: list[Tensor], rank: int) -> Tensor:
+def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
     """``[B, (H,) K, W]`` or ``[B, (H,) W]`` of each step as one ``[B, (H,) T, W]``; empties the list, so that no more is held twice."""
     ranks = {step.dim() for step in steps}
     several = rank in ranks
     if len(ranks) > 1:
         steps = [step if step.dim() == rank else step.unsqueeze(-2) for step in steps]
-    stacked: Tensor = steps[0] if several and len(steps) == 1 else torch.ops.onepass.stack_steps(steps, several)
+    stacked: Tensor = steps[0] if several and len(steps) == 1 else ops.stack_steps(steps, several)
     steps.clear()
     return stacked
 
@@ -445,11 +446,11 @@ class _Step(torch.autograd.Function):
         limits = memory.lengths if spans is None else spans
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
-            grad_query, grad_scores = torch.ops.onepass.multiplicative_step_backward(
+            grad_query, grad_scores = memory._ops.multiplicative_step_backward(
                 grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask
             )
         else:
-            grad_query, grad_scores = torch.ops.onepass.additive_step_backward(
+            grad_query, grad_scores = memory._ops.additive_step_backward(
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask
             )
         memory._leave(query, grad_scores, spans, weights, grad_context)
@@ -476,7 +477,7 @@ class _Context(torch.autograd.Function):
         limits = memory.lengths if spans is None else spans
         grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_weights = torch.ops.onepass.weighted_values_backward(grad_context, memory._step_values, limits, memory.mask)
+            grad_weights = memory._ops.weighted_values_backward(grad_context, memory._step_values, limits, memory.mask)
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
         memory._leave(None, None, spans, wide, grad_context)
         return grad_weights, None, None, None
