@@ -22,11 +22,11 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     _backends._say_once.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["cuda", "", "CPU", "Triton"])
+@pytest.mark.parametrize("name", ["gpu", "", "CPU", "Triton"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unknown(family: str, name: str) -> None:
     """An unknown backend is named, beside those that there are."""
-    with pytest.raises(ValueError, match=rf"backend must be one of \('auto', 'cpu', 'triton', 'reference'\); got '{name}'"):
+    with pytest.raises(ValueError, match=rf"backend must be one of \('auto', 'cpu', 'cuda', 'triton', 'reference'\); got '{name}'"):
         call(build(family), name)
 
 

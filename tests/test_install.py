@@ -7,10 +7,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import types
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+NVCC = shutil.which("nvcc")
 ROOT = pathlib.Path(__file__).parent.parent
 CHECK = """
 import torch, onepass, pathlib, sys, warnings
@@ -64,16 +68,61 @@ def pip(python: pathlib.Path, *arguments: object, **environment: str) -> str:
 
 def test_editable(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     python = fresh_environment(tmp_path / "environment")
-    pip(python, "install", "-e", source, ONEPASS_CPU="1")
+    pip(python, "install", "-e", source, ONEPASS_CPU="1", ONEPASS_CUDA_ARCHS="90")
     assert run(python, "-c", CHECK, source).startswith("0")
-    assert "backend     cpu on cpu: available" in run(python, "-m", "onepass", "info", "--no-measure")
+    info = run(python, "-m", "onepass", "info", "--no-measure")
+    assert "backend     cpu on cpu: available" in info
+    if NVCC is not None:
+        assert "cuda        kernels for compute capabilities 9.0" in info
+
+
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The build's functions, with an nvcc that says what it is told to."""
+
+    def load(tmp_path: pathlib.Path, release: str | None, **environment: str) -> Any:
+        for name in ("CUDA_HOME", "ONEPASS_CUDA", "ONEPASS_CUDA_ARCHS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        if release is not None:
+            (tmp_path / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+            (tmp_path / "nvcc").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path) if release is None else f"{tmp_path}:{os.environ['PATH']}")
+        return types.SimpleNamespace(**runpy.run_path(str(ROOT / "csrc/cuda/build.py")))
+
+    return load
+
+
+def test_why_cuda_is_not_built(cuda_build: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+    assert cuda_build(tmp_path, "13.0").why_not() is None
+    assert "nvcc is 12.6, 12.8 or newer is needed" in cuda_build(tmp_path, "12.6").why_not()
+    assert cuda_build(tmp_path, "13.0", ONEPASS_CUDA="0").why_not() == "ONEPASS_CUDA=0 when onepass was installed"
+    assert "got hopper" in cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS="80 hopper").why_not()
+    (tmp_path / "nvcc").unlink()
+    assert "no nvcc" in cuda_build(tmp_path, None).why_not()
+
+
+def test_cuda_architectures(cuda_build: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+    """Machine code for each, PTX for the newest."""
+    build = cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS="90, 80;100a")
+    assert build.archs() == ["90", "80", "100a"]
+    assert build.code()[-1] == "-gencode=arch=compute_90,code=compute_90"
+    assert len(build.code()) == 4
+    assert len(cuda_build(tmp_path, "13.0").code()) == 7
+
+
+def test_cuda_required_but_not_there(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    python = fresh_environment(tmp_path / "environment")
+    with pytest.raises(AssertionError, match="ONEPASS_CUDA=1, but the CUDA kernels cannot be built: there was no nvcc"):
+        pip(python, "install", source, ONEPASS_CUDA="1", CUDA_HOME="/nonexistent")
 
 
 def test_sdist_to_wheel_to_fresh_environment(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     build = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); print(b.build_sdist(sys.argv[2]))"
     run(sys.executable, "-c", build, source, tmp_path)
     (sdist,) = tmp_path.glob("onepass_attention-*.tar.gz")
-    pip(pathlib.Path(sys.executable), "wheel", sdist, "-w", tmp_path, ONEPASS_CPU="1")
+    pip(pathlib.Path(sys.executable), "wheel", sdist, "-w", tmp_path, ONEPASS_CPU="1", ONEPASS_CUDA="0")
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("onepass/_C.") for name in names)

@@ -8,17 +8,20 @@ from torch import Tensor
 
 from onepass import _library
 
-NAMES = ("cpu", "triton", "reference")
+NAMES = ("cpu", "cuda", "triton", "reference")
 OLDEST_GPU = (8, 0)  # compute capability
+FEW = 16  # queries over one source: what the CUDA kernels of steps serve, of both families
 
 
-def not_supported_reasons(backend: str, device: torch.device) -> list[str]:
-    """Why the backend cannot serve tensors on the device; empty if it can."""
+def not_supported_reasons(backend: str, device: torch.device, family: str = "additive", queries: int = 1) -> list[str]:
+    """Why the backend cannot serve tensors on the device, in a call of the family with so many queries; empty if it can."""
     if backend == "reference":
         return []
     if backend == "cpu":
         reasons = [] if _library.error is None else [_library.error]
         return reasons if device.type == "cpu" else [*reasons, f"it serves tensors on the cpu, not on {device}"]
+    if backend == "cuda":
+        return _cuda_reasons(device, family, queries)
     reasons = [] if _library.triton_error is None else [_library.triton_error]
     if device.type == "cpu" and _library.INTERPRETED:
         return reasons
@@ -29,23 +32,63 @@ def not_supported_reasons(backend: str, device: torch.device) -> list[str]:
     return reasons
 
 
+def _cuda_reasons(device: torch.device, family: str, queries: int) -> list[str]:
+    reasons = [] if _library.cuda_error is None else [_library.cuda_error]
+    if device.type != "cuda" or torch.version.hip is not None:
+        return [*reasons, f"it serves tensors on an NVIDIA GPU, not on {device}{' of ROCm' if torch.version.hip else ''}"]
+    if reasons:
+        return reasons
+    major, minor = _capability(device)
+    if not serves(_library.cuda_archs, 10 * major + minor):
+        built = ", ".join(f"{arch[:-1]}.{arch[-1]}" for arch in _library.cuda_archs)
+        reasons.append(
+            f"it was built for compute capabilities {built}, {device} has {major}.{minor}: "
+            f"install onepass again with ONEPASS_CUDA_ARCHS={major}{minor}"
+        )
+    runtime, driver = _cuda_versions()
+    if driver // 1000 < runtime // 1000:
+        made, served = (f"{version // 1000}.{version % 1000 // 10}" for version in (runtime, driver))
+        reasons.append(
+            f"it was built with CUDA {made}, the driver serves CUDA {served}: update the driver, or install onepass again with an nvcc "
+            "that is no newer"
+        )
+    if family == "multiplicative" and queries > FEW:
+        reasons.append(f"it has kernels of multiplicative attention for up to {FEW} queries, not for {queries}")
+    return reasons
+
+
+def serves(archs: tuple[str, ...], capability: int) -> bool:
+    """Whether code built for the architectures runs: that of the same generation which is no newer, or the newest one's PTX."""
+    built = [int(arch) for arch in archs]
+    same = any(arch // 10 == capability // 10 and arch <= capability for arch in built)
+    return same or max(built, default=capability + 1) <= capability
+
+
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def pick_backend(backend: str, query: Tensor) -> str:
-    """The name of the backend that serves the call; raises where a named one cannot."""
+@functools.cache
+def _cuda_versions() -> tuple[int, int]:
+    """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
+    runtime, driver = torch.ops.onepass_cuda.versions()
+    return runtime, driver
+
+
+def pick_backend(backend: str, query: Tensor, family: str = "additive") -> str:
+    """The name of the backend that serves the call; raises where a named one cannot. ``query``: ``[..., T, A]``."""
+    queries = query.shape[-2]
     if backend == "auto":
-        for name in ("cpu", "triton"):
-            if not not_supported_reasons(name, query.device):
+        for name in ("cpu", "cuda", "triton"):
+            if not not_supported_reasons(name, query.device, family, queries):
                 return name
         if not torch.compiler.is_compiling():
             _say_once(query.device)
         return "reference"
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {('auto', *NAMES)}; got {backend!r}")
-    reasons = not_supported_reasons(backend, query.device)
+    reasons = not_supported_reasons(backend, query.device, family, queries)
     if reasons:
         raise RuntimeError(f"backend {backend!r} cannot serve this call: {'; '.join(reasons)}")
     return backend

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from onepass import _backends
+from onepass import _backends, _library
 from onepass._version import __version__
 
 
@@ -32,6 +32,8 @@ def lines(measure: bool = True) -> list[str]:
         return [*out, "probe       not built: no instruction set and no ceilings to show"]
     build = found.build()
     out.append(f"built       by {build['compiler']} against torch {build['torch']} ({build['flags']})")
+    archs = ", ".join(f"{arch[:-1]}.{arch[-1]}" for arch in _library.cuda_archs)
+    out.append(f"cuda        kernels for compute capabilities {archs}" if archs else f"cuda        {_library.cuda_error}")
     out.append(f"isa         {found.isa()} of {', '.join(found.isas())} (ONEPASS_ISA takes a lower one)")
     for threads in sorted({1, torch.get_num_threads()}) if measure else ():
         c = found.ceilings(threads)

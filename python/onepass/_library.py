@@ -53,11 +53,16 @@ def _load_cpu() -> str | None:
 
 
 def _load_cuda() -> str | None:
-    try:
-        said = importlib.import_module("onepass._probe").build()["cuda"]
-    except ImportError:
-        said = "no C++ compiler when onepass was installed"
+    said = cuda_build()
     return _load("_cuda", "CUDA", f"nvcc failed for {said}" if said[:1].isdigit() else said)
+
+
+def cuda_build() -> str:
+    """The compute capabilities that the CUDA kernels were built for, 90 for 9.0, or why they were not."""
+    try:
+        return str(importlib.import_module("onepass._probe").build()["cuda"])
+    except ImportError:
+        return "no C++ compiler when onepass was installed"
 
 
 def _in_triton(name: str) -> Callable[..., Any]:
@@ -86,5 +91,6 @@ def _register_triton() -> str | None:
 _define()
 error = _load_cpu()
 cuda_error = _load_cuda()
+cuda_archs = () if cuda_error else tuple(cuda_build().split())
 triton_error = _register_triton()
 from onepass import _autograd  # noqa: E402, F401  registers fakes and gradients

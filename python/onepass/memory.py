@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onepass import reference
-from onepass._backends import pick_backend
+from onepass._backends import FEW, pick_backend
 from onepass._library import ops_of
 from onepass._validate import check_inputs, check_spans, limits_of
 
@@ -250,6 +250,12 @@ class AttentionMemory:
         checked = check_spans(spans, rows.unsqueeze(-2) if one_step else rows, one_step)
         return limits_of(self.lengths, checked, self.keys.shape[-2])
 
+    def _ops_for(self, query: Tensor) -> Any:
+        """The ops of a step: those of the memory's backend, but of Triton where CUDA has none for so many queries."""
+        if self._backend == "cuda" and self.v is None and query.dim() == self.keys.dim() and query.shape[-2] > FEW:
+            return ops_of(pick_backend("triton", query))
+        return self._ops
+
     def _leave(self, *tensors: Tensor | None) -> None:
         """What a call's backward has for the root, if this backward comes to it."""
         root = None if self._root is None else self._root.grad_fn
@@ -264,7 +270,7 @@ class AttentionMemory:
         limits = self.lengths if spans is None else spans
         with torch._C._AutoDispatchBelowAutograd():
             if self._prepared is None:
-                context, weights = self._ops.multiplicative_step.default(
+                context, weights = self._ops_for(query).multiplicative_step.default(
                     query, self._step_keys, self._step_values, self.scale, limits, self.mask
                 )
             else:
@@ -292,7 +298,7 @@ class AttentionMemory:
         if self._prepared is not None:
             context, weights = self._ops.additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
         elif self._backend != "reference":
-            context, weights = self._ops.multiplicative_step(query, keys, values, self.scale, limits, self.mask)
+            context, weights = self._ops_for(query).multiplicative_step(query, keys, values, self.scale, limits, self.mask)
         else:
             context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype), spans)
         return context, weights
@@ -342,7 +348,9 @@ def _checked(
         other = "" if keys.dtype == torch.float64 else " or torch.bfloat16"
         raise TypeError(f"dtype of a memory of {keys.dtype} must be None, {keys.dtype}{other}; got {dtype}")
     kept = torch.bfloat16 if dtype == torch.bfloat16 != keys.dtype else None
-    return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, pick_backend(backend, keys))
+    family = "multiplicative" if v is None else "additive"
+    taken = pick_backend(backend, inputs.query, family)
+    return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, taken)
 
 
 class _Deposits:
@@ -446,7 +454,7 @@ class _Step(torch.autograd.Function):
         limits = memory.lengths if spans is None else spans
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
-            grad_query, grad_scores = memory._ops.multiplicative_step_backward(
+            grad_query, grad_scores = memory._ops_for(query).multiplicative_step_backward(
                 grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask
             )
         else:

@@ -1,0 +1,132 @@
+"""The backend ``cuda`` where there is no GPU: what the library says of itself, why it does not serve, and what is taken in its place."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import build, call
+
+import onepass
+from onepass import _backends, _info, _library
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As with an H100, CUDA kernels for 8.0 and 9.0, and a driver that serves them."""
+    monkeypatch.setattr(_library, "cuda_error", None)
+    monkeypatch.setattr(_library, "cuda_archs", ("80", "90"))
+    monkeypatch.setattr(_backends, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_backends, "_cuda_versions", lambda: (13000, 13010))
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("capability", "served"), [(75, False), (80, True), (86, True), (89, True), (90, True), (100, True), (120, True)]
+)
+def test_which_code_runs(capability: int, served: bool) -> None:
+    """Machine code of the same generation, or PTX of an older one."""
+    assert _backends.serves(("80", "90"), capability) is served
+
+
+def test_code_of_a_newer_one_does_not_run() -> None:
+    assert not _backends.serves(("89",), 86)
+    assert not _backends.serves(("100",), 90)
+    assert not _backends.serves((), 90)
+
+
+def test_serves(a_gpu: pytest.MonkeyPatch) -> None:
+    assert _backends.not_supported_reasons("cuda", GPU) == []
+    assert _backends.not_supported_reasons("cuda", GPU, "additive", 1000) == []
+    assert _backends.not_supported_reasons("cuda", GPU, "multiplicative", 16) == []
+    (reason,) = _backends.not_supported_reasons("cuda", GPU, "multiplicative", 17)
+    assert reason == "it has kernels of multiplicative attention for up to 16 queries, not for 17"
+
+
+def test_another_architecture(a_gpu: pytest.MonkeyPatch) -> None:
+    a_gpu.setattr(_backends, "_capability", lambda device: (7, 5))
+    (reason,) = _backends.not_supported_reasons("cuda", GPU)
+    assert "built for compute capabilities 8.0, 9.0, cuda:0 has 7.5" in reason
+    assert "ONEPASS_CUDA_ARCHS=75" in reason
+
+
+def test_an_older_driver(a_gpu: pytest.MonkeyPatch) -> None:
+    """Both versions are named, and the way out."""
+    a_gpu.setattr(_backends, "_cuda_versions", lambda: (13000, 12040))
+    (reason,) = _backends.not_supported_reasons("cuda", GPU)
+    assert "built with CUDA 13.0, the driver serves CUDA 12.4: update the driver" in reason
+
+
+def test_auto_takes_cuda_before_triton(a_gpu: pytest.MonkeyPatch) -> None:
+    """And Triton where CUDA has no kernel, or none for this GPU."""
+    query = torch.empty(2, 100, 8, device="meta")
+    a_gpu.setattr(_library, "triton_error", None)
+    a_gpu.setattr(_library, "INTERPRETED", False)
+    a_gpu.setattr(_backends.Tensor, "device", GPU, raising=False)
+    assert _backends.pick_backend("auto", query, "additive") == "cuda"
+    assert _backends.pick_backend("auto", query, "multiplicative") == "triton"
+    assert _backends.pick_backend("auto", query[:, :16], "multiplicative") == "cuda"
+    a_gpu.setattr(_library, "cuda_error", "nothing was built")
+    assert _backends.pick_backend("auto", query, "additive") == "triton"
+
+
+def test_named_without_a_gpu() -> None:
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot serve this call: .*it serves tensors on an NVIDIA GPU, not on cpu"):
+        call(build("additive"), "cuda")
+    assert any(line.startswith("backend     cuda on cpu: not available: ") for line in _info.lines(measure=False))
+
+
+def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason of the installation, in the caller's error."""
+    monkeypatch.setattr(_library, "cuda_build", lambda: "ONEPASS_CUDA=0 when onepass was installed")
+    monkeypatch.setattr(_library.importlib.util, "find_spec", lambda name: None)
+    error = _library._load_cuda()
+    assert error is not None
+    assert error.startswith("the CUDA kernels were not built (ONEPASS_CUDA=0 when onepass was installed;")
+    monkeypatch.setattr(_library, "cuda_build", lambda: "80 90")
+    assert "nvcc failed for 80 90" in str(_library._load_cuda())
+
+
+def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides are named."""
+
+    def refuse(path: str) -> None:
+        raise OSError("undefined symbol: aoti_torch_of_tomorrow")
+
+    monkeypatch.setattr(_library.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": "/somewhere/_cuda.so"}))
+    monkeypatch.setattr(torch.ops, "load_library", refuse)
+    error = str(_library._load_cuda())
+    assert f"_cuda.so do not load into torch {torch.__version__}: undefined symbol: aoti_torch_of_tomorrow" in error
+
+
+@pytest.mark.skipif(_library.cuda_error is not None, reason=f"no CUDA kernels: {_library.cuda_error}")
+def test_built_here() -> None:
+    """The library loads into this torch, of whatever build, tells its versions, and knows what it was built for."""
+    runtime, driver = torch.ops.onepass_cuda.versions()
+    assert runtime >= 12080
+    assert driver >= 0
+    assert _library.cuda_archs
+
+
+def test_every_op_has_its_twin() -> None:
+    """The ops of both namespaces have the same schemas, shapes without data and gradients."""
+    for schema in _library.SCHEMAS:
+        name = schema[: schema.index("(")]
+        one, two = (getattr(getattr(torch.ops, namespace), name).default for namespace in ("onepass", "onepass_cuda"))
+        assert str(one._schema).split("::")[1] == str(two._schema).split("::")[1]
+    query, keys, values, v = (torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 3, 8), (2, 5, 8), (2, 5, 4), (8,)))
+    context, weights = torch.ops.onepass_cuda.additive_forward(query, keys, values, v, None, None)
+    assert context.shape == (2, 3, 4)
+    assert weights.shape == (2, 3, 5)
+    grads = torch.autograd.grad(context.sum(), (query, keys, values, v))
+    assert [grad.shape for grad in grads] == [query.shape, keys.shape, values.shape, v.shape]
+
+
+def test_loads_without_cuda_in_sight() -> None:
+    """Importing asks no GPU anything."""
+    code = "import onepass, torch; print(torch.cuda.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert onepass.__version__
