@@ -1,20 +1,283 @@
-// The ops onepass_cuda::*, and what the library tells of itself.
+// The ops onepass_cuda::*: outputs and scratch, one launch or two, on torch's current stream. Nothing here waits for the device.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <array>
+#include <mutex>
+
 #include "../ops/arguments.h"
+#include "additive_backward.h"
+#include "additive_forward.h"
+#include "step_backward.h"
+#include "step_forward.h"
 
 namespace onepass::cuda {
+
+cudaError_t launch(const AdditiveForward& args, const Launch& how, cudaStream_t stream);
+cudaError_t launch(const AdditiveBackward& args, const Launch& how, cudaStream_t stream);
+cudaError_t launch(const StepForward& args, const Launch& how, cudaStream_t stream);
+cudaError_t launch(const StepBackward& args, const Launch& how, cudaStream_t stream);
+
 namespace {
+
+using Two = std::tuple<TorchTensor, TorchTensor>;
+using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
+
+constexpr int64_t kFew = 16;  // queries that the kernels of steps take
+
+void check(cudaError_t code, const char* what) {
+  ONEPASS_CHECK(code == cudaSuccess, what, ": ", cudaGetErrorString(code));
+}
+
+// torch's current stream. Its name is looked up: a torch without CUDA, into which this library loads too, does not have it.
+cudaStream_t current_stream(int32_t device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  ONEPASS_CHECK(get != nullptr, "this torch has no CUDA streams: it was built without CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+Device properties(int32_t device) {
+  constexpr size_t kMost = 64;
+  static std::array<Device, kMost> known;
+  static std::array<std::once_flag, kMost> asked;
+  const auto index = static_cast<size_t>(device);
+  ONEPASS_CHECK(index < kMost, "device ", device, " is beyond the ", kMost, " that onepass knows");
+  std::call_once(asked[index], [&] {
+    int processors = 0, major = 0, minor = 0;
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the number of processors");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the compute capability");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the compute capability");
+    known[index] = {processors, 10 * major + minor};
+  });
+  return known[index];
+}
+
+TorchTensor empty(const TorchTensor& like, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+// A call's device, which is the current one while it lasts.
+class Call {
+ public:
+  explicit Call(const TorchTensor& query) : query_(query), guard_(query.get_device_index()), device_(properties(query.get_device_index())) {}
+
+  const Device& device() const { return device_; }
+
+  void* scratch(int64_t bytes) {
+    return bytes == 0 ? nullptr : kept_.emplace_back(empty(query_, {(bytes + 3) / 4}, ScalarType::Float)).mutable_data_ptr();
+  }
+
+  unsigned* counters(int64_t count) {
+    if (count == 0) return nullptr;
+    kept_.push_back(torch::stable::new_zeros(query_, {count}, ScalarType::Int));
+    return static_cast<unsigned*>(kept_.back().mutable_data_ptr());
+  }
+
+  template <class Args>
+  void run(const Args& args, const Launch& how) {
+    if (how.blocks > 0) check(launch(args, how, current_stream(query_.get_device_index())), how.kernel.c_str());
+  }
+
+ private:
+  TorchTensor query_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  Device device_;
+  std::vector<TorchTensor> kept_;  // until the launches are on the stream, which orders what reuses their memory
+};
+
+Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
+  const int64_t rank = keys.dim();
+  return {keys.size(0), rank == 4 ? keys.size(1) : 1,  query.dim() == rank ? query.size(rank - 2) : 1,
+          keys.size(rank - 2), keys.size(rank - 1), D};
+}
+
+// Scores, softmax and context of a step, of both families.
+void step(Call& call, StepForward& args, bool additive) {
+  const Launch how = step_forward_launch(args.shape, args.query.dtype, additive, call.device());
+  args.splits = how.splits;
+  args.parts = call.scratch(step_forward_parts(args.shape, args.query.dtype, how));
+  args.counters = call.counters(how.splits > 1 ? how.blocks / how.splits : 0);
+  call.run(args, how);
+}
+
+void attend(Call& call, const AdditiveForward& args) {
+  if (args.context.data != nullptr && args.shape.T <= kFew) {
+    StepForward few{args.shape, args.query, args.keys, args.values, args.v, 1.0, args.visibility, args.context, args.weights};
+    return step(call, few, true);
+  }
+  call.run(args, additive_forward_launch(args.shape, args.query.dtype, call.device()));
+}
+
+Two forward(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v, OptionalTensor lengths, OptionalTensor mask) {
+  Call call(query);
+  Arguments in(query);
+  AdditiveForward args;
+  args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
+  const Shape& s = args.shape;
+  TorchTensor context = empty(query, in.with_heads(s, s.T, s.D));
+  TorchTensor weights = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.context = in.view("context", context);
+  args.weights = in.view("weights", weights);
+  if (args.context.data == nullptr) args.context.data = args.weights.data;  // D = 0, but weights are asked for
+  attend(call, args);
+  return {context, weights};
+}
+
+TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths, OptionalTensor mask) {
+  Call call(query);
+  Arguments in(query);
+  AdditiveForward args;
+  args.shape = shape_of_call(query, keys, 0);
+  const Shape& s = args.shape;
+  TorchTensor scores = empty(query, in.with_heads(s, s.T, s.S));
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.weights = in.view("scores", scores);
+  attend(call, args);
+  return scores;
+}
+
+Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths,
+                      OptionalTensor mask) {
+  Call call(query);
+  Arguments in(query);
+  AdditiveBackward args;
+  args.shape = shape_of_call(query, keys, 0);
+  const Shape& s = args.shape;
+  TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
+  TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
+  TorchTensor grad_v = empty(query, in.width_of_v(s));
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.grad_scores = in.in("grad_scores", grad_scores, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.grad_query = in.view("grad_query", grad_query);
+  args.grad_keys = in.view("grad_keys", grad_keys);
+  args.grad_v = in.view("grad_v", grad_v);
+  const BackwardLaunch how = additive_backward_launch(s, args.query.dtype, call.device());
+  const int64_t wide = args.query.dtype == Dtype::f64 ? 8 : 4;
+  args.parts = how.parts;
+  args.query_parts = call.scratch(how.query_parts * wide);
+  args.key_parts = call.scratch(how.key_parts * wide);
+  args.v_parts = call.scratch(how.v_parts * wide);
+  call.run(args, how.gradients);
+  call.run(args, how.sums);
+  return {grad_query, grad_keys, grad_v};
+}
+
+// Arguments of a step over a memory.
+struct Step {
+  Call call;
+  Arguments in;
+  StepForward args;
+  TorchTensor context, weights;
+
+  Step(const TorchTensor& query, const TorchTensor& keys, const TorchTensor& values, const OptionalTensor& lengths,
+       const OptionalTensor& mask)
+      : call(query), in(query, keys) {
+    args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
+    const Shape& s = args.shape;
+    context = empty(query, in.per_query(s, s.D));
+    weights = empty(query, in.per_query(s, s.S), accumulator(query));
+    args.query = in.in("query", query, in.per_query(s, s.A));
+    args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+    args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+    args.visibility = in.visibility(lengths, mask, s);
+    args.context = in.view("context", context);
+    args.weights = in.view("weights", weights);
+  }
+};
+
+Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v, TorchTensor, TorchTensor, TorchTensor,
+                  OptionalTensor lengths, OptionalTensor mask) {
+  Step step(query, keys, values, lengths, mask);
+  StepForward& args = step.args;
+  args.v = step.in.in("v", v, step.in.width_of_v(args.shape));
+  if (args.context.data == nullptr) args.context.data = args.weights.data;
+  attend(step.call, {args.shape, args.query, args.keys, args.values, args.v, args.visibility, args.context, args.weights});
+  return {step.context, step.weights};
+}
+
+Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
+                        OptionalTensor mask) {
+  Step taken(query, keys, values, lengths, mask);
+  ONEPASS_CHECK(taken.args.shape.T <= kFew, "the CUDA kernels of multiplicative attention take up to ", kFew, " queries; got ",
+                taken.args.shape.T);
+  taken.args.scale = scale;
+  step(taken.call, taken.args, false);
+  return {taken.context, taken.weights};
+}
+
+Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad_weights, const TorchTensor& query,
+                  const TorchTensor& keys, const TorchTensor& values, const TorchTensor* v, double scale, const TorchTensor& weights,
+                  const OptionalTensor& lengths, const OptionalTensor& mask) {
+  Call call(query);
+  Arguments in(query, keys);
+  StepBackward args;
+  args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
+  const Shape& s = args.shape;
+  ONEPASS_CHECK(s.T <= kFew, "the CUDA kernels of steps take up to ", kFew, " queries; got ", s.T);
+  TorchTensor grad_query = empty(query, in.per_query(s, s.A));
+  TorchTensor grad_scores = empty(query, in.per_query(s, s.S), accumulator(query));
+  args.query = in.in("query", query, in.per_query(s, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+  if (v != nullptr) args.v = in.in("v", *v, in.width_of_v(s));
+  args.scale = scale;
+  args.visibility = in.visibility(lengths, mask, s);
+  args.weights = in.in("weights", weights, in.per_query(s, s.S), accumulator(query));
+  args.grad_context = in.in("grad_context", grad_context, in.per_query(s, s.D));
+  args.grad_weights = in.in("grad_weights", grad_weights, in.per_query(s, s.S), accumulator(query));
+  args.grad_query = in.view("grad_query", grad_query);
+  args.grad_scores = in.view("grad_scores", grad_scores);
+  const Launch how = step_backward_launch(s, args.query.dtype, v != nullptr, call.device());
+  args.splits = how.splits;
+  args.parts = call.scratch(step_backward_parts(s, args.query.dtype, how));
+  args.counters = call.counters(how.splits > 1 ? how.blocks / how.splits : 0);
+  call.run(args, how);
+  return {grad_query, grad_scores};
+}
+
+Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
+                           TorchTensor values, TorchTensor, TorchTensor, TorchTensor v, TorchTensor weights, OptionalTensor lengths,
+                           OptionalTensor mask) {
+  return step_backward(grad_context, grad_weights, query, keys, values, &v, 1.0, weights, lengths, mask);
+}
+
+Two multiplicative_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
+                                 TorchTensor values, double scale, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
+  return step_backward(grad_context, grad_weights, query, keys, values, nullptr, scale, weights, lengths, mask);
+}
 
 std::tuple<int64_t, int64_t> versions() {
   int runtime = 0, driver = 0;
-  cudaRuntimeGetVersion(&runtime);
-  cudaDriverGetVersion(&driver);
+  check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version");
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
   return {runtime, driver};
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CUDA, library) {
+  library.impl("additive_forward", TORCH_BOX(&forward));
+  library.impl("additive_scores", TORCH_BOX(&scores));
+  library.impl("additive_scores_backward", TORCH_BOX(&scores_backward));
+  library.impl("additive_step", TORCH_BOX(&additive_step));
+  library.impl("additive_step_backward", TORCH_BOX(&additive_step_backward));
+  library.impl("multiplicative_step", TORCH_BOX(&multiplicative_step));
+  library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CompositeExplicitAutograd, library) { library.impl("versions", TORCH_BOX(&versions)); }
 
