@@ -1,0 +1,97 @@
+// Backward of additive scores: what the kernels take, and how they are launched.
+#pragma once
+
+#include <algorithm>
+
+#include "launch.h"
+
+namespace onepass::cuda {
+
+// A warp has 64 channels, two of each lane, and 8 positions of the source; queries come 16 at a time.
+constexpr int kChannels = 64, kPositions = 8, kQueries = 16, kSumThreads = 256;
+
+// How the work is cut: into `splits` parts of so many positions by `query_splits` parts of so many queries.
+struct BackwardParts {
+  int splits = 1, query_splits = 1, positions = 0, queries = 0;
+};
+
+// From the gradients of scores [B, H, T, S], in what the dtype is computed in and 0 where hidden (what lies beyond lengths and spans is not
+// read), those of the query [B, H, T, A], keys [B, H, S, A] and v [H, A]; rows of v are heads.
+// Parts are scratch, as BackwardLaunch says, in what the dtype is computed in: of queries [splits, B, H, T, A] where the source is split,
+// of keys [query_splits, B, H, S, A] where queries are, and always of v, [query_splits, splits, B, H, A].
+struct AdditiveBackward {
+  Shape shape;
+  Tensor query, keys, v, grad_scores;
+  Visibility visibility;
+  Tensor grad_query, grad_keys, grad_v;
+  void *query_parts = nullptr, *key_parts = nullptr, *v_parts = nullptr;
+  BackwardParts parts;
+};
+
+// Two launches: the gradients, or parts of them, then sums of the parts.
+struct BackwardLaunch {
+  Launch gradients, sums;
+  BackwardParts parts;
+  int64_t query_parts = 0, key_parts = 0, v_parts = 0;  // numbers in the scratch
+};
+
+ONEPASS_ANYWHERE int64_t tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+
+// The launches for parts of so many warps and queries.
+inline BackwardLaunch backward_launch(const Shape& shape, Dtype dtype, const Device& device, int warps, int64_t queries) {
+  constexpr double kSlots = 8.5, kClock = 1.8e9, kBandwidth = 2e12, kOverhead = 3e-6;
+  const char* const names[] = {"f32", "f64", "bf16", "f16"};
+  const std::string name = names[static_cast<int>(dtype)];
+  const int64_t rows = shape.B * shape.H, across = tiles(shape.A, kChannels);
+  BackwardLaunch found;
+  BackwardParts& parts = found.parts;
+  parts.positions = warps * kPositions;
+  parts.queries = static_cast<int>(queries);
+  parts.splits = static_cast<int>(std::max<int64_t>(1, tiles(shape.S, parts.positions)));
+  parts.query_splits = static_cast<int>(std::max<int64_t>(1, tiles(shape.T, queries)));
+  if (parts.splits > 1) found.query_parts = parts.splits * rows * shape.T * shape.A;
+  if (parts.query_splits > 1) found.key_parts = parts.query_splits * rows * shape.S * shape.A;
+  found.v_parts = int64_t{parts.splits} * parts.query_splits * rows * shape.A;
+
+  Launch& gradients = found.gradients;
+  gradients.kernel = "additive_backward_" + name;
+  gradients.splits = parts.splits;
+  gradients.blocks = rows * across * parts.splits * parts.query_splits;
+  gradients.threads = 32 * warps;
+  gradients.shared = (dtype == Dtype::f64 ? 8 : 4) * kQueries * (kChannels + kChannels * warps + parts.positions) + 16;
+  const int memory = device.capability == 80 ? 164 : device.capability == 90 || device.capability == 100 ? 228 : 100;
+  gradients.resident = std::max(1, std::min(memory * 1024 / (gradients.shared + 1024), (dtype == Dtype::f64 ? 8 : 16) / warps));
+  found.sums.kernel = "additive_backward_sums_" + name;
+  found.sums.threads = kSumThreads;
+  found.sums.blocks = tiles(shape.H * shape.A, 32) + (parts.splits > 1 ? tiles(rows * shape.T * shape.A, kSumThreads) : 0) +
+                      (parts.query_splits > 1 ? tiles(rows * shape.S * shape.A, kSumThreads) : 0);
+
+  const double held = std::min<double>(gradients.resident, static_cast<double>(tiles(gradients.blocks, device.processors)));
+  const double rate = 128 * std::min(1.0, held * warps / 8);  // four instructions of 32 lanes a clock, from 8 warps on
+  const double block = kSlots * parts.positions * kChannels * static_cast<double>(queries);
+  const double issue = static_cast<double>(tiles(gradients.blocks, device.processors)) * block / rate / kClock;
+  const double read = static_cast<double>(rows) * (2.0 * static_cast<double>((shape.T + shape.S) * shape.A) + static_cast<double>(shape.T * shape.S * across));
+  const double bytes = 4.0 * (read + 2.0 * static_cast<double>(found.query_parts + found.key_parts));
+  gradients.seconds = std::max(issue, bytes / kBandwidth);
+  found.sums.seconds = parts.splits > 1 || parts.query_splits > 1 ? kOverhead : 0;
+  return found;
+}
+
+// The parts that are predicted to take least time: enough of them for all processors, no more bytes than that takes.
+inline BackwardLaunch additive_backward_launch(const Shape& shape, Dtype dtype, const Device& device) {
+  const int most = dtype == Dtype::f64 ? 8 : 16;
+  BackwardLaunch best;
+  const auto seconds = [](const BackwardLaunch& launch) { return launch.gradients.seconds + launch.sums.seconds; };
+  for (int64_t splits = std::max<int64_t>(1, tiles(shape.S, most * kPositions)), last = 0; last != 1; splits *= 2) {
+    const int warps = static_cast<int>(std::max<int64_t>(1, tiles(tiles(shape.S, splits), kPositions)));
+    for (int64_t queries = std::max<int64_t>(1, tiles(shape.T, kQueries)) * kQueries;; queries = tiles(queries / 2, kQueries) * kQueries) {
+      const BackwardLaunch launch = backward_launch(shape, dtype, device, warps, queries);
+      if (best.parts.positions == 0 || seconds(launch) < seconds(best)) best = launch;
+      if (queries == kQueries) break;
+    }
+    last = warps;
+  }
+  return best;
+}
+
+}  // namespace onepass::cuda
