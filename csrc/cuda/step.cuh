@@ -1,0 +1,438 @@
+// The parts of a step's kernels: which positions are seen, sums over the width of rows, sums over rows, and who comes last.
+#pragma once
+
+#include <type_traits>
+
+#include "arithmetic.cuh"
+#include "step.h"
+#include "visible.cuh"
+
+namespace onepass::cuda {
+
+constexpr float kWidest = 10.5f;      // |q| + |k| up to which four reciprocals merge: the product of four 1 + e^21 is finite
+constexpr float kWidestPair = 20.0f;  // and two
+constexpr float kHeaviest = 1e9f;     // |v| up to which they do: v times the product of three is finite
+constexpr int kNarrow = 8;            // channels up to which merging gains nothing, and would cost accuracy
+
+// Rows of one batch and head.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+  int width;
+
+  __device__ Rows(const Tensor& x, int64_t b, int64_t h, int64_t first, int64_t width)
+      : data(static_cast<const T*>(x.data) + b * x.batch + h * x.head + first * x.row), stride(x.row), width(static_cast<int>(width)) {}
+
+  __device__ __forceinline__ const T* at(int row) const { return data + row * stride; }
+
+  // Whether every N elements of a row can be loaded at once.
+  template <int N>
+  __device__ __forceinline__ bool whole() const {
+    constexpr int kBytes = N * sizeof(T);
+    return (reinterpret_cast<uintptr_t>(data) | (stride * sizeof(T)) | (width * sizeof(T))) % kBytes == 0;
+  }
+};
+
+template <class T, int N>
+struct Raw {
+  uint32_t words[N * sizeof(T) / 4];
+
+  __device__ __forceinline__ void widen(Wide<T> (&x)[N]) const {
+    T narrow[N];
+    memcpy(narrow, words, sizeof narrow);
+#pragma unroll
+    for (int n = 0; n < N; ++n) x[n] = wide(narrow[n]);
+  }
+};
+
+template <class T, int N>
+__device__ __forceinline__ Raw<T, N> load_whole(const T* from) {
+  Raw<T, N> raw;
+  if constexpr (sizeof raw == 16) {
+    const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
+    memcpy(&raw, &words, sizeof raw);
+  } else if constexpr (sizeof raw == 8) {
+    const uint2 words = __ldg(reinterpret_cast<const uint2*>(from));
+    memcpy(&raw, &words, sizeof raw);
+  } else {
+    raw.words[0] = __ldg(reinterpret_cast<const unsigned*>(from));
+  }
+  return raw;
+}
+
+// N elements of each of several rows, in flight together; zeros where a row is not wanted and beyond the `left` ones that it has.
+template <class T, int N, int Count>
+__device__ __forceinline__ void load_rows(Raw<T, N> (&raw)[Count], const T* const (&from)[Count], const bool (&wanted)[Count], int left,
+                                          bool whole) {
+  if (whole) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) raw[i] = wanted[i] ? load_whole<T, N>(from[i]) : Raw<T, N>{};
+  } else {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      T x[N];
+#pragma unroll
+      for (int n = 0; n < N; ++n) x[n] = wanted[i] && n < left ? from[i][n] : narrow<T>(0);
+      memcpy(&raw[i], x, sizeof x);
+    }
+  }
+}
+
+template <class T, int N>
+__device__ __forceinline__ void store_row(T* row, int at, int width, bool whole, const Wide<T> (&x)[N]) {
+  T narrowed[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) narrowed[n] = narrow<T>(x[n]);
+  if (whole) {
+    constexpr int kBytes = N * sizeof(T) < 16 ? N * sizeof(T) : 16;
+    using Words = std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, unsigned>>;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(N * sizeof(T)) / kBytes; ++i) {
+      Words words;
+      memcpy(&words, reinterpret_cast<const char*>(narrowed) + i * kBytes, kBytes);
+      reinterpret_cast<Words*>(row + at)[i] = words;
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      if (at + n < width) row[at + n] = narrowed[n];
+  }
+}
+
+// A block's place: batch, head, the first of its queries and how many there are, its part of the source.
+struct Place {
+  int64_t group, b, h;
+  int split, splits, t, steps, first, rows;
+
+  __device__ Place(const Shape& shape, int splits, int W) : splits(splits) {
+    const int64_t groups = ceil_div(shape.T, W), part = ceil_div(shape.S, splits);
+    split = blockIdx.x % splits;
+    group = blockIdx.x / splits;
+    b = group / groups / shape.H;
+    h = group / groups % shape.H;
+    t = static_cast<int>(group % groups) * W;
+    steps = static_cast<int>(shape.T - t < W ? shape.T - t : W);
+    const int64_t start = split * part, rest = shape.S - start;
+    first = static_cast<int>(start);
+    rows = static_cast<int>(rest < 0 ? 0 : rest < part ? rest : part);
+  }
+};
+
+// Of every position a bit for each query that sees it.
+template <int W>
+__device__ void mark_seen(const Visibility& v, const Place& place, int64_t S, Window* windows, uint16_t* seen) {
+  if (threadIdx.x < place.steps) windows[threadIdx.x] = window(v, place.b, place.t + threadIdx.x, S);
+  __syncthreads();
+  for (int row = threadIdx.x; row < place.rows; row += kStepThreads) {
+    const int s = place.first + row;
+    unsigned bits = 0;
+#pragma unroll
+    for (int t = 0; t < W; ++t)
+      if (t < place.steps && windows[t].has(s) && kept(v, place.b, place.h, place.t + t, s)) bits |= 1u << t;
+    seen[row] = static_cast<uint16_t>(bits);
+  }
+}
+
+// What threads hold of query `threadIdx.x % W`, combined in one fixed order for all of them.
+template <int W, class R, class F>
+__device__ R over_threads(R x, R* exchange, F combine) {
+#pragma unroll
+  for (int distance = 16; distance >= W; distance /= 2) x = combine(x, __shfl_xor_sync(~0u, x, distance));
+  __syncthreads();
+  if (threadIdx.x % 32 < W) exchange[threadIdx.x / 32 * W + threadIdx.x % 32] = x;
+  __syncthreads();
+  x = exchange[threadIdx.x % W];
+#pragma unroll
+  for (int warp = 1; warp < kStepWarps; ++warp) x = combine(x, exchange[warp * W + threadIdx.x % W]);
+  return x;
+}
+
+template <class R>
+__device__ __forceinline__ R larger(R x, R y) {
+  return x > y ? x : y;
+}
+
+template <class R>
+__device__ __forceinline__ R plus(R x, R y) {
+  return x + y;
+}
+
+// What parts leave of each query: a row of numbers and two more, each by [splits, B, H, T].
+template <class R>
+struct Parts {
+  R *rows, *pairs;
+  int64_t padded, first, count;  // of a row; of this block's queries; of all queries
+
+  __device__ Parts(void* data, const Shape& shape, int64_t padded, const Place& place)
+      : rows(static_cast<R*>(data)), padded(padded), first((place.b * shape.H + place.h) * shape.T + place.t),
+        count(shape.B * shape.H * shape.T) {
+    pairs = rows + place.splits * count * padded;
+  }
+
+  __device__ __forceinline__ R* row(int split, int t) const { return rows + (split * count + first + t) * padded; }
+  __device__ __forceinline__ R* pair(int split, int t) const { return pairs + (split * count + first + t) * 2; }
+};
+
+// Queries beside which rows are read, four channels at a time, vectors side by side, so that neighbours read other banks. Products take the
+// query itself; tanh takes e^(2q), -2v, and of each four channels the sum of v and the largest |q|, infinite where v cannot merge.
+template <class T, int W, bool Tanh>
+struct Factors {
+  using R = Wide<T>;
+  static constexpr int kVector = 16 / sizeof(T), kFour = kVector < 4 ? kVector : 4, kFours = kVector / kFour;
+  R* data;
+  int vectors;
+
+  __device__ Factors(R* data, int width) : data(data), vectors(static_cast<int>(ceil_div(width, kVector))) {}
+
+  __device__ __forceinline__ R* four(int t, int f, int vector) const { return data + ((t * kFours + f) * vectors + vector) * kFour; }
+  __device__ __forceinline__ R* note(int f, int vector) const {
+    return data + (W + 1) * vectors * kVector + (f * vectors + vector) * 2;
+  }
+
+  __device__ void fill(const Rows<T>& queries, int steps, const T* v) const {
+    if constexpr (Tanh && sizeof(T) == 8) return;
+    const int padded = vectors * kVector;
+    for (int i = threadIdx.x; i < padded * (Tanh ? W + 1 : W); i += kStepThreads) {
+      const int t = i / padded, a = i % padded, n = a % kVector;
+      R x = 0;
+      if (a < queries.width && t < steps) x = wide(queries.at(t)[a]);
+      if constexpr (Tanh) {
+        if (t == W) x = a < queries.width ? R(-2) * wide(v[a]) : R(0);
+        else x = exponential<2>(x);
+      }
+      four(t, n / kFour, a / kVector)[n % kFour] = x;
+    }
+    if constexpr (Tanh) {
+      for (int i = threadIdx.x; i < vectors * kFours; i += kStepThreads) {
+        const int f = i / vectors, vector = i % vectors, first = vector * kVector + f * kFour;
+        float sum = 0, top = first < queries.width ? 0 : 1;
+        for (int a = first; a < first + kFour && a < queries.width; ++a) {
+          const float x = wide(v[a]);
+          sum += x;
+          if (!(fabsf(x) <= kHeaviest) || queries.width <= kNarrow) top = INFINITY;
+          for (int t = 0; t < steps; ++t) top = fmaxf(top, fabsf(wide(queries.at(t)[a])));
+        }
+        note(f, vector)[0] = sum;
+        note(f, vector)[1] = top;
+      }
+    }
+  }
+};
+
+// The sum of v tanh(q + k) over four channels, of whose v the sum is `total`: their reciprocals merge into one.
+__device__ __forceinline__ float merged(const float4& q, const float4& k, const float4& v, float total) {
+  const float d0 = fmaf(q.x, k.x, 1.0f), d1 = fmaf(q.y, k.y, 1.0f), d2 = fmaf(q.z, k.z, 1.0f), d3 = fmaf(q.w, k.w, 1.0f);
+  const float low = d0 * d1, high = d2 * d3;
+  const float n = fmaf(fmaf(v.x, d1, v.y * d0), high, fmaf(v.z, d3, v.w * d2) * low);
+  return fmaf(n, reciprocal(low * high), total);
+}
+
+// How many neighbours share a row: few, unless rows are.
+__device__ __forceinline__ int lanes_of(int rows, int at_once) {
+  int lanes = 8;
+  while (lanes < 32 && kStepThreads / lanes * at_once >= 2 * rows) lanes *= 2;
+  return lanes;
+}
+
+// q . k or, with Tanh, v . tanh(q + k) of the seen rows of a part and W queries, handed to `use(row, query, sum)`.
+template <class T, int W, bool Tanh, class Use>
+__device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const uint16_t* seen, const Rows<T>& queries, int steps,
+                                         const T* v, const Factors<T, W, Tanh>& factors, Use use) {
+  using R = Wide<T>;
+  using F = Factors<T, W, Tanh>;
+  constexpr int N = F::kVector, kAtOnce = W == 16 || sizeof(T) == 8 ? 2 : 4;
+  const int lanes = lanes_of(count, kAtOnce), lane = threadIdx.x % lanes, step = kStepThreads / lanes;
+  const bool whole = rows.template whole<N>();
+#pragma unroll 1
+  for (int start = 0; start < count; start += step * kAtOnce) {
+    R sums[kAtOnce][W] = {};
+    const T* from[kAtOnce];
+    bool wanted[kAtOnce];
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = start + i * step + threadIdx.x / lanes;
+      wanted[i] = row < count && seen[row] != 0;
+      from[i] = rows.at(row);
+      any |= wanted[i];
+    }
+    if (!__any_sync(~0u, any)) continue;
+#pragma unroll 1
+    for (int vector = lane; vector < factors.vectors; vector += lanes) {
+      unsigned far = 0;
+      if constexpr (Tanh && sizeof(T) == 8) {
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) far |= wanted[i] ? 1u << i : 0;
+      } else {
+        Raw<T, N> raw[kAtOnce];
+        const T* at[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) at[i] = from[i] + vector * N;
+        load_rows<T, N, kAtOnce>(raw, at, wanted, rows.width - vector * N, whole);
+#pragma unroll
+        for (int f = 0; f < F::kFours; ++f) {
+          R k[kAtOnce][F::kFour];
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {
+            R x[N];
+            raw[i].widen(x);
+#pragma unroll
+            for (int e = 0; e < F::kFour; ++e) k[i][e] = x[f * F::kFour + e];
+          }
+          if constexpr (Tanh) {
+            const float4 weight = *reinterpret_cast<const float4*>(factors.four(W, f, vector));
+            const float2 note = *reinterpret_cast<const float2*>(factors.note(f, vector));
+            bool near[kAtOnce];
+            float4 powers[kAtOnce];
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+              const float top = fmaxf(fmaxf(fabsf(k[i][0]), fabsf(k[i][1])), fmaxf(fabsf(k[i][2]), fabsf(k[i][3]))) + note.y;
+              near[i] = top >= kSmall && top <= kWidest;
+              if (wanted[i] && !near[i]) far |= 1u << (i * F::kFours + f);
+              powers[i] = {exponential<2>(k[i][0]), exponential<2>(k[i][1]), exponential<2>(k[i][2]), exponential<2>(k[i][3])};
+            }
+#pragma unroll
+            for (int t = 0; t < W; ++t) {
+              const float4 query = *reinterpret_cast<const float4*>(factors.four(t, f, vector));
+#pragma unroll
+              for (int i = 0; i < kAtOnce; ++i)
+                if (near[i]) sums[i][t] += merged(query, powers[i], weight, note.x);
+            }
+          } else {
+#pragma unroll
+            for (int t = 0; t < W; ++t) {
+              R query[F::kFour];
+              memcpy(query, __builtin_assume_aligned(factors.four(t, f, vector), 16), sizeof query);
+#pragma unroll
+              for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+                for (int e = 0; e < F::kFour; ++e) sums[i][t] = fma(query[e], k[i][e], sums[i][t]);
+            }
+          }
+        }
+      }
+      if constexpr (Tanh) {
+        // Channels whose exponentials cannot be multiplied, or whose tanh is small, one by one.
+        while (far != 0) {
+          const int which = __ffs(far) - 1, row = which / F::kFours;
+          far &= far - 1;
+          R found[W] = {};
+          const int first = vector * N + which % F::kFours * F::kFour;
+#pragma unroll 1
+          for (int a = first; a < first + F::kFour && a < rows.width; ++a) {
+            const R key = wide(from[0][row * step * rows.stride + a]), weight = wide(v[a]);
+#pragma unroll
+            for (int t = 0; t < W; ++t)
+              if (t < steps) found[t] += weight * hyperbolic_tangent(wide(queries.at(t)[a]) + key);
+          }
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+            for (int t = 0; t < W; ++t)
+              if (i == row) sums[i][t] += found[t];
+        }
+      }
+    }
+    for (int distance = lanes / 2; distance > 0; distance /= 2)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+        for (int t = 0; t < W; ++t) sums[i][t] += __shfl_xor_sync(~0u, sums[i][t], distance);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+      for (int t = 0; t < W; ++t)
+        if (wanted[i] && t % lanes == lane) use(start + i * step + static_cast<int>(threadIdx.x) / lanes, t, sums[i][t]);
+  }
+}
+
+// Elements of rows as they are, each times what every query that sees the row gives it.
+template <class T, int W, int N>
+struct Itself {
+  using R = Wide<T>;
+
+  __device__ __forceinline__ void begin(int) {}
+
+  template <int Each, int Count>
+  __device__ __forceinline__ void add(R (&sums)[Each][W][N], const Raw<T, N> (&raw)[Count], const T* const (&)[Count],
+                                      const unsigned (&sees)[Count], unsigned everyone, const R* numbers, int stride) const {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      if (sees[i] == 0) continue;
+      R x[N];
+      raw[i].widen(x);
+#pragma unroll
+      for (int t = 0; t < W; ++t)
+        if (sees[i] == everyone || (sees[i] >> t & 1))
+#pragma unroll
+          for (int each = 0; each < Each; ++each)
+#pragma unroll
+            for (int n = 0; n < N; ++n) sums[each][t][n] = fma(numbers[i * stride + each * W + t], x[n], sums[each][t][n]);
+    }
+  }
+};
+
+// Sums over the seen rows of a part of what `terms` makes of their elements, times `Each` numbers of each query; handed to
+// `use(query, first column, sums)`, N columns at a time.
+template <class T, int W, int Each, int N, class Terms, class Use>
+__device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int steps, const uint16_t* seen, const Wide<T>* numbers,
+                                            Wide<T>* fold, Terms terms, Use use) {
+  using R = Wide<T>;
+  constexpr int kAtOnce = 4;
+  const int vectors = static_cast<int>(ceil_div(rows.width, N)), stride = step_stride(W, Each);
+  const bool whole = rows.template whole<N>();
+#pragma unroll 1
+  for (int pass = 0; pass < vectors; pass += kStepThreads) {
+    const int across = vectors - pass < kStepThreads ? vectors - pass : kStepThreads;
+    const int groups = kStepThreads / across, group = threadIdx.x / across, at = (pass + threadIdx.x % across) * N;
+    R sums[Each][W][N] = {};
+    terms.begin(at);
+#pragma unroll 1
+    for (int start = group; group < groups && start < count; start += groups * kAtOnce) {
+      const T* from[kAtOnce];
+      bool wanted[kAtOnce];
+      unsigned sees[kAtOnce];
+      Raw<T, N> raw[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int row = start + i * groups;
+        sees[i] = row < count ? seen[row] : 0;
+        wanted[i] = sees[i] != 0;
+        from[i] = rows.at(row) + at;
+      }
+      load_rows<T, N, kAtOnce>(raw, from, wanted, rows.width - at, whole);
+      terms.add(sums, raw, from, sees, (1u << steps) - 1, numbers + start * stride, groups * stride);
+    }
+#pragma unroll
+    for (int t = 0; t < W * Each; ++t)
+      if (groups > 1) {
+        R(&own)[N] = sums[t / W][t % W];
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < N; ++n) fold[n * kStepThreads + threadIdx.x] = own[n];
+        __syncthreads();
+        for (int other = 1; group == 0 && other < groups; ++other)
+#pragma unroll
+          for (int n = 0; n < N; ++n) own[n] += fold[n * kStepThreads + other * across + threadIdx.x];
+      }
+#pragma unroll
+    for (int t = 0; t < W; ++t)
+      if (group == 0 && t < steps) use(t, at, sums);
+  }
+}
+
+// Whether this block is the last of `parts` to come here; what all of them wrote before may be read then. The counter is zero again.
+__device__ __forceinline__ bool comes_last(unsigned* counter, int parts) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicInc(counter, parts - 1) == parts - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+}  // namespace onepass::cuda

@@ -1,0 +1,85 @@
+// What the kernels of decoding steps and their hosts agree on: few queries (T <= 16) over one source, bound by its bytes.
+//
+// A block has a group of up to W queries and a part of the source, of whose positions it keeps a few numbers a query in shared memory.
+// Where there are several parts, the last block of a group to finish combines them.
+#pragma once
+
+#include "launch.h"
+
+namespace onepass::cuda {
+
+constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32;
+
+ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
+ONEPASS_ANYWHERE constexpr int64_t step_padded(int64_t width) { return up_to(width, 8); }  // a row of parts: whole vectors of any dtype
+ONEPASS_ANYWHERE constexpr int step_resident(int W) { return W == 1 ? 4 : 2; }                // blocks that a processor holds at least
+ONEPASS_ANYWHERE constexpr int wide_size(int size) { return size == 8 ? 8 : 4; }
+
+// How the numbers of a position lie in shared memory: `each` for every query, then a gap that keeps neighbours in other banks.
+ONEPASS_ANYWHERE constexpr int step_stride(int W, int each) { return W * each + (W * each > 4 ? 4 : 0); }
+
+// Numbers that sums over rows of `width` elements read beside them: W queries and, for additive scores, v with what merging needs of it.
+ONEPASS_ANYWHERE constexpr int64_t step_factors(int64_t width, int W, int size, bool additive) {
+  const int64_t padded = up_to(width, 16 / size);
+  return size == 8 && additive ? 0 : padded * W + (additive ? padded + padded / 2 : 0);
+}
+
+// Bytes of dynamic shared memory, by what is kept there.
+struct StepLayout {
+  int64_t numbers, exchange, seen, windows, total;  // the factors come first, in whose place sums are folded later
+
+  ONEPASS_ANYWHERE constexpr StepLayout(int64_t rows, int W, int each, int64_t factors, int size) {
+    const int64_t fold = kStepThreads * 16 / size, wide = wide_size(size);
+    numbers = up_to((factors > fold ? factors : fold) * wide, 16);
+    exchange = numbers + up_to(rows * step_stride(W, each) * wide, 16);
+    seen = exchange + (kStepWarps + 2) * W * wide;
+    windows = seen + up_to(rows * 2, 16);
+    total = windows + W * 8;
+  }
+};
+
+// Bytes per second that a processor can take from memory: published bandwidth over processors.
+inline double memory_rate(const Device& device) {
+  switch (device.capability) {
+    case 80: return 2.039e12 / 108;
+    case 90: return 3.352e12 / 132;
+    case 100: return 7.672e12 / 148;
+    case 120: return 1.792e12 / 170;
+    default: return 1e10;
+  }
+}
+
+// W, which the symbol ends in, and the rest of a launch. `each`: numbers of a position and query; `factors`: of one query's width, as
+// step_factors takes it.
+inline Launch step_launch(const std::string& family, const Shape& shape, Dtype dtype, int each, int64_t width, bool additive,
+                          const Device& device) {
+  static const char* const names[] = {"f32", "f64", "bf16", "f16"};
+  const int size = size_of(dtype);
+  const int64_t most_shared = 99 * 1024;  // of a block, where there is least
+  Launch launch;
+  for (const int W : {16, 4, 1}) {
+    if ((W > shape.T && W > 4) || (W == 4 && shape.T == 1) || (W == 16 && (shape.T <= 4 || size == 8))) continue;
+    const int64_t factors = step_factors(width, W, size, additive);
+    const int64_t most = 16 * 1024 / (step_stride(W, each) * wide_size(size));
+    if (StepLayout(most, W, each, factors, size).total > most_shared) continue;
+    const int64_t rows = shape.B * shape.H * ceil_div(shape.T, W);
+    launch.resident = step_resident(W);
+    const int64_t wanted = ceil_div(2 * device.processors, rows > 0 ? rows : 1), fewest = ceil_div(shape.S, most);
+    const int64_t useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
+    int64_t splits = wanted < useful ? wanted : useful;
+    splits = splits < fewest ? fewest : splits;
+    launch.splits = static_cast<int>(splits < 1 ? 1 : splits);
+    launch.kernel = family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(W);
+    launch.blocks = rows * launch.splits;
+    launch.threads = kStepThreads;
+    launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, each, factors, size).total);
+    const double bytes = static_cast<double>(shape.B * shape.H * shape.S) * static_cast<double>(shape.A + shape.D) * size;
+    const double busy = launch.blocks < 2 * device.processors ? static_cast<double>(launch.blocks) / 2 : device.processors;
+    launch.seconds = bytes / ((busy < 1 ? 1 : busy) * memory_rate(device));
+    break;
+  }
+  return launch;
+}
+
+}  // namespace onepass::cuda

@@ -1,0 +1,31 @@
+#include "kernel_table.cuh"
+#include "step_backward.cuh"
+
+#define ONEPASS_KERNELS(_)                                                      \
+  _(f32, float, 1) _(f32, float, 4) _(f32, float, 16)                           \
+  _(bf16, __nv_bfloat16, 1) _(bf16, __nv_bfloat16, 4) _(bf16, __nv_bfloat16, 16) \
+  _(f16, __half, 1) _(f16, __half, 4) _(f16, __half, 16)                        \
+  _(f64, double, 1) _(f64, double, 4)
+
+#define ONEPASS_DEFINE(name, T, W)                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(onepass::cuda::kStepThreads, onepass::cuda::step_resident(W))                           \
+      additive_step_backward_##name##_##W(const __grid_constant__ onepass::cuda::StepBackward args) {                                    \
+    onepass::cuda::step_backward<T, W, true>(args);                                                                                     \
+  }                                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(onepass::cuda::kStepThreads, onepass::cuda::step_resident(W))                           \
+      multiplicative_step_backward_##name##_##W(const __grid_constant__ onepass::cuda::StepBackward args) {                              \
+    onepass::cuda::step_backward<T, W, false>(args);                                                                                    \
+  }
+#define ONEPASS_LIST(name, T, W) \
+  ONEPASS_KERNEL(additive_step_backward_##name##_##W), ONEPASS_KERNEL(multiplicative_step_backward_##name##_##W),
+
+ONEPASS_KERNELS(ONEPASS_DEFINE)
+
+namespace onepass::cuda {
+
+cudaError_t launch(const StepBackward& args, const Launch& launch, cudaStream_t stream) {
+  static constexpr NamedKernel kernels[] = {ONEPASS_KERNELS(ONEPASS_LIST)};
+  return launch_named(kernels, args, launch, stream);
+}
+
+}  // namespace onepass::cuda

@@ -1,0 +1,27 @@
+// A decoding step's forward: context and weights of few queries, additive (where there is v) or multiplicative.
+#pragma once
+
+#include "step.h"
+
+namespace onepass::cuda {
+
+struct StepForward {
+  Shape shape;
+  Tensor query, keys, values, v;
+  double scale = 1;
+  Visibility visibility;
+  Tensor context, weights;       // weights as they accumulate: float64 or float32
+  void* parts = nullptr;         // step_forward_parts bytes, 16-byte aligned, where the launch has splits
+  unsigned* counters = nullptr;  // blocks / splits of them, zero before the launch and after it
+  int splits = 1;
+};
+
+inline Launch step_forward_launch(const Shape& shape, Dtype dtype, bool additive, const Device& device) {
+  return step_launch(additive ? "additive_step_forward" : "multiplicative_step_forward", shape, dtype, 1, shape.A, additive, device);
+}
+
+inline int64_t step_forward_parts(const Shape& shape, Dtype dtype, const Launch& launch) {
+  return launch.splits == 1 ? 0 : shape.B * shape.H * shape.T * launch.splits * (step_padded(shape.D) + 2) * wide_size(size_of(dtype));
+}
+
+}  // namespace onepass::cuda
