@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+CLOCK = 1.8e9  # Hz, near enough for predictions that are compared with each other
+SLOTS = 4.2  # issue slots of an additive score's channel
 WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
 
 
@@ -50,6 +52,17 @@ def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive:
     BD = min(64, max(16, power_of_2(D)))
     splits = parts(rows * -(-T // BT), S, BS, device, warps)
     return Tile(BT, BS, 32, 16, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
+
+
+def attend_seconds(
+    B: int, H: int, T: int, S: int, A: int, D: int, dtype: torch.dtype, additive: bool, device: Device
+) -> float:
+    """What ``attend`` is predicted to take at least: issue slots of its hot loops over their rate."""
+    tile = attend_tile(B * H, T, S, D, dtype, additive, device)
+    slots = 100.0 if dtype == torch.float64 else SLOTS if additive else 1.0
+    of_program = tile.BT * -(-S // tile.parts) * (slots * A + D) / (4 * device.lanes)
+    waves = -(-B * H * -(-T // tile.BT) * tile.parts // device.processors)
+    return waves * of_program / CLOCK
 
 
 def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:

@@ -8,7 +8,9 @@ import torch
 from cases import build, call
 
 import onepass
-from onepass import _backends, _info, _library
+from onepass import _backends, _info, _library, _probe
+from onepass.kernels import tiles
+from onepass.kernels.tiles import Device
 
 GPU = torch.device("cuda", 0)
 
@@ -59,17 +61,36 @@ def test_an_older_driver(a_gpu: pytest.MonkeyPatch) -> None:
     assert "built with CUDA 13.0, the driver serves CUDA 12.4: update the driver" in reason
 
 
-def test_auto_takes_cuda_before_triton(a_gpu: pytest.MonkeyPatch) -> None:
-    """And Triton where CUDA has no kernel, or none for this GPU."""
-    query = torch.empty(2, 100, 8, device="meta")
+def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) -> None:
+    """And Triton where CUDA has no kernel, or none for this GPU or these widths."""
+    ops = pytest.importorskip("onepass.kernels.ops", reason="needs triton")
+    query, keys = torch.empty(2, 100, 64, device="meta"), torch.empty(2, 200, 64, device="meta")
     a_gpu.setattr(_library, "triton_error", None)
     a_gpu.setattr(_library, "INTERPRETED", False)
+    a_gpu.setattr(ops, "device_of", lambda device: Device(132, capability=90))
     a_gpu.setattr(_backends.Tensor, "device", GPU, raising=False)
-    assert _backends.pick_backend("auto", query, "additive") == "cuda"
-    assert _backends.pick_backend("auto", query, "multiplicative") == "triton"
-    assert _backends.pick_backend("auto", query[:, :16], "multiplicative") == "cuda"
+    seconds = {"cuda": 1.0, "triton": 2.0}
+    a_gpu.setattr(_probe, "cuda_seconds", lambda *arguments: seconds["cuda"])
+    a_gpu.setattr(tiles, "attend_seconds", lambda *arguments: seconds["triton"])
+    assert _backends.pick_backend("auto", query, keys, keys) == "cuda"
+    seconds["cuda"] = 3.0
+    assert _backends.pick_backend("auto", query, keys, keys) == "triton"
+    seconds["cuda"] = 1.0
+    assert _backends.pick_backend("auto", query, keys, keys, "multiplicative") == "triton"
+    assert _backends.pick_backend("auto", query[:, :16], keys, keys, "multiplicative") == "cuda"
     a_gpu.setattr(_library, "cuda_error", "nothing was built")
-    assert _backends.pick_backend("auto", query, "additive") == "triton"
+    assert _backends.pick_backend("auto", query, keys, keys) == "triton"
+
+
+def test_predictions() -> None:
+    """Twice the work takes twice as long, and widths that no kernel takes take forever."""
+    sizes = [64, 1, 512, 512, 256, 256]
+    one = _probe.cuda_seconds(True, sizes, 0, 132, 90)
+    assert 1.9 < _probe.cuda_seconds(True, [128, *sizes[1:]], 0, 132, 90) / one < 2.1
+    assert _probe.cuda_seconds(True, [64, 1, 512, 512, 10**6, 256], 0, 132, 90) == float("inf")
+    device = Device(132, capability=90)
+    one, two = (tiles.attend_seconds(B, *sizes[1:], torch.float32, True, device) for B in (64, 128))
+    assert 1.9 < two / one < 2.1
 
 
 def test_named_without_a_gpu() -> None:

@@ -44,8 +44,7 @@ inline Launch additive_forward_launch(const Shape& shape, Dtype dtype, const Dev
     launch.seconds = waves * block / 1.8e9;
     if (best.threads == 0 || launch.seconds < best.seconds) best = launch;
   }
-  if (shape.A > kForwardWidest) best.blocks = 0;
-  return best;
+  return shape.A > kForwardWidest ? Launch{} : best;
 }
 
 }  // namespace onepass::cuda

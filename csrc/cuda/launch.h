@@ -7,6 +7,8 @@
 
 namespace onepass::cuda {
 
+constexpr int64_t kFewQueries = 16;  // queries up to which the kernels of steps are taken
+
 struct Device {
   int processors = 132;
   int capability = 90;  // 90 for 9.0

@@ -23,8 +23,6 @@ namespace {
 using Two = std::tuple<TorchTensor, TorchTensor>;
 using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
 
-constexpr int64_t kFew = 16;  // queries that the kernels of steps take
-
 void check(cudaError_t code, const char* what) {
   ONEPASS_CHECK(code == cudaSuccess, what, ": ", cudaGetErrorString(code));
 }
@@ -78,6 +76,8 @@ class Call {
 
   template <class Args>
   void run(const Args& args, const Launch& how) {
+    const Shape& s = args.shape;
+    ONEPASS_CHECK(how.threads > 0, "no CUDA kernel takes widths of A = ", s.A, " and D = ", s.D, "; backend 'triton' does");
     if (how.blocks > 0) check(launch(args, how, current_stream(query_.get_device_index())), how.kernel.c_str());
   }
 
@@ -104,7 +104,7 @@ void step(Call& call, StepForward& args, bool additive) {
 }
 
 void attend(Call& call, const AdditiveForward& args) {
-  if (args.context.data != nullptr && args.shape.T <= kFew) {
+  if (args.context.data != nullptr && args.shape.T <= kFewQueries) {
     StepForward few{args.shape, args.query, args.keys, args.values, args.v, 1.0, args.visibility, args.context, args.weights};
     return step(call, few, true);
   }
@@ -212,7 +212,7 @@ Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, Torch
 Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
                         OptionalTensor mask) {
   Step taken(query, keys, values, lengths, mask);
-  ONEPASS_CHECK(taken.args.shape.T <= kFew, "the CUDA kernels of multiplicative attention take up to ", kFew, " queries; got ",
+  ONEPASS_CHECK(taken.args.shape.T <= kFewQueries, "the CUDA kernels of multiplicative attention take up to ", kFewQueries, " queries; got ",
                 taken.args.shape.T);
   taken.args.scale = scale;
   step(taken.call, taken.args, false);
@@ -227,7 +227,7 @@ Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad
   StepBackward args;
   args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
   const Shape& s = args.shape;
-  ONEPASS_CHECK(s.T <= kFew, "the CUDA kernels of steps take up to ", kFew, " queries; got ", s.T);
+  ONEPASS_CHECK(s.T <= kFewQueries, "the CUDA kernels of steps take up to ", kFewQueries, " queries; got ", s.T);
   TorchTensor grad_query = empty(query, in.per_query(s, s.A));
   TorchTensor grad_scores = empty(query, in.per_query(s, s.S), accumulator(query));
   args.query = in.in("query", query, in.per_query(s, s.A));

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from onepass import _library
+from onepass._validate import DTYPES
 
 NAMES = ("cpu", "cuda", "triton", "reference")
 OLDEST_GPU = (8, 0)  # compute capability
@@ -76,13 +77,15 @@ def _cuda_versions() -> tuple[int, int]:
     return runtime, driver
 
 
-def pick_backend(backend: str, query: Tensor, family: str = "additive") -> str:
-    """The name of the backend that serves the call; raises where a named one cannot. ``query``: ``[..., T, A]``."""
+def pick_backend(backend: str, query: Tensor, keys: Tensor, values: Tensor | None = None, family: str = "additive") -> str:
+    """The name of the backend that serves the call; raises where a named one cannot. ``query``: ``[B, (H,) T, A]``."""
     queries = query.shape[-2]
     if backend == "auto":
-        for name in ("cpu", "cuda", "triton"):
-            if not not_supported_reasons(name, query.device, family, queries):
-                return name
+        served = [name for name in ("cpu", "cuda", "triton") if not not_supported_reasons(name, query.device, family, queries)]
+        if served == ["cuda", "triton"] and not torch.compiler.is_compiling():
+            return faster(query, keys, values, family == "additive")
+        if served:
+            return served[0]
         if not torch.compiler.is_compiling():
             _say_once(query.device)
         return "reference"
@@ -92,6 +95,19 @@ def pick_backend(backend: str, query: Tensor, family: str = "additive") -> str:
     if reasons:
         raise RuntimeError(f"backend {backend!r} cannot serve this call: {'; '.join(reasons)}")
     return backend
+
+
+def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool) -> str:
+    """``"cuda"`` or ``"triton"``, by the time that each's launch is predicted to take."""
+    from onepass._probe import cuda_seconds  # there, since the CUDA kernels are
+    from onepass.kernels.ops import device_of
+    from onepass.kernels.tiles import attend_seconds
+
+    H = query.shape[1] if query.dim() == 4 else 1
+    sizes = [query.shape[0], H, query.shape[-2], keys.shape[-2], query.shape[-1], 0 if values is None else values.shape[-1]]
+    device = device_of(query.device)
+    cuda = cuda_seconds(additive, sizes, DTYPES.index(query.dtype), device.processors, device.capability)
+    return "cuda" if cuda <= attend_seconds(*sizes, query.dtype, additive, device) else "triton"
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def additive_attention(
         would wait for the GPU), a backend that cannot serve the call, a second derivative.
     """
     inputs = check_inputs(query, keys, values, v, lengths, mask, spans)
-    taken = pick_backend(backend, inputs.query)
+    taken = pick_backend(backend, inputs.query, keys, values)
     if taken == "reference":
         context, weights = reference.additive_attention(
             inputs.query, keys, values, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans, need_weights=True
@@ -85,7 +85,7 @@ def additive_scores(
         ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible.
     """
     inputs = check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values")
-    taken = pick_backend(backend, inputs.query)
+    taken = pick_backend(backend, inputs.query, keys)
     if taken == "reference":
         scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans)
     else:
@@ -111,7 +111,7 @@ def multiplicative_attention(
     ``scale = A ** -0.5`` gives the scaled dot product. Arguments, results and errors as in :func:`additive_attention`, without ``v``.
     """
     inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
-    taken = pick_backend(backend, inputs.query, "multiplicative")
+    taken = pick_backend(backend, inputs.query, keys, values, "multiplicative")
     if taken == "reference":
         context, weights = reference.multiplicative_attention(
             inputs.query,

@@ -253,7 +253,7 @@ class AttentionMemory:
     def _ops_for(self, query: Tensor) -> Any:
         """The ops of a step: those of the memory's backend, but of Triton where CUDA has none for so many queries."""
         if self._backend == "cuda" and self.v is None and query.dim() == self.keys.dim() and query.shape[-2] > FEW:
-            return ops_of(pick_backend("triton", query))
+            return ops_of(pick_backend("triton", query, self.keys))
         return self._ops
 
     def _leave(self, *tensors: Tensor | None) -> None:
@@ -349,7 +349,7 @@ def _checked(
         raise TypeError(f"dtype of a memory of {keys.dtype} must be None, {keys.dtype}{other}; got {dtype}")
     kept = torch.bfloat16 if dtype == torch.bfloat16 != keys.dtype else None
     family = "multiplicative" if v is None else "additive"
-    taken = pick_backend(backend, inputs.query, family)
+    taken = pick_backend(backend, inputs.query, keys, values, family)
     return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, taken)
 
 
