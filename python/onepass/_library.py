@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from onepass._calls import call_of
 from onepass._schemas import SCHEMAS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,7 +43,11 @@ def _in_triton(name: str) -> Callable[..., Any]:
     """The op on Triton, which is imported when the first call comes."""
 
     def call(*arguments: Any) -> Any:
-        return importlib.import_module("onepass.kernels.ops").OPS[name](*arguments)
+        op = importlib.import_module("onepass.kernels.ops").OPS[name]
+        if not torch.autograd.profiler._is_profiler_enabled:
+            return op(*arguments)
+        with torch.profiler.record_function(str(call_of(name, arguments))):
+            return op(*arguments)
 
     return call
 

@@ -1,0 +1,118 @@
+"""``python -m onepass profile``."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from onepass._info import probe
+from onepass._version import __version__
+from onepass.profiling import gpu
+from onepass.profiling.events import KERNELS
+from onepass.profiling.measure import Measured, measure
+from onepass.profiling.report import Row, figures, rows, table
+from onepass.profiling.targets import WORKLOADS, Run, find
+from onepass.seq2seq.checkpoint import write_bytes
+from onepass.seq2seq.data import DataError
+
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def profile(
+    target: Annotated[
+        str | None, typer.Argument(help="A workload, or module:function of your own; left out: list the workloads.", show_default=False)
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Calls to measure.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Calls before that.")] = 2,
+    device: Annotated[str, typer.Option(help="Where workloads run.", show_default="cuda where there is one, else cpu")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own choice")] = None,
+    trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace: .json or .json.gz.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="File for the figures.", show_default=False)] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="Warm up and call once, for another profiler to watch; NVTX ranges on a GPU.")] = False,
+) -> None:
+    """Where the time of a workload or of your own function goes, and how far onepass's kernels are from what the machine allows."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = console.width if console.is_terminal else max(console.width, 120)
+    if target is None:
+        width = max(map(len, WORKLOADS))
+        console.print("\n".join(f"{name:<{width}}  {workload.title}" for name, workload in WORKLOADS.items()), soft_wrap=True)
+        return
+    if trace is not None and not trace.name.endswith((".json", ".json.gz")):
+        raise DataError(f"--trace takes a file .json or .json.gz; got {trace}")
+    place = _device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = find(target, place)
+    if bare:
+        _call_once(run, warmup, place)
+        return
+    with _bar(warmup + 2 * repeat) as (advance, more):
+        measured = measure(run, repeat, warmup, trace, advance)
+        place = place if measured.profile.on_gpu else torch.device("cpu")
+        more(sum(1 for work in measured.profile.works if work.of_sizes))
+        lines = rows(measured, place, torch.get_num_threads(), advance)
+    console.print(_heading(target, measured, place), soft_wrap=True)
+    console.print(table(lines))
+    _say_what_is_missing(lines)
+    if measured.profile.on_gpu:
+        _print_gpu(console, target, place, measured)
+    if trace is not None:
+        notes.print(f"trace in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        found = {"target": target, "onepass": __version__, "torch": torch.__version__, "device": str(place), "threads": torch.get_num_threads()}
+        write_bytes(output, (json.dumps(found | figures(lines, measured), indent=2) + "\n").encode())
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as problem:
+        raise DataError(f"--device: {str(problem).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: torch sees no GPU")
+    return device
+
+
+def _call_once(run: Run, warmup: int, device: torch.device) -> None:
+    for _ in range(warmup):
+        run()
+    with torch.autograd.profiler.emit_nvtx() if device.type == "cuda" else nullcontext():
+        run()
+
+
+def _heading(target: str, measured: Measured, device: torch.device) -> str:
+    found = probe()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads, {found.isa() if found else 'no kernels'}"
+    return (
+        f"{target} on {device} ({where}): {1e3 * measured.seconds:.2f} ms a call, {1e3 * measured.profiled_seconds:.2f} under the profiler, "
+        f"whose time is shared out below (means of {measured.repeat} calls)\n"
+    )
+
+
+def _say_what_is_missing(lines: list[Row]) -> None:
+    if not any(row.kind == KERNELS for row in lines):
+        notes.print("no kernel of onepass ran: `python -m onepass info` says which backends there are")
+
+
+def _print_gpu(console: Console, target: str, device: torch.device, measured: Measured) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        console.print(gpu.proton_tree(target, str(device), Path(folder)))
+    if measured.profile.kernels:
+        console.print(f"\nto look into the kernels:\n  {gpu.ncu(measured.profile.kernels, gpu.bare_command(target, str(device)))}", soft_wrap=True)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[tuple[Callable[[], None], Callable[[int], None]]]:
+    """A progress bar on a terminal alone, gone when it is full: one step more done, and so many steps more to do."""
+    text = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*text, console=notes, disable=not notes.is_terminal, transient=True) as progress:
+        task = progress.add_task("profiling", total=total)
+        yield lambda: progress.advance(task), lambda more: progress.update(task, total=total + more)
