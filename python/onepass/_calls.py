@@ -16,8 +16,8 @@ _NAME = re.compile(r"onepass::(?P<op>\w+) \[(?P<sizes>[^]]*)\] (?P<dtype>\w+)(?:
 
 @dataclass(frozen=True)
 class Call:
-    """An op and its sizes; 0 for one that it lacks. ``kept``: the dtype of the memory. ``pairs``: how many ``(b, h, t, s)`` are visible, None
-    where that cannot be known without waiting for a GPU."""
+    """An op and its sizes; 0 for one that it lacks. ``kept``: the dtype of the memory. ``pairs``: how many ``(b, h, t, s)`` are visible,
+    None where that cannot be known without waiting for a GPU."""
 
     op: str
     B: int
@@ -60,18 +60,18 @@ def call_of(op: str, arguments: Sequence[Any]) -> Call:
     schema = getattr(torch.ops.onepass, op).default._schema
     given = {argument.name: value for argument, value in zip(schema.arguments, arguments, strict=True)}
     if "steps" in given:
-        first: Tensor = given["steps"][0]
-        lead, W = first.shape[: -2 if given["several"] else -1], first.shape[-1]
+        step: Tensor = given["steps"][0]
+        *lead, W = step.shape[:-2] + step.shape[-1:] if given["several"] else step.shape
         T = sum(step.shape[-2] if given["several"] else 1 for step in given["steps"])
-        return Call(op, lead[0], lead[1] if len(lead) > 1 else 1, T, 0, 0, W, *_dtypes(first, first), first.device.type, 0)
+        return Call(op, lead[0], lead[1] if len(lead) > 1 else 1, T, 0, 0, W, *_dtypes(step, step), step.device.type, 0)
     keys, values = given.get("keys"), given.get("values")
-    if "rows" in given:
-        query = source = given["rows"]
-        S, A, D = given["weights"].shape[-1], 0, source.shape[-1]
-    else:
-        source = values if keys is None else keys
-        query = next(given[name] for name in ("query", "grad_context", "weights") if given.get(name) is not None)
-        S, A, D = source.shape[-2], 0 if keys is None else keys.shape[-1], 0 if values is None else values.shape[-1]
+
+    def first(*names: str) -> Tensor:
+        return next(given[name] for name in names if given.get(name) is not None)
+
+    query, source = first("query", "rows", "grad_context", "weights"), first("keys", "values", "rows")
+    A, D = (0 if tensor is None else tensor.shape[-1] for tensor in (keys, given.get("rows", values)))
+    S = given["weights"].shape[-1] if "rows" in given else source.shape[-2]
     B, H = source.shape[0], source.shape[1] if source.dim() == 4 else 1
     T = query.shape[-2] if query.dim() == source.dim() else 1
     hidden = given["lengths"] is not None or given["mask"] is not None

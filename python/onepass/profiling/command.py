@@ -17,7 +17,7 @@ from onepass._version import __version__
 from onepass.profiling import gpu
 from onepass.profiling.events import KERNELS
 from onepass.profiling.measure import Measured, measure
-from onepass.profiling.report import Row, figures, rows, table
+from onepass.profiling.report import figures, rows, table
 from onepass.profiling.targets import WORKLOADS, Run, find
 from onepass.seq2seq.checkpoint import write_bytes
 from onepass.seq2seq.data import DataError
@@ -35,7 +35,7 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own choice")] = None,
     trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace: .json or .json.gz.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option("--json", help="File for the figures.", show_default=False)] = None,
-    bare: Annotated[bool, typer.Option("--bare", help="Warm up and call once, for another profiler to watch; NVTX ranges on a GPU.")] = False,
+    bare: Annotated[bool, typer.Option("--bare", help="Warm up and call once, for another profiler; NVTX ranges on a GPU.")] = False,
 ) -> None:
     """Where the time of a workload or of your own function goes, and how far onepass's kernels are from what the machine allows."""
     console = Console(highlight=False, markup=False, emoji=False)
@@ -44,8 +44,7 @@ def profile(
         width = max(map(len, WORKLOADS))
         console.print("\n".join(f"{name:<{width}}  {workload.title}" for name, workload in WORKLOADS.items()), soft_wrap=True)
         return
-    if trace is not None and not trace.name.endswith((".json", ".json.gz")):
-        raise DataError(f"--trace takes a file .json or .json.gz; got {trace}")
+    _check_files(trace, output)
     place = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -55,20 +54,34 @@ def profile(
         return
     with _bar(warmup + 2 * repeat) as (advance, more):
         measured = measure(run, repeat, warmup, trace, advance)
-        place = place if measured.profile.on_gpu else torch.device("cpu")
         more(sum(1 for work in measured.profile.works if work.of_sizes))
-        lines = rows(measured, place, torch.get_num_threads(), advance)
-    console.print(_heading(target, measured, place), soft_wrap=True)
+        lines = rows(measured, torch.get_num_threads(), advance)
+    where = _where(place if measured.profile.on_gpu else torch.device("cpu"))
+    console.print(f"{target}: {1e3 * measured.seconds:.2f} ms a call, {where}")
+    console.print(f"under the profiler {1e3 * measured.profiled_seconds:.2f} ms, in which (means of {repeat}):\n")
     console.print(table(lines))
-    _say_what_is_missing(lines)
+    if not any(row.kind == KERNELS for row in lines):
+        notes.print("no kernel of onepass ran: `python -m onepass info` says which backends there are")
+    if place.type == "cuda" and not measured.profile.on_gpu:
+        notes.print("no kernel of the GPU was seen: either none ran, or the profiler may not read the GPU's counters")
     if measured.profile.on_gpu:
         _print_gpu(console, target, place, measured)
     if trace is not None:
         notes.print(f"trace in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"target": target, "onepass": __version__, "torch": torch.__version__, "device": str(place), "threads": torch.get_num_threads()}
-        write_bytes(output, (json.dumps(found | figures(lines, measured), indent=2) + "\n").encode())
+        made = {"target": target, "onepass": __version__, "torch": torch.__version__, "where": where}
+        write_bytes(output, (json.dumps(made | figures(lines, measured), indent=2) + "\n").encode())
+
+
+def _check_files(trace: Path | None, output: Path | None) -> None:
+    """Before the work, not after it."""
+    if trace is not None and not trace.name.endswith((".json", ".json.gz")):
+        raise DataError(f"--trace takes a file .json or .json.gz; got {trace}")
+    for path in (trace, output):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise DataError(f"{path} is a folder; a file is wanted")
 
 
 def _device(name: str) -> torch.device:
@@ -84,29 +97,24 @@ def _device(name: str) -> torch.device:
 def _call_once(run: Run, warmup: int, device: torch.device) -> None:
     for _ in range(warmup):
         run()
-    with torch.autograd.profiler.emit_nvtx() if device.type == "cuda" else nullcontext():
+    ranges = torch.autograd.profiler.emit_nvtx() if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
+    with ranges:
         run()
 
 
-def _heading(target: str, measured: Measured, device: torch.device) -> str:
-    found = probe()
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads, {found.isa() if found else 'no kernels'}"
-    return (
-        f"{target} on {device} ({where}): {1e3 * measured.seconds:.2f} ms a call, {1e3 * measured.profiled_seconds:.2f} under the profiler, "
-        f"whose time is shared out below (means of {measured.repeat} calls)\n"
-    )
-
-
-def _say_what_is_missing(lines: list[Row]) -> None:
-    if not any(row.kind == KERNELS for row in lines):
-        notes.print("no kernel of onepass ran: `python -m onepass info` says which backends there are")
+def _where(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads, found = torch.get_num_threads(), probe()
+    return f"{threads} thread{'' if threads == 1 else 's'} of the cpu" + (f", {found.isa()}" if found is not None else "")
 
 
 def _print_gpu(console: Console, target: str, device: torch.device, measured: Measured) -> None:
     with tempfile.TemporaryDirectory() as folder:
         console.print(gpu.proton_tree(target, str(device), Path(folder)))
     if measured.profile.kernels:
-        console.print(f"\nto look into the kernels:\n  {gpu.ncu(measured.profile.kernels, gpu.bare_command(target, str(device)))}", soft_wrap=True)
+        command = gpu.ncu(measured.profile.kernels, gpu.bare_command(target, str(device)))
+        console.print(f"\nto look into the kernels:\n  {command}", soft_wrap=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from onepass._calls import Call
 
@@ -43,13 +43,11 @@ def sort_events(events: Iterable[Any]) -> Profile:
     An op's own time counts, without the ops that it calls; but a matrix product, and what an op of onepass does once it is named, count
     as a whole. Nodes of autograd, ranges of the user's and an op of onepass around its named part are not work but the way to it.
     """
-    host, device = [], []
-    for event in events:
-        (host if event.device_type == DeviceType.CPU else device).append(event)
-    device = [event for event in device if not event.is_user_annotation]
+    events = list(events)
+    device = [event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation]
     sorting = _Sorting(on_gpu=bool(device))
-    for event in host:
-        if event.cpu_parent is None:
+    for event in events:
+        if event.device_type == DeviceType.CPU and event.cpu_parent is None:
             sorting.visit(event)
     spans = [(event.time_range.start, event.time_range.end) for event in device] or sorting.spans
     works = sorted(sorting.works.values(), key=lambda work: ((KERNELS, PRODUCTS, OTHER).index(work.kind), -work.time))

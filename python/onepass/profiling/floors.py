@@ -1,12 +1,12 @@
-"""The least that a call can take: its arithmetic over the machine's rate or the bytes that it must move over theirs, whichever is longer."""
+"""The least that a call can take: its arithmetic over the machine's rate, or the bytes that it must move over theirs."""
 
-import importlib
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from onepass._calls import Call
+from onepass._info import probe
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Fused multiply-adds' worth of issue slots for one (b, h, t, s): so many per channel of A and of D. An additive element takes one for
@@ -66,22 +66,26 @@ def moved(call: Call) -> float:
     return once * (2 if call.op in BOTH_WAYS else 1)
 
 
-def floor(call: Call, device: torch.device, threads: int) -> Floor:
-    ceilings = ceilings_of(device, threads, _power_of_two(moved(call)))
+def floor(call: Call, threads: int) -> Floor | None:
+    """None where there is nothing to measure the ceilings with."""
+    if call.device == "cpu" and probe() is None:
+        return None
+    ceilings = ceilings_of(call.device, threads, _power_of_two(moved(call)))
     rate = ceilings.multiply_adds / (2 if call.dtype == "float64" else 1)
     arithmetic, reading = slots(call) / rate, moved(call) / ceilings.read
     return Floor(arithmetic, "arithmetic") if arithmetic > reading else Floor(reading, "reading")
 
 
 @cache
-def ceilings_of(device: torch.device, threads: int, size: int) -> Ceilings:
+def ceilings_of(device: str, threads: int, size: int) -> Ceilings:
     """A CPU's are measured, on the instruction set in use and memory of that size, so that it lies in the cache where the call's does; a
     GPU's are what its clocks allow."""
-    if device.type == "cuda":
+    if device == "cuda":
         found = torch.cuda.get_device_properties(device)
         lanes = 64 if (found.major, found.minor) == (8, 0) or torch.version.hip else 128  # of float32 per processor
-        return Ceilings(found.multi_processor_count * lanes * 1e3 * found.clock_rate, 2e3 * found.memory_clock_rate * found.memory_bus_width / 8)
-    measured = importlib.import_module("onepass._probe").ceilings(threads, seconds=0.02, bytes=max(size, 4096 * threads))
+        clock, memory_clock = 1e3 * found.clock_rate, 1e3 * found.memory_clock_rate
+        return Ceilings(found.multi_processor_count * lanes * clock, 2 * memory_clock * found.memory_bus_width / 8)
+    measured = probe().ceilings(threads, seconds=0.02, bytes=max(size, 4096 * threads))
     return Ceilings(measured["fma"], measured["read"])
 
 

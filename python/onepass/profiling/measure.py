@@ -45,6 +45,5 @@ def measure(run: Callable[[], object], repeat: int, warmup: int, trace: Path | N
     with torch.profiler.profile(activities=activities) as profiler:
         profiled = sum(timed() for _ in range(repeat))
     if trace is not None:
-        trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
     return Measured(repeat, seconds, profiled / repeat, sort_events(profiler.events() or ()))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from onepass.profiling import floors
@@ -30,7 +29,7 @@ class Row:
     limit: str = ""
 
 
-def rows(measured: Measured, device: torch.device, threads: int, advance: Callable[[], None]) -> list[Row]:
+def rows(measured: Measured, threads: int, advance: Callable[[], None]) -> list[Row]:
     """``advance`` is called after every kernel: their ceilings take a moment to measure."""
     whole, repeat = 1e6 * measured.profiled_seconds, measured.repeat
 
@@ -41,7 +40,7 @@ def rows(measured: Measured, device: torch.device, threads: int, advance: Callab
     for kind in (KERNELS, PRODUCTS, OTHER):
         works = [work for work in measured.profile.works if work.kind == kind]
         for work in works[: len(works) if kind == KERNELS else SHOWN]:
-            against = _against_ceiling(work, device, threads) if work.of_sizes else {}
+            against = _against_ceiling(work, threads)
             out.append(row(kind, work.name, _sizes(work), work.calls, work.time, **against))
             if kind == KERNELS:
                 advance()
@@ -61,18 +60,19 @@ def _sizes(work: Work) -> str:
     return text if len(work.of_sizes) == 1 else f"{text} and {len(work.of_sizes) - 1} other sizes"
 
 
-def _against_ceiling(work: Work, device: torch.device, threads: int) -> dict[str, Any]:
+def _against_ceiling(work: Work, threads: int) -> dict[str, Any]:
     """A kernel's rate, and its floor over its time; what limits it is what makes up most of the floor."""
     elements = operations = moved = 0.0
     of_limit = {"arithmetic": 0.0, "reading": 0.0}
     for call, (calls, _) in work.of_sizes.items():
-        floor = floors.floor(call, device, threads)
+        if (floor := floors.floor(call, threads)) is None:
+            return {}
         of_limit[floor.limit] += calls * floor.seconds
         moved += calls * floors.moved(call)
         operations += 2 * calls * floors.slots(call)
         elements += calls * floors.elements(call)
     seconds = work.time / 1e6
-    if seconds == 0:
+    if moved == 0 or seconds == 0:
         return {}
     limit = max(of_limit, key=lambda name: of_limit[name])
     if limit == "reading":
