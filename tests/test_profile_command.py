@@ -5,13 +5,18 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from seq2seq_command_cases import Command, assert_error, command
 
-from onepass.profiling import targets
+from onepass.profiling import command as profiling
+from onepass.profiling import gpu, targets
+from onepass.profiling.events import KERNELS, Profile, Work
+from onepass.profiling.measure import Measured
 
 __all__ = ["command"]  # a fixture
 
@@ -78,7 +83,8 @@ def test_the_table(toy: Path, command: Command, set_threads: Callable[[int], Non
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.02)  # ops that overlap the ends of a call
     assert sum(row["milliseconds"] for row in rows) == pytest.approx(figures["milliseconds under the profiler"], rel=0.02)
     assert all(row["calls"] == 1 for row in rows if row["name"].startswith("additive"))
-    assert all(row["limit"] in ("arithmetic", "reading") and row["of_ceiling"] > 0 for row in rows if row["kind"] == "onepass kernels")
+    kernels = [row for row in rows if row["kind"] == "onepass kernels"]
+    assert all(row["limit"] in ("arithmetic", "read bandwidth") and row["of_ceiling"] > 0 for row in kernels)
     with gzip.open("out/trace.json.gz", "rt") as file:
         names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
     assert names.count(f"onepass::additive_backward [{sys.modules['toy'].SIZES}] float32 cpu") == 3
@@ -102,6 +108,36 @@ def test_without_a_kernel(toy: Path, command: Command, function: str) -> None:
 def test_bare(toy: Path, command: Command) -> None:
     """Warm-up and one call, nothing said: another profiler watches."""
     assert command("profile", "toy:step", "--warmup", 2, "--bare") == (0, "", "")
+    assert sys.modules["toy"].calls == 3
+
+
+def test_on_a_gpu(toy: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on one: Proton's tree and Nsight Compute's command follow the table; a bare call is watched, its warm-up is not."""
+    seen = []
+
+    @contextmanager
+    def watching(name: str) -> Iterator[None]:
+        seen.append((name, sys.modules["toy"].calls))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an imitation")
+    monkeypatch.setattr(torch.cuda.profiler, "profile", lambda: watching("profile"))
+    monkeypatch.setattr(torch.autograd.profiler, "emit_nvtx", lambda: watching("ranges"))
+    monkeypatch.setattr(gpu, "proton_tree", lambda target, device, folder: f"the tree of {target} on {device}")
+    profile = Profile([Work(KERNELS, "additive_step", 1, 70.0)], 70.0, ["attend"], on_gpu=True)
+    monkeypatch.setattr(profiling, "measure", lambda *_: Measured(1, 1e-4, 1e-4, profile))
+    status, output, error = command("profile", "toy:step")
+    assert (status, error) == (0, "")
+    assert output.startswith("toy:step: 0.10 ms a call, an imitation")
+    assert ["Python,", "autograd,", "dispatch:", "GPU", "idle", "0.030", "30%"] in map(str.split, output.splitlines())
+    assert "the tree of toy:step on cuda" in output
+    assert output.splitlines()[-1].startswith("  ncu ")
+    assert output.splitlines()[-1].endswith("'regex:^(attend)$' -o onepass python -m onepass profile toy:step --device cuda --bare")
+    monkeypatch.setattr(profiling, "measure", lambda *_: Measured(1, 1e-4, 1e-4, replace(profile, on_gpu=False)))
+    assert "no kernel of the GPU was seen" in command("profile", "toy:step")[2]
+    assert command("profile", "toy:step", "--warmup", 2, "--bare") == (0, "", "")
+    assert seen == [("profile", 2), ("ranges", 2)]
     assert sys.modules["toy"].calls == 3
 
 

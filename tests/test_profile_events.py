@@ -84,17 +84,17 @@ def test_union() -> None:
 
 def on_gpu() -> list[Any]:
     name = NAME.replace("cpu", "cuda")
-    inside = event(name, 0, 10, event("triton launch", 1, 9, device=70.0, kernels=("attend", "combine")))
-    named_on_gpu, attend, product = (event(other, 100, 100 + length) for other, length in ((name, 90), ("attend", 70), ("gemm", 50)))
-    for one in (named_on_gpu, attend, product):
+    named = event(name, 1, 9, event("aten::empty", 2, 3), device=70.0, kernels=("attend", "combine"))
+    step = event("step", 0, 30, event("onepass::additive_forward", 0, 10, named), device=100.0, kernels=("step",))
+    step_on_gpu, attend, product = (event(*span) for span in (("step", 100, 200), ("attend", 100, 170), ("gemm", 150, 200)))
+    for one in (step_on_gpu, attend, product):
         one.device_type = DeviceType.CUDA
-    named_on_gpu.is_user_annotation = True
-    product.time_range = SimpleNamespace(start=150, end=200)
-    return [*flat(inside, event("aten::mm", 20, 25, device=50.0, kernels=("gemm",))), named_on_gpu, attend, product]
+    step.is_user_annotation = step_on_gpu.is_user_annotation = True
+    return [*flat(step, event("aten::mm", 20, 25, device=50.0, kernels=("gemm",))), step_on_gpu, attend, product]
 
 
 def test_a_gpu() -> None:
-    """Times are the GPU's, kernels that overlap keep it busy once, and onepass's are known by their names."""
+    """Times are the GPU's, kernels that overlap keep it busy once, and ranges of the user's, which torch gives to the GPU too, are none."""
     profile = sort_events(on_gpu())
     assert times(profile) == {(KERNELS, "additive_forward"): (1, 70), (PRODUCTS, "aten::mm"): (1, 50)}
     assert (profile.busy, profile.on_gpu, profile.kernels) == (100, True, ["attend", "combine"])
@@ -103,7 +103,7 @@ def test_a_gpu() -> None:
 def test_ncu() -> None:
     command = gpu.ncu(["attend", "sum.1"], gpu.bare_command("model:step", "cuda:1"))
     assert command == (
-        r"ncu --set full --nvtx --kernel-name 'regex:^(attend|sum\.1)$' -o onepass "
+        r"ncu --set full --nvtx --profile-from-start off --kernel-name 'regex:^(attend|sum\.1)$' -o onepass "
         "python -m onepass profile model:step --device cuda:1 --bare"
     )
 
@@ -150,7 +150,7 @@ def test_floors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert floors.floor(call("additive_forward"), 1) == floors.Floor(64 * 96 / 1e9, "arithmetic")
     assert floors.floor(call("additive_forward", dtype="float64"), 1) == floors.Floor(64 * 96 / 0.5e9, "arithmetic")
     copied = call("stack_steps", S=0, A=0, pairs=0)
-    assert floors.floor(copied, 1) == floors.Floor(2 * 4 * 8 * 32 / 4e9, "reading")
+    assert floors.floor(copied, 1) == floors.Floor(2 * 4 * 8 * 32 / 4e9, "read bandwidth")
     assert sizes == [(1, 8192), (1, 4096)]  # each size once, a page at least
     monkeypatch.setattr(floors, "probe", lambda: None)
     assert floors.floor(copied, 1) is None

@@ -67,7 +67,8 @@ def call_of(op: str, arguments: Sequence[Any]) -> Call:
     keys, values = given.get("keys"), given.get("values")
 
     def first(*names: str) -> Tensor:
-        return next(given[name] for name in names if given.get(name) is not None)
+        found: Tensor = next(given[name] for name in names if given.get(name) is not None)
+        return found
 
     query, source = first("query", "rows", "grad_context", "weights"), first("keys", "values", "rows")
     A, D = (0 if tensor is None else tensor.shape[-1] for tensor in (keys, given.get("rows", values)))

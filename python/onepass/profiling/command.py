@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +58,7 @@ def profile(
         lines = rows(measured, torch.get_num_threads(), advance)
     where = _where(place if measured.profile.on_gpu else torch.device("cpu"))
     console.print(f"{target}: {1e3 * measured.seconds:.2f} ms a call, {where}")
-    console.print(f"under the profiler {1e3 * measured.profiled_seconds:.2f} ms, in which (means of {repeat}):\n")
+    console.print(f"under the profiler {1e3 * measured.profiled_seconds:.2f} ms, in which (means of {measured.repeat}):\n")
     console.print(table(lines))
     if not any(row.kind == KERNELS for row in lines):
         notes.print("no kernel of onepass ran: `python -m onepass info` says which backends there are")
@@ -95,10 +95,13 @@ def _device(name: str) -> torch.device:
 
 
 def _call_once(run: Run, warmup: int, device: torch.device) -> None:
+    """Of the calls the last has NVTX ranges, and is the one that a profiler sees which starts when it is told to."""
     for _ in range(warmup):
         run()
-    ranges = torch.autograd.profiler.emit_nvtx() if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
-    with ranges:
+    with ExitStack() as watched:
+        if device.type == "cuda":
+            watched.enter_context(torch.cuda.profiler.profile())
+            watched.enter_context(torch.autograd.profiler.emit_nvtx())  # type: ignore[no-untyped-call]
         run()
 
 

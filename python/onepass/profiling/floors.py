@@ -40,7 +40,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds, and what takes them: ``"arithmetic"`` or ``"reading"``."""
+    """Seconds, and what takes them: ``"arithmetic"`` or ``"read bandwidth"``."""
 
     seconds: float
     limit: str
@@ -73,7 +73,7 @@ def floor(call: Call, threads: int) -> Floor | None:
     ceilings = ceilings_of(call.device, threads, _power_of_two(moved(call)))
     rate = ceilings.multiply_adds / (2 if call.dtype == "float64" else 1)
     arithmetic, reading = slots(call) / rate, moved(call) / ceilings.read
-    return Floor(arithmetic, "arithmetic") if arithmetic > reading else Floor(reading, "reading")
+    return Floor(arithmetic, "arithmetic") if arithmetic > reading else Floor(reading, "read bandwidth")
 
 
 @cache

@@ -18,9 +18,10 @@ from rich.tree import Tree
 
 
 def ncu(kernels: Sequence[str], bare: Sequence[str]) -> str:
-    """Nsight Compute on the kernels that onepass launched, each as often as one call does."""
+    """Nsight Compute on the kernels that onepass launched, in one call after the warm-up."""
     names = "|".join(re.escape(name) for name in kernels)
-    return shlex.join(["ncu", "--set", "full", "--nvtx", "--kernel-name", f"regex:^({names})$", "-o", "onepass", *bare])
+    options = ["--set", "full", "--nvtx", "--profile-from-start", "off", "--kernel-name", f"regex:^({names})$", "-o", "onepass"]
+    return shlex.join(["ncu", *options, *bare])
 
 
 def bare_command(target: str, device: str) -> list[str]:

@@ -63,7 +63,7 @@ def _sizes(work: Work) -> str:
 def _against_ceiling(work: Work, threads: int) -> dict[str, Any]:
     """A kernel's rate, and its floor over its time; what limits it is what makes up most of the floor."""
     elements = operations = moved = 0.0
-    of_limit = {"arithmetic": 0.0, "reading": 0.0}
+    of_limit = {"arithmetic": 0.0, "read bandwidth": 0.0}
     for call, (calls, _) in work.of_sizes.items():
         if (floor := floors.floor(call, threads)) is None:
             return {}
@@ -75,7 +75,7 @@ def _against_ceiling(work: Work, threads: int) -> dict[str, Any]:
     if moved == 0 or seconds == 0:
         return {}
     limit = max(of_limit, key=lambda name: of_limit[name])
-    if limit == "reading":
+    if limit == "read bandwidth":
         rate = f"{moved / seconds / 1e9:.1f} GB/s"
     elif elements:
         rate = f"{elements / seconds / 1e9:.1f} G elements/s"
