@@ -122,8 +122,13 @@ def _print_gpu(console: Console, target: str, device: torch.device, measured: Me
 
 @contextmanager
 def _bar(total: int) -> Iterator[tuple[Callable[[], None], Callable[[int], None]]]:
-    """A progress bar on a terminal alone, gone when it is full: one step more done, and so many steps more to do."""
+    """A progress bar on a terminal alone, gone when it is full: one step more done, and so many steps more to do. It is drawn between
+    calls only, so that it takes no part in them."""
     text = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*text, console=notes, disable=not notes.is_terminal, transient=True) as progress:
+    with Progress(*text, console=notes, disable=not notes.is_terminal, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("profiling", total=total)
-        yield lambda: progress.advance(task), lambda more: progress.update(task, total=total + more)
+
+        def advance() -> None:
+            progress.update(task, advance=1, refresh=True)
+
+        yield advance, lambda more: progress.update(task, total=total + more, refresh=True)
