@@ -23,7 +23,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py benchmarks/steps.py
 	$(BIN)/mypy benchmarks/gpuless.py benchmarks/gpu
 	$(BIN)/mypy examples/g2p/results.py
-	$(BIN)/mypy --strict tests/ptx
+	$(BIN)/mypy --strict tests/ptx tests/instructions.py
 
 # torch first and by itself: the build takes its headers from the environment (see setup.py).
 $(VENV)/installed: $(SOURCES)

@@ -1,5 +1,6 @@
 // The ops onepass::additive_*.
 #include "cpu.h"
+#include "named.h"
 
 namespace onepass {
 namespace {
@@ -23,6 +24,7 @@ std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
   if (args.context.data == nullptr) args.context.data = &nothing;
+  const Named named("additive_forward", s, args.visibility, args.query.dtype);
   kernels().additive_forward(args, executor());
   return {context, weights};
 }
@@ -38,12 +40,13 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
   args.v = in.in("v", v, in.width_of_v(s));
   args.visibility = in.visibility(lengths, mask, s);
   args.weights = in.view("scores", scores);
+  const Named named("additive_scores", s, args.visibility, args.query.dtype);
   kernels().additive_forward(args, executor());
   return scores;
 }
 
-Grads3 score_gradients(Arguments& in, AdditiveBackward& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v,
-                       const OptionalTensor& lengths, const OptionalTensor& mask) {
+Grads3 score_gradients(const char* op, Arguments& in, AdditiveBackward& args, const TorchTensor& query, const TorchTensor& keys,
+                       const TorchTensor& v, const OptionalTensor& lengths, const OptionalTensor& mask) {
   const Shape& s = args.shape;
   TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
   TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
@@ -59,6 +62,7 @@ Grads3 score_gradients(Arguments& in, AdditiveBackward& args, const TorchTensor&
   args.grad_v = in.view("grad_v", grad_v);
   args.grad_scores = in.view("grad_scores", grad_scores);
   args.partial_v = in.view("partial_v", partial_v);
+  const Named named(op, s, args.visibility, args.query.dtype);
   kernels().additive_backward(args, executor());
   return {grad_query, grad_keys, grad_v};
 }
@@ -75,7 +79,7 @@ Grads4 backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchT
   args.grad_context = in.in("grad_context", grad_context, in.with_heads(s, s.T, s.D));
   args.grad_weights = in.in("grad_weights", grad_weights, in.with_heads(s, s.T, s.S), accumulator(query));
   args.grad_values = in.view("grad_values", grad_values);
-  auto [grad_query, grad_keys, grad_v] = score_gradients(in, args, query, keys, v, lengths, mask);
+  auto [grad_query, grad_keys, grad_v] = score_gradients("additive_backward", in, args, query, keys, v, lengths, mask);
   return {grad_query, grad_keys, grad_values, grad_v};
 }
 
@@ -86,7 +90,7 @@ Grads3 scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor k
   args.shape = shape_of_call(query, keys, 0);
   const ScalarType wide = accumulator(query), dtype = grad_scores.scalar_type() == wide ? wide : query.scalar_type();
   args.grad_weights = in.in("grad_scores", grad_scores, in.with_heads(args.shape, args.shape.T, args.shape.S), dtype);
-  return score_gradients(in, args, query, keys, v, lengths, mask);
+  return score_gradients("additive_scores_backward", in, args, query, keys, v, lengths, mask);
 }
 
 }  // namespace

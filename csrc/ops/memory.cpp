@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "named.h"
 
 namespace onepass {
 namespace {
@@ -33,6 +34,7 @@ Three prepare(TorchTensor keys, TorchTensor v, OptionalTensor lengths, OptionalT
   args.v = in.in("v", v, in.width_of_v(s));
   args.visibility = in.visibility(lengths, mask, s);
   args.memory = {in.view("exponentials", exponentials), in.view("sizes", sizes), in.view("weighting", weighting), stride};
+  const Named named("additive_prepare", s, args.visibility, args.keys.dtype, args.memory.exponentials.dtype);
   kernels().additive_prepare(args, executor());
   return {exponentials, sizes, weighting};
 }
@@ -71,6 +73,7 @@ Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, Torch
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
   if (args.context.data == nullptr) args.context.data = &nothing;
+  const Named named("additive_step", s, args.visibility, args.query.dtype, args.values.dtype);
   kernels().additive_forward(args, executor());
   return {context, weights};
 }
@@ -90,6 +93,7 @@ Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values,
   args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
+  const Named named("multiplicative_step", s, args.visibility, args.query.dtype, args.values.dtype);
   kernels().multiplicative_forward(args, executor());
   return {context, weights};
 }
@@ -117,6 +121,8 @@ struct Step {
     args.grad_query = in.view("grad_query", grad_query);
     args.grad_scores = in.view("grad_scores", grad_scores);
   }
+
+  Named named(const char* op) const { return {op, args.shape, args.visibility, args.query.dtype, args.values.dtype}; }
 };
 
 Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
@@ -124,6 +130,7 @@ Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weig
                            OptionalTensor lengths, OptionalTensor mask) {
   Step step(grad_context, grad_weights, query, keys, values, weights, lengths, mask);
   step.args.memory = prepared(step.in, step.args.shape, query, exponentials, sizes, weighting);
+  const Named named = step.named("additive_step_backward");
   kernels().additive_step_backward(step.args, executor());
   return {step.grad_query, step.grad_scores};
 }
@@ -132,6 +139,7 @@ Two multiplicative_step_backward(OptionalTensor grad_context, OptionalTensor gra
                                  TorchTensor values, double scale, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
   Step step(grad_context, grad_weights, query, keys, values, weights, lengths, mask);
   step.args.scale = scale;
+  const Named named = step.named("multiplicative_step_backward");
   kernels().multiplicative_step_backward(step.args, executor());
   return {step.grad_query, step.grad_scores};
 }
@@ -168,6 +176,7 @@ TorchTensor stack_steps(std::vector<TorchTensor> steps, bool several) {
       for (int64_t k = begin[i]; k < begin[i + 1]; ++k)
         std::memcpy(to.at(bh / H, bh % H, k), from[i].at(bh / H, bh % H, k - begin[i]), static_cast<size_t>(W * size_of(to.dtype)));
   };
+  const Named named("stack_steps", {B, H, begin.back(), 0, 0, W}, {}, to.dtype);
   if (W > 0)
     executor().run(
         B * H, [](void* context, int64_t bh) { (*static_cast<decltype(copy)*>(context))(bh); },
@@ -181,12 +190,14 @@ TorchTensor source_sums(TorchTensor weights, TorchTensor rows, OptionalTensor le
   args.shape = shape_of_call(rows, weights, 0);
   Shape& s = args.shape;
   s.D = s.A;
+  s.A = 0;
   s.S = weights.size(weights.dim() - 1);
   TorchTensor sums = empty(rows, in.with_heads(s, s.S, s.D));
   args.weights = in.in("weights", weights, in.with_heads(s, s.T, s.S), accumulator(rows));
   args.grad_context = in.in("rows", rows, in.with_heads(s, s.T, s.D));
   args.visibility = in.visibility(lengths, mask, s);
   args.grad_values = in.view("sums", sums);
+  const Named named("source_sums", s, args.visibility, args.grad_context.dtype);
   kernels().source_sums(args, executor());
   return sums;
 }
@@ -208,6 +219,7 @@ TorchTensor weighted_values(TorchTensor weights, TorchTensor values, OptionalTen
   TorchTensor context = empty(weights, in.per_query(args.shape, args.shape.D));
   args.weights = in.in("weights", weights, in.per_query(args.shape, args.shape.S));
   args.context = in.view("context", context);
+  const Named named("weighted_values", args.shape, args.visibility, args.weights.dtype, args.values.dtype);
   kernels().weighted_values(args, executor());
   return context;
 }
@@ -218,6 +230,7 @@ TorchTensor weighted_values_backward(TorchTensor grad_context, TorchTensor value
   TorchTensor grad_weights = empty(grad_context, in.per_query(args.shape, args.shape.S));
   args.context = in.in("grad_context", grad_context, in.per_query(args.shape, args.shape.D));
   args.weights = in.view("grad_weights", grad_weights);
+  const Named named("weighted_values_backward", args.shape, args.visibility, args.context.dtype, args.values.dtype);
   kernels().weighted_values_backward(args, executor());
   return grad_weights;
 }

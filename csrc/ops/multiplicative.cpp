@@ -1,5 +1,6 @@
 // The ops onepass::multiplicative_*.
 #include "cpu.h"
+#include "named.h"
 
 namespace onepass {
 namespace {
@@ -25,6 +26,7 @@ Three forward(TorchTensor query, TorchTensor keys, TorchTensor values, double sc
   args.context = in.view("context", context);
   if (keep_weights) args.weights = in.view("weights", weights);
   args.logsumexp = {logsumexp.mutable_data_ptr(), s.H * s.T, s.T, 1, dtype_of("logsumexp", logsumexp)};
+  const Named named("multiplicative_forward", s, args.visibility, args.query.dtype);
   kernels().multiplicative_forward(args, executor());
   return {context, weights, logsumexp};
 }
@@ -54,6 +56,7 @@ Three backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTe
   args.grad_query = in.view("grad_query", grad_query);
   args.grad_keys = in.view("grad_keys", grad_keys);
   args.grad_values = in.view("grad_values", grad_values);
+  const Named named("multiplicative_backward", s, args.visibility, args.query.dtype);
   kernels().multiplicative_backward(args, executor());
   return {grad_query, grad_keys, grad_values};
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from onepass._calls import call_of
 from onepass._schemas import SCHEMAS
 
 IN_CUDA: frozenset[str] = frozenset()  # the ops that onepass/_cuda has
@@ -69,7 +70,11 @@ def _in_triton(name: str) -> Callable[..., Any]:
     """The op on Triton, which is imported when the first call comes."""
 
     def call(*arguments: Any) -> Any:
-        return importlib.import_module("onepass.kernels.ops").OPS[name](*arguments)
+        op = importlib.import_module("onepass.kernels.ops").OPS[name]
+        if not torch.autograd.profiler._is_profiler_enabled:
+            return op(*arguments)
+        with torch._C._profiler._RecordFunctionFast(str(call_of(name, arguments))):  # an op, so that kernels count as its own
+            return op(*arguments)
 
     return call
 
