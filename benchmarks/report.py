@@ -12,7 +12,7 @@ from .providers import mine
 from .records import MEASURED, MISSING, Record, Results, caption
 from .workloads import Shape
 
-SIZES = "B T S A D"
+SIZES = "BxTxSxAxD"
 PLACE = ("kernel", "shape", SIZES, "direction", "provider")
 TEXT = (*PLACE, "dtype", "verdict")
 FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -36,10 +36,12 @@ class Grid(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: list[list[str]]
+    note: str = ""
 
 
 def sizes(shape: Shape) -> str:
-    return " ".join(str(size) for size in shape[1:] if size)
+    """As ``--shapes`` takes them."""
+    return "x".join(str(size) for size in shape[1:] if size)
 
 
 def cell(record: Record | None, metric: str) -> str:
@@ -75,9 +77,10 @@ def pivots(records: Sequence[Record]) -> Iterator[Grid]:
         for shape, found in shapes.items():
             own = min((r for r in found.values() if mine(r.provider)), key=lambda r: r.median, default=None)
             times = [f"{1e3 * found[name].median:.3g}" if name in found else "" for name in names]
-            rows.append([shape.name, sizes(shape), *times, *(cell(own, metric) for metric in SUMMARY)])
-        columns = ["shape", SIZES, *names, *(FIGURES[metric][0] for metric in SUMMARY)]
-        yield Grid(f"{kernel}, {direction}, {dtype} on {device}: milliseconds", columns, rows)
+            rows.append([shape.name, *times, *(cell(own, metric) for metric in SUMMARY)])
+        columns = ["shape", *names, *(FIGURES[metric][0] for metric in SUMMARY)]
+        note = f"{SIZES}: " + ", ".join(f"{shape.name} {sizes(shape)}" for shape in shapes)
+        yield Grid(f"{kernel}, {direction}, {dtype} on {device}: milliseconds", columns, rows, note)
 
 
 def everything(records: Sequence[Record]) -> Grid:
@@ -143,9 +146,11 @@ def show(results: Results, console: Console) -> None:
 
 
 def table(grid: Grid) -> Table:
-    drawn = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, header_style="dim")
+    drawn = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, header_style="dim", padding=0)
+    drawn.caption, drawn.caption_justify = grid.note or None, "left"
     for column in grid.columns:
-        drawn.add_column(column, justify="left" if column in TEXT else "right", style="bold red" if mine(column) else "")
+        look = "bold red" if mine(column) else ""
+        drawn.add_column(column, justify="left" if column in TEXT else "right", style=look, no_wrap=column == "shape")
     for row in grid.rows:
         drawn.add_row(*row)
     return drawn
