@@ -10,7 +10,7 @@ SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc 
 
 demo: $(VENV)/installed
 	$(BIN)/python -m onepass info
-	$(BIN)/python -m onepass bench --quick --html benchmark.html
+	$(BIN)/python -m onepass bench --family additive --family multiplicative --shapes NMT --shapes summarisation --rounds 3 --html benchmark.html
 	$(BIN)/python -m onepass train examples/g2p/configs/demo.toml --output g2p-demo $(if $(wildcard g2p-demo/checkpoint.safetensors),--resume)
 	$(BIN)/python -m onepass evaluate g2p-demo --json g2p-demo/result.json --picture g2p-demo/alignment.png
 
