@@ -1,4 +1,4 @@
-"""The command line: ``python -m onepass info | train | decode | evaluate | profile``."""
+"""The command line: ``python -m onepass info | train | decode | evaluate | bench | profile``."""
 
 import sys
 
@@ -13,6 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import typer
 
+        from onepass.benchmarks.command import bench
         from onepass.profiling.command import profile
         from onepass.seq2seq import commands
         from onepass.seq2seq.data import DataError
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         """Versions, backends and why one is not available, instruction set, measured ceilings."""
         _print_info(no_measure)
 
-    for command in (commands.train, commands.decode, commands.evaluate, profile):
+    for command in (commands.train, commands.decode, commands.evaluate, bench, profile):
         app.command()(command)
     try:
         app(given, prog_name="python -m onepass")
