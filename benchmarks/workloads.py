@@ -1,171 +1,121 @@
-"""The inputs that everything is measured on, and who computes them: each provider a few lines, with the reason if it is not there."""
+"""What is measured: families of operations, shapes named for where they come from, inputs, and what the results must be.
 
-from collections.abc import Callable
+A family is registered once and brings everything that the harness needs to know of it: the tensors of a workload, the exact results, the
+work that cannot be avoided. Who computes it is in ``providers``.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import onepass
-from onepass import reference
+FORWARD, BOTH = "forward", "forward + backward"
+Run = Callable[[], object]  # computes the results once: a tensor, or a sequence of tensors, of torch or convertible by numpy
+Seconds = Mapping[str, list[float]]  # of every provider in every round
 
-Attention = Callable[..., Tensor]
 
+class Shape(NamedTuple):
+    """``A`` is the attention width, ``D`` the value width; ``name`` says whose the sizes are."""
 
-@dataclass(frozen=True)
-class Workload:
-    """One family at one shape. ``A`` is the attention width, ``D`` the value width."""
-
-    family: str  # "additive" or "multiplicative"
+    name: str
     B: int
     T: int
     S: int
     A: int
     D: int
+
+
+class Exact(NamedTuple):
+    """A result in float64, and of every element the sum of the magnitudes of the terms that it is a sum of."""
+
+    value: Tensor
+    size: Tensor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation cannot do without: ``elements`` are its unit of work, ``bytes`` those of inputs and results, each once."""
+
+    elements: int
+    multiply_adds: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One family at one shape, in one dtype on one device; ``make`` fills in the tensors."""
+
+    family: str
+    shape: Shape
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
     tensors: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def make(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> "Workload":
-        """The same with its input tensors: projections of the size that a trained model's have, all wanting gradients."""
-        g = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(*shape, generator=g) * scale).to(dtype).requires_grad_()
-
-        scale = 0.5 if self.family == "additive" else self.A**-0.25
-        self.tensors["query"] = normal(self.B, self.T, self.A, scale=scale)
-        self.tensors["keys"] = normal(self.B, self.S, self.A, scale=scale)
-        self.tensors["values"] = normal(self.B, self.S, self.D)
-        if self.family == "additive":
-            self.tensors["v"] = normal(self.A, scale=self.A**-0.5)
-        self.tensors["upstream"] = normal(self.B, self.T, self.D).detach()
+    def make(self, seed: int = 0) -> "Workload":
+        self.tensors.update(FAMILIES[self.family].make(self, torch.Generator().manual_seed(seed)))
         return self
+
+    def normal(self, generator: torch.Generator, *sizes: int, scale: float = 1.0) -> Tensor:
+        """A random tensor that wants a gradient, the same on every device."""
+        return (torch.randn(*sizes, generator=generator) * scale).to(self.device, self.dtype).requires_grad_()
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for name, tensor in self.tensors.items() if name != "upstream")
-
-    @property
-    def elements(self) -> int:
-        """B * T * S * A: tanh terms of the additive family, multiply-adds of one product of the multiplicative one."""
-        return self.B * self.T * self.S * self.A
-
-    def __str__(self) -> str:
-        return f"B {self.B}  T {self.T}  S {self.S}  A {self.A}  D {self.D}"
+        """The tensors that gradients are taken for, in order."""
+        return tuple(tensor for tensor in self.tensors.values() if tensor.requires_grad)
 
 
-SHAPES = ((32, 32, 48, 512, 1024), (8, 100, 400, 256, 512), (128, 10, 128, 1024, 512))
+class Family:
+    """An operation to measure. Subclasses give the four that have no default, and pass an instance to ``register``."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    bars: tuple[str, ...] = ()  # names of the shapes that the README's tables show
+    directions: tuple[str, ...] = (FORWARD, BOTH)
+    threads: int | None = None  # on a CPU, if not all
+
+    def make(self, workload: Workload, generator: torch.Generator) -> dict[str, Tensor]:
+        """The tensors by name; those that want gradients are inputs, ``upstream`` is the gradient that the backward starts from."""
+        raise NotImplementedError
+
+    def expected(self, workload: Workload) -> dict[str, list[Exact]]:
+        """The results of each direction, in the order in which a ``Run`` returns them."""
+        raise NotImplementedError
+
+    def cost(self, workload: Workload, direction: str) -> Cost:
+        raise NotImplementedError
+
+    def budget(self, workload: Workload, direction: str) -> int | None:
+        """Bytes beyond inputs and results that onepass promises to stay within, if it promises any."""
+        return None
+
+    def beside(self, workload: Workload, direction: str) -> dict[str, Run]:
+        """Runs that take turns with the providers' without being one: what a limit is measured by."""
+        return {}
+
+    def metrics(self, workload: Workload, direction: str, seconds: Seconds, ceilings: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """More figures, by provider; ``seconds`` has the runs of ``beside`` too."""
+        return {}
 
 
-def workloads(family: str) -> list[Workload]:
-    """The three shapes of the family; in the multiplicative one values are as wide as keys."""
-    return [Workload(family, B, T, S, A, A if family == "multiplicative" else D) for B, T, S, A, D in SHAPES]
+FAMILIES: dict[str, Family] = {}
 
 
-def eager_additive(query: Tensor, keys: Tensor, values: Tensor, v: Tensor) -> Tensor:
-    scores = torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1)) @ v
-    return torch.softmax(scores, -1) @ values
+def register(family: Family) -> None:
+    assert family.name not in FAMILIES, f"family {family.name!r} is there already"
+    FAMILIES[family.name] = family
 
 
-def eager_multiplicative(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    return torch.softmax(query @ keys.transpose(1, 2), -1) @ values
-
-
-def sdpa(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, scale=1.0)
-
-
-def jax_provider(family: str) -> Callable[[Workload, bool], Callable[[], object]]:
-    """jax.jit on the CPU; raises ImportError where jax is not installed."""
-    import jax  # type: ignore[import-not-found]
-    import jax.numpy as jnp  # type: ignore[import-not-found]
-
-    def context(query, keys, values, *v):  # type: ignore[no-untyped-def]
-        if family == "additive":
-            scores = jnp.tanh(query[:, :, None] + keys[:, None]) @ v[0]
-        else:
-            scores = query @ keys.transpose(0, 2, 1)
-        return jax.nn.softmax(scores, -1) @ values
-
-    def prepare(workload: Workload, backward: bool) -> Callable[[], object]:
-        arrays = [jnp.asarray(tensor.detach().numpy()) for tensor in workload.inputs]
-        upstream = jnp.asarray(workload.tensors["upstream"].numpy())
-        if backward:
-            run = jax.jit(lambda *a: jax.vjp(context, *a)[1](upstream))
-        else:
-            run = jax.jit(context)
-        return lambda: jax.block_until_ready(run(*arrays))
-
-    return prepare
-
-
-def torch_provider(function: Attention) -> Callable[[Workload, bool], Callable[[], object]]:
-    """Forward alone without gradients, or forward and backward to every input."""
-
-    def prepare(workload: Workload, backward: bool) -> Callable[[], object]:
-        inputs, upstream = workload.inputs, workload.tensors["upstream"]
-
-        def forward() -> object:
-            with torch.no_grad():
-                return function(*inputs)
-
-        return (lambda: torch.autograd.grad(function(*inputs), inputs, upstream)) if backward else forward
-
-    return prepare
-
-
-def providers(family: str) -> tuple[dict[str, Callable[[Workload, bool], Callable[[], object]]], dict[str, str]]:
-    """Those that are there, and why the others are not. ``onepass`` is the first, ``eager`` the second."""
-    functional: Callable[..., tuple[Tensor, Tensor | None]] = (
-        onepass.additive_attention if family == "additive" else onepass.multiplicative_attention
-    )
-    eager = eager_additive if family == "additive" else eager_multiplicative
-    there = {
-        "onepass": torch_provider(lambda *inputs: functional(*inputs, backend="cpu")[0]),
-        "eager": torch_provider(eager),
-        "torch.compile": torch_provider(torch.compile(eager)),
-    }
-    missing = {}
-    if family == "multiplicative":
-        there["SDPA"] = torch_provider(sdpa)
-    try:
-        there["jax.jit"] = jax_provider(family)
-    except ImportError:
-        missing["jax.jit"] = "jax is not installed (pip install jax)"
-    return there, missing
-
-
-def expected(workload: Workload) -> list[tuple[Tensor, Tensor]]:
-    """Context and all gradients by the float64 reference, a few batch entries at a time, each with the sum of its terms' magnitudes."""
-    step = max(1, (1 << 25) // max(1, workload.elements // workload.B))
-    chunks = []
-    for first in range(0, workload.B, step):
-        part = slice(first, first + step)
-        inputs = [x.detach()[part] if x.dim() > 1 else x.detach() for x in workload.inputs]
-        inputs = [x.double().requires_grad_() for x in inputs]
-        upstream = workload.tensors["upstream"][part].double()
-        function = reference.additive_attention if workload.family == "additive" else reference.multiplicative_attention
-        context, weights = function(*inputs, need_weights=True)
-        exact = (context.detach(), *torch.autograd.grad(context, inputs, upstream))
-        chunks.append(list(zip(exact, _magnitudes(workload.family, weights, upstream, *inputs), strict=True)))
-    whole = []
-    for parts in zip(*chunks, strict=True):
-        values, sizes = zip(*parts, strict=True)
-        summed = values[0].dim() == 1  # dv, over the whole batch
-        whole.append((torch.stack(values).sum(0), torch.stack(sizes).sum(0)) if summed else (torch.cat(values), torch.cat(sizes)))
-    return whole
-
-
-@torch.no_grad()
-def _magnitudes(
-    family: str, weights: Tensor | None, upstream: Tensor, query: Tensor, keys: Tensor, values: Tensor, *v: Tensor
-) -> list[Tensor]:
-    """What each result is a sum of, in magnitudes: one rounding of that is the least that any order of summation may be off by."""
-    assert weights is not None
-    product = upstream @ values.mT
-    g = (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()  # |dL/dscore|
-    if family == "additive":
-        queries, sources = g.sum(-1)[..., None] * v[0].abs(), g.sum(-2)[..., None] * v[0].abs()
-    else:
-        queries, sources = g @ keys.abs(), g.mT @ query.abs()
-    rows = [weights @ values.abs(), queries, sources, weights.mT @ upstream.abs()]
-    return [*rows, g.sum().expand(v[0].shape)] if v else rows
+# B, T, S, A, D
+NMT = Shape("NMT", 32, 32, 48, 512, 1024)
+SUMMARISATION = Shape("summarisation", 8, 100, 400, 256, 512)  # See et al. 2017: articles of 400 words, summaries of 100
+TORCH = Shape("torch 128x10", 128, 10, 128, 1024, 512)  # B, T, S, A of pytorch's benchmarks/tensorexpr/attention.py, as the next
+TORCH_STEP = Shape("torch 1280x1", 1280, 1, 66, 1024, 512)
+SPEECH = Shape("speech", 16, 60, 200, 320, 640)  # Listen, attend and spell: characters over frames that a pyramid has thinned out
+TACOTRON = Shape("Tacotron", 32, 160, 100, 128, 512)  # Shen et al. 2018: 128 channels over 512 of the encoder
+G2P = Shape("G2P", 128, 8, 9, 160, 320)  # examples/g2p
+RECOMMENDER = Shape("recommender", 512, 1, 50, 200, 400)  # Wu et al. 2019 (NAML): 50 articles read, pooled by one learned query
+SHAPES = (NMT, SUMMARISATION, TORCH, TORCH_STEP, SPEECH, TACOTRON, G2P, RECOMMENDER)
+BARS = (NMT.name, SUMMARISATION.name, TORCH.name)

@@ -1,0 +1,1 @@
+"""What onepass and its peers take, in time and memory: ``python -m onepass bench``."""
