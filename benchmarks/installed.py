@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import ClassVar
 
 
 def module(name: str, without: Collection[str] = ()) -> ModuleType:
@@ -51,7 +52,7 @@ class _Bare(MetaPathFinder):
 
 
 class _StandIn(ModuleType):
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
