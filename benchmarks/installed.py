@@ -13,7 +13,6 @@ from collections.abc import Collection, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import ClassVar
 
 
 def module(name: str, without: Collection[str] = ()) -> ModuleType:
@@ -52,8 +51,6 @@ class _Bare(MetaPathFinder):
 
 
 class _StandIn(ModuleType):
-    __path__: ClassVar[list[str]] = []
-
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
