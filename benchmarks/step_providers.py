@@ -1,7 +1,7 @@
 """Who takes steps: onepass over a memory; the formulas over the tensors themselves, one query at a time."""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -34,39 +34,32 @@ def training(workload: Workload, direction: str, begin: Begin) -> Run:
     return run
 
 
-def decoding(workload: Workload, direction: str, begin: Begin) -> Run:
-    query = workload.tensors["query"].detach()[:, 0].contiguous()
+def asked(begin: Begin, query: Tensor, *tensors: Tensor) -> Callable[[], Tensor]:
+    """A step without gradients; what it begins with is there before."""
     with torch.no_grad():
-        step = begin(*workload.inputs[1:])
+        step = begin(*tensors)
 
-    def run() -> object:
+    def run() -> Tensor:
         with torch.no_grad():
             return step(query)
 
     return run
+
+
+def decoding(workload: Workload, direction: str, begin: Begin) -> Run:
+    return asked(begin, workload.tensors["query"].detach()[:, 0].contiguous(), *workload.inputs[1:])
 
 
 def together(workload: Workload, direction: str, begin: Begin) -> Run:
-    query, step = workload.tensors["query"].detach(), begin(*(x.detach() for x in workload.inputs[1:]))
-
-    def run() -> object:
-        with torch.no_grad():
-            return step(query)
-
-    return run
+    return asked(begin, workload.tensors["query"].detach(), *workload.inputs[1:])
 
 
 def copies(workload: Workload, direction: str, begin: Begin) -> Run:
-    """Every beam has a memory of its own."""
+    """Every beam is a sentence with a memory of its own."""
     query, keys, values, *v = (x.detach() for x in workload.inputs)
     B, K, A = query.shape
-    step, apart = begin(keys.repeat_interleave(K, 0), values.repeat_interleave(K, 0), *v), query.reshape(B * K, A)
-
-    def run() -> object:
-        with torch.no_grad():
-            return step(apart).view(B, K, -1)
-
-    return run
+    run = asked(begin, query.reshape(B * K, A), keys.repeat_interleave(K, 0), values.repeat_interleave(K, 0), *v)
+    return lambda: run().view(B, K, -1)
 
 
 def many(workload: Workload, direction: str, begin: Begin) -> Run:
@@ -82,18 +75,24 @@ def many(workload: Workload, direction: str, begin: Begin) -> Run:
     return run
 
 
-LOOPS = {"steps": training, "decoding": decoding, "beams": copies, "overhead": many}
+Loop = Callable[[Workload, str, Begin], Run]
+LOOPS: dict[str, Loop] = {"steps": training, "decoding": decoding}
+ALL_LOOPS: dict[str, Loop] = {**LOOPS, "beams": copies, "overhead": many}
 
 
 def register(
-    name: str, begin_of: Callable[[str], Begin], kinds: Collection[str], functions: Collection[str] = tuple(MEMORIES), **more: Any
+    name: str,
+    begin_of: Callable[[str], Begin],
+    loops: Mapping[str, Loop] = LOOPS,
+    functions: Collection[str] = tuple(MEMORIES),
+    **more: Any,
 ) -> None:
     """``begin_of`` a function's name is how its steps begin."""
 
-    @provider(name, {f"{function} {kind}" for function in functions for kind in kinds}, **more)
+    @provider(name, {f"{function} {kind}" for function in functions for kind in loops}, **more)
     def prepare(workload: Workload, direction: str) -> Run:
         function, kind = workload.family.split()
-        return LOOPS[kind](workload, direction, begin_of(function))
+        return loops[kind](workload, direction, begin_of(function))
 
 
 def over_tensors(attention: Formula) -> Begin:
@@ -118,17 +117,13 @@ def _backend(name: str) -> None:
         return _backends.not_supported_reasons(name, torch.device(workload.device))
 
     begin_of = functools.partial(over_memory, backend=name)
-    register(f"onepass {name}", begin_of, ("steps", "decoding", "overhead"), more_reasons=reasons)
-    register(f"onepass {name}, copies", begin_of, ("beams",), more_reasons=reasons)
-
-    @provider(f"onepass {name}", {f"{function} beams" for function in MEMORIES}, more_reasons=reasons)
-    def one_memory(workload: Workload, direction: str) -> Run:
-        return together(workload, direction, begin_of(workload.family.split()[0]))
+    register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, more_reasons=reasons)
+    register(f"onepass {name}, copies", begin_of, {"beams": copies}, more_reasons=reasons)
 
 
 for backend in _backends.NAMES:
     _backend(backend)
-register(EAGER, lambda function: over_tensors(FORMULAE[function]), LOOPS)
-register("torch.compile", _compiled, ("steps", "decoding"), compiles=True)
+register(EAGER, lambda function: over_tensors(FORMULAE[function]), ALL_LOOPS)
+register("torch.compile", _compiled, compiles=True)
 sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=1.0)
-register("SDPA", lambda function: over_tensors(sdpa), ("steps", "decoding"), ("multiplicative",))
+register("SDPA", lambda function: over_tensors(sdpa), functions=("multiplicative",))
