@@ -13,8 +13,11 @@ from .workloads import BARS, BOTH, FORWARD, SHAPES, Cost, Exact, Family, Shape, 
 class Function(Family):
     """Of query, keys and perhaps values and v, projected already, of the size that a trained model's have."""
 
-    shapes: tuple[Shape, ...] = SHAPES
-    bars = BARS
+    bars: tuple[str, ...] = BARS
+
+    def __init__(self) -> None:
+        self.shapes = tuple(map(self.fitted, SHAPES))
+        self.small = self.fitted(Family.small)
 
     def make(self, workload: Workload, generator: torch.Generator) -> dict[str, Tensor]:
         _, B, T, S, A, D = workload.shape
@@ -114,14 +117,19 @@ class Multiplicative(Function):
     """Values are as wide as keys, as SDPA's users have them."""
 
     name = "multiplicative"
-    shapes = tuple(shape._replace(D=shape.A) for shape in SHAPES)
+
+    def fitted(self, shape: Shape) -> Shape:
+        return shape._replace(D=shape.A)
 
 
 class Scores(Function):
     """Scores alone, as pointer networks and other normalisers take them; without values."""
 
     name = "scores"
-    shapes = tuple(shape._replace(D=0) for shape in SHAPES)
+    bars = ()
+
+    def fitted(self, shape: Shape) -> Shape:
+        return shape._replace(D=0)
 
 
 for function in (Additive(), Multiplicative(), Scores()):

@@ -36,6 +36,8 @@ class Provider:
     needs: dict[str, str] = field(default_factory=dict)  # modules to import, and what to install for each
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: Collection[torch.dtype] = FLOATS
+    compiles: bool = False  # on its first call
+    optional: bool = False  # measured only where asked for by its name
     more_reasons: Callable[[Workload], list[str]] = lambda workload: []
 
     def not_supported_reasons(self, workload: Workload) -> list[str]:
@@ -65,10 +67,21 @@ def provider(name: str, families: Collection[str], **more: Any) -> Callable[[Pre
 
 def providers(workload: Workload) -> tuple[dict[str, Provider], dict[str, str]]:
     """Those of the workload's family, and why others of them cannot serve it. Those of onepass come first, then ``eager``."""
-    named = {found.name: found for found in PROVIDERS if workload.family in found.families}
-    ordered = sorted(named, key=lambda name: (not mine(name), name != EAGER))
-    missing = {name: "; ".join(reasons) for name in ordered if (reasons := named[name].not_supported_reasons(workload))}
-    return {name: named[name] for name in ordered if name not in missing}, missing
+    of_family = [found for found in PROVIDERS if workload.family in found.families]
+    ordered = sorted(of_family, key=lambda found: (not mine(found.name), found.name != EAGER))
+    missing = {found.name: "; ".join(reasons) for found in ordered if (reasons := found.not_supported_reasons(workload))}
+    return {found.name: found for found in ordered if found.name not in missing}, missing
+
+
+def named(asked: Collection[str] | None, compiling: bool = True) -> set[str]:
+    """Names of providers; ``onepass`` is all of its backends, None all that are not optional, of those perhaps without what compiles."""
+    if asked is None:
+        return {found.name for found in PROVIDERS if not found.optional and (compiling or not found.compiles)}
+    known = {found.name for found in PROVIDERS}
+    names = {name for name in known if name in asked or ("onepass" in asked and mine(name))}
+    if strange := set(asked) - known - {"onepass"}:
+        raise ValueError(f"no provider {', '.join(sorted(strange))}; there are onepass, {', '.join(sorted(known))}")
+    return names
 
 
 def mine(name: str) -> bool:
@@ -126,6 +139,7 @@ def _backend(name: str) -> None:
     @provider(
         f"onepass {name}",
         FUNCTIONS,
+        optional=name == "reference",  # as eager
         more_reasons=lambda workload: _backends.not_supported_reasons(name, torch.device(workload.device)),
     )
     def prepare(workload: Workload, direction: str) -> Run:
@@ -142,7 +156,7 @@ def eager(workload: Workload, direction: str) -> Run:
     return differentiated(FORMULAE[workload.family], workload, direction)
 
 
-@provider("torch.compile", FORMULAE)
+@provider("torch.compile", FORMULAE, compiles=True)
 def compiled(workload: Workload, direction: str) -> Run:
     return differentiated(torch.compile(FORMULAE[workload.family], dynamic=False), workload, direction)
 
@@ -153,7 +167,7 @@ def sdpa(workload: Workload, direction: str) -> Run:
     return differentiated(lambda query, keys, values: attention(query, keys, values, scale=1.0), workload, direction)
 
 
-@provider("FlexAttention", {"multiplicative"})
+@provider("FlexAttention", {"multiplicative"}, compiles=True)
 def flex(workload: Workload, direction: str) -> Run:
     if workload.device == "cpu" and direction == BOTH:
         raise UnavailableError("it has no backward on a CPU")
@@ -161,7 +175,7 @@ def flex(workload: Workload, direction: str) -> Run:
     return differentiated(lambda *inputs: attention(*(x.unsqueeze(1) for x in inputs), scale=1.0).squeeze(1), workload, direction)
 
 
-@provider("jax.jit", FORMULAE, needs={"jax": "pip install jax"}, devices=("cpu",), dtypes=(torch.float32,))
+@provider("jax.jit", FORMULAE, needs={"jax": "pip install jax"}, devices=("cpu",), dtypes=(torch.float32,), compiles=True)
 def jax_jit(workload: Workload, direction: str) -> Run:
     jax = importlib.import_module("jax")
     jnp = jax.numpy

@@ -72,9 +72,14 @@ class Family:
 
     name: str
     shapes: tuple[Shape, ...]
+    small = Shape("small", 2, 3, 5, 16, 16)  # to warm up on, and for tests
     bars: tuple[str, ...] = ()  # names of the shapes that the README's tables show
     directions: tuple[str, ...] = (FORWARD, BOTH)
     threads: int | None = None  # on a CPU, if not all
+
+    def fitted(self, shape: Shape) -> Shape:
+        """A shape that a user gave, within what the family takes."""
+        return shape
 
     def make(self, workload: Workload, generator: torch.Generator) -> dict[str, Tensor]:
         """The tensors by name; those that want gradients are inputs, ``upstream`` is the gradient that the backward starts from."""
@@ -115,7 +120,7 @@ TORCH = Shape("torch 128x10", 128, 10, 128, 1024, 512)  # B, T, S, A of pytorch'
 TORCH_STEP = Shape("torch 1280x1", 1280, 1, 66, 1024, 512)
 SPEECH = Shape("speech", 16, 60, 200, 320, 640)  # Listen, attend and spell: characters over frames that a pyramid has thinned out
 TACOTRON = Shape("Tacotron", 32, 160, 100, 128, 512)  # Shen et al. 2018: 128 channels over 512 of the encoder
-G2P = Shape("G2P", 128, 8, 9, 160, 320)  # examples/g2p
+G2P = Shape("G2P", 128, 8, 9, 128, 384)  # examples/g2p/configs/demo.toml: letters and phonemes of a word
 RECOMMENDER = Shape("recommender", 512, 1, 50, 200, 400)  # Wu et al. 2019 (NAML): 50 articles read, pooled by one learned query
 SHAPES = (NMT, SUMMARISATION, TORCH, TORCH_STEP, SPEECH, TACOTRON, G2P, RECOMMENDER)
 BARS = (NMT.name, SUMMARISATION.name, TORCH.name)

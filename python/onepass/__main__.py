@@ -1,4 +1,4 @@
-"""The command line: ``python -m onepass info | train | decode | evaluate``."""
+"""The command line: ``python -m onepass info | train | decode | evaluate | bench``."""
 
 import sys
 
@@ -13,6 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import typer
 
+        from onepass.benchmarks.command import bench
         from onepass.seq2seq import commands
         from onepass.seq2seq.data import DataError
     except ModuleNotFoundError as missing:
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         """Versions, backends and why one is not available, instruction set, measured ceilings."""
         _print_info(no_measure)
 
-    for command in (commands.train, commands.decode, commands.evaluate):
+    for command in (commands.train, commands.decode, commands.evaluate, bench):
         app.command()(command)
     try:
         app(given, prog_name="python -m onepass")
