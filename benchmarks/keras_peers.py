@@ -10,7 +10,7 @@ from .providers import UnavailableError, provider
 from .workloads import BOTH, Run, Workload
 
 NEEDS = {"keras": "make peers", "jax": "make peers"}
-ON_JAX: dict[str, Any] = {"needs": NEEDS, "devices": ("cpu",), "dtypes": (torch.float32,)}
+ON_JAX: dict[str, Any] = {"needs": NEEDS, "devices": ("cpu",), "dtypes": (torch.float32,), "compiles": True}
 
 
 def _keras() -> Any:

@@ -121,8 +121,8 @@ class PlainGeneral(nn.Module):
         return attentional(self.W_c, eager_multiplicative(self.W_a(query), memory, memory), query)
 
 
-def _plain(name: str, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
-    @layer(name, ADDITIVE)
+def _plain(name: str, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]], **more: Any) -> None:
+    @layer(name, ADDITIVE, **more)
     def additive(shape: Shape) -> Parts:
         module = PlainAdditive(shape)
         step = compiled(module.step)
@@ -133,7 +133,7 @@ def _plain(name: str, compiled: Callable[[Callable[..., Tensor]], Callable[..., 
 
         return Parts(module, {"W_q": "W_q.weight", "W_k": "W_k.weight", "v": "v"}, begin, compiled(module.forward))
 
-    @layer(name, GENERAL)
+    @layer(name, GENERAL, **more)
     def general(shape: Shape) -> Parts:
         module = PlainGeneral(shape)
         whole = compiled(module.forward)
@@ -145,4 +145,4 @@ def _plain(name: str, compiled: Callable[[Callable[..., Tensor]], Callable[..., 
 
 
 _plain(EAGER, lambda function: function)
-_plain("torch.compile", lambda function: torch.compile(function, dynamic=False))
+_plain("torch.compile", lambda function: torch.compile(function, dynamic=False), compiles=True)

@@ -116,9 +116,9 @@ def _backend(name: str) -> None:
     def reasons(workload: Workload) -> list[str]:
         return _backends.not_supported_reasons(name, torch.device(workload.device))
 
-    begin_of = functools.partial(over_memory, backend=name)
-    register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, more_reasons=reasons)
-    register(f"onepass {name}, copies", begin_of, {"beams": copies}, more_reasons=reasons)
+    begin_of, more = functools.partial(over_memory, backend=name), {"more_reasons": reasons, "optional": name == "reference"}
+    register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, **more)
+    register(f"onepass {name}, copies", begin_of, {"beams": copies}, **more)
 
 
 for backend in _backends.NAMES:

@@ -90,6 +90,9 @@ class Decoding(Stepwise):
     kind, directions, shapes = "decoding", (FORWARD,), DECODED
     small = Family.small._replace(T=1)
 
+    def fitted(self, shape: Shape) -> Shape:
+        return shape._replace(T=1)
+
     def expected(self, workload: Workload) -> dict[str, list[Exact]]:
         return {FORWARD: _by_step(self.function.expected(workload)[FORWARD][0])}
 
