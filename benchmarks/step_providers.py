@@ -116,7 +116,8 @@ def _backend(name: str) -> None:
     def reasons(workload: Workload) -> list[str]:
         return _backends.not_supported_reasons(name, torch.device(workload.device))
 
-    begin_of, more = functools.partial(over_memory, backend=name), {"more_reasons": reasons, "optional": name == "reference"}
+    begin_of = functools.partial(over_memory, backend=name)
+    more: dict[str, Any] = {"more_reasons": reasons, "optional": name == "reference"}
     register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, **more)
     register(f"onepass {name}, copies", begin_of, {"beams": copies}, **more)
 
