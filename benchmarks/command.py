@@ -124,8 +124,8 @@ def run(todo: "Sequence[Job]", study: "Study", results: "Results", device: str, 
 
 
 def write(results: "Results", json: Path | None, html: Path | None, pictures: Path | None) -> None:
+    from .page import page
     from .pictures import draw
-    from .report import page
 
     if json:
         results.save(json)

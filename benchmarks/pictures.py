@@ -7,7 +7,7 @@ from typing import Any
 from . import ceilings
 from .providers import EAGER, mine
 from .records import Results, caption
-from .report import main_records, ordered, sizes
+from .report import compared, ordered, sizes
 from .workloads import BOTH, FORWARD
 
 COLOURS = {
@@ -64,7 +64,7 @@ def panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 def speed(results: Results) -> Iterator[tuple[str, Any]]:
     """Of every kernel: grouped bars on a logarithmic scale, how many times as fast as eager, a group for each shape."""
-    timed = [record for record in main_records(results) if "over eager" in record.metrics]
+    timed = [record for record in compared(results) if "over eager" in record.metrics]
     for kernel in dict.fromkeys(record.kernel for record in timed):
         of_kernel = [record for record in timed if record.kernel == kernel]
         names = ordered(record.provider for record in of_kernel)
@@ -75,18 +75,12 @@ def speed(results: Results) -> Iterator[tuple[str, Any]]:
             found = {(r.shape, r.dtype, r.provider): r.metrics["over eager"] for r in of_kernel if r.direction == direction}
             _bars(axis, [[found.get((*shape, name)) for shape in shapes] for name in names], names)
             dtypes = {dtype for _, dtype in shapes}
-            labels = [_broken(shape.name, sizes(shape)) + ("" if len(dtypes) == 1 else f"\n{dtype}") for shape, dtype in shapes]
+            labels = [f"{shape.name}\n{sizes(shape)}" + ("" if len(dtypes) == 1 else f"\n{dtype}") for shape, dtype in shapes]
             axis.set_xticks(range(len(shapes)), labels, fontsize=7)
             axis.set_title(f"{kernel}, {direction}" + (f", {next(iter(dtypes))}" if len(dtypes) == 1 else ""))
         figure.supylabel("times as fast as eager PyTorch", fontsize=8, color=GREY)
         axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names))
         yield f"speed-{kernel.replace(' ', '-')}", figure
-
-
-def _broken(name: str, dimensions: str) -> str:
-    """Sizes under the name, in two lines."""
-    words = dimensions.split("  ")
-    return "\n".join((name, "  ".join(words[:3]), "  ".join(words[3:]))).rstrip()
 
 
 def _bars(axis: Any, columns: Sequence[Sequence[float | None]], names: Sequence[str]) -> None:
@@ -116,7 +110,7 @@ def memory(results: Results) -> Iterator[tuple[str, Any]]:
     lines: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for record in results.records:
         if "peak bytes" in record.metrics:
-            fixed = "  ".join(word for word in sizes(record.shape).split("  ") if not word.startswith("S "))
+            fixed = "  ".join(f"{name} {getattr(record.shape, name)}" for name in "BTAD")
             points = lines.setdefault((record.kernel, fixed, record.direction), {}).setdefault(record.provider, {})
             points[record.shape.S] = record.metrics["peak bytes"] / 2**20
     found = {key: of for key, of in lines.items() if any(len(points) > 1 for points in of.values())}
@@ -145,7 +139,7 @@ def roofline(results: Results) -> Iterator[tuple[str, Any]]:
     """Every kernel of onepass, and its best peer, under what the machine can do."""
     for of, rates in results.ceilings.items():
         device, dtype = of.split()
-        timed = [r for r in main_records(results) if (r.device, r.dtype) == (device, dtype) and r.metrics.get("bytes/s")]
+        timed = [r for r in compared(results) if (r.device, r.dtype) == (device, dtype) and r.metrics.get("bytes/s")]
         if not timed or not rates:
             continue
         figure, (axis,) = panels(1, 7.5, 4.6)
