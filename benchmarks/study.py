@@ -112,12 +112,14 @@ class Study:
             yield record
             self.after_round()
 
-    def scaling(self, workload: Workload, direction: str, counts: Sequence[int]) -> Iterator[Record]:
-        """Over numbers of threads, one of them 1, of onepass; the counts take turns."""
+    def scaling(
+        self, workload: Workload, direction: str, counts: Sequence[int], who: Callable[[str], bool] = mine
+    ) -> Iterator[Record]:
+        """Over numbers of threads, one of them 1, of providers on torch's threads; the counts take turns."""
         there, _ = providers(workload)
         threads = torch.get_num_threads()
         workload.make()
-        for name in filter(mine, filter(self.only.__contains__, there)):
+        for name in filter(who, filter(self.only.__contains__, there)):
             run = there[name].prepare(workload, direction)
 
             def on(count: int, run: Run = run) -> Run:
