@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .exponents import MEMORY, TIME, Curve, axis_of, curves, fit, losses, place, theory
+from .exponents import MEMORY, TIME, Curve, Loss, axis_of, curves, fit, losses, place, theory
 from .pictures import GREY, colours
 from .providers import mine
 from .records import MISSING, Record, Results, caption
-from .report import ordered, sizes
+from .report import ordered
 
 COMMAND = "python -m onepass.benchmarks.scaling --json scaling.json --pictures docs --page docs/scaling.md"
 INTRODUCTION = f"""# How time and memory grow
@@ -36,15 +36,14 @@ def markdown(results: Results) -> str:
         parts += ["\n## Left out\n", table(("kernel", "axis", "provider", "from", "why"), left)]
     for (axis, quantity, kernel, direction), of in _sweeps(found).items():
         unit = "MiB" if quantity == MEMORY else "milliseconds"
-        fixed = next(r.shape for r in results.records if axis_of(r) == axis and r.kernel == kernel)
-        varied = axis.split(" = ")
-        rest = "  ".join(size for size in sizes(fixed).split("  ") if size.split()[0] not in varied)
-        parts += [f"\n## {kernel}, {direction}, over {axis}: {unit}\n", f"{rest}\n", table(*_values(axis, of))]
+        shape = next(r.shape for r in results.records if axis_of(r) == axis and r.kernel == kernel)
+        fixed = ", ".join(f"{name} {size}" for name, size in zip("BTSAD", shape[1:], strict=True) if name not in axis.split(" = "))
+        parts += [f"\n## {kernel}, {direction}, over {axis}: {unit}\n", f"{fixed}\n", table(*_values(axis, of))]
     return "\n".join(parts) + "\n"
 
 
 EXPONENTS = ("over", "of", "kernel", "direction", "provider", "range", "exponent", "theory", "difference")
-LOSSES = ("kernel", "direction", "sizes", "threads", "onepass, ms", "peer", "ms", "why")
+LOSSES = ("kernel", "direction", "over", "at", "at worst", "why")
 
 
 def exponent_rows(found: Sequence[Curve]) -> Iterator[list[str]]:
@@ -60,13 +59,20 @@ def exponent_rows(found: Sequence[Curve]) -> Iterator[list[str]]:
 
 
 def loss_rows(results: Results) -> Iterator[list[str]]:
-    for own, peer, reason in losses(results):
-        times = [f"{1e3 * own.median:.3g}", peer.provider, f"{1e3 * peer.median:.3g}"]
-        yield [own.kernel, own.direction, sizes(own.shape).replace("  ", ", "), str(own.threads), *times, reason]
+    """One for each sweep and reason."""
+    groups: dict[tuple[str, str, str, str], list[Loss]] = {}
+    for loss in losses(results):
+        groups.setdefault((loss.own.kernel, loss.own.direction, axis_of(loss.own) or "", loss.reason), []).append(loss)
+    for (kernel, direction, axis, reason), of in groups.items():
+        own, peer, _ = max(of, key=lambda loss: loss.own.median / loss.peer.median)
+        shares = [f"{100 * r.metrics['of ceiling']:.0f} %" for r in (own, peer) if "of ceiling" in r.metrics]
+        reached = f", {' and '.join(shares)} of the ceiling" if len(shares) == 2 else ""
+        times = f"{1e3 * own.median:.3g} ms, {peer.provider} {1e3 * peer.median:.3g}{reached}"
+        yield [kernel, direction, axis, ", ".join(str(place(loss.own)) for loss in of), f"{place(own)}: {times}", reason]
 
 
 def left_out_rows(results: Results) -> Iterator[list[str]]:
-    """The first of each sweep; those that are not installed are one row."""
+    """Each provider's first of a sweep."""
     first: dict[tuple[str, str, str], Record] = {}
     for record in results.records:
         if record.status == MISSING and (axis := axis_of(record)):
@@ -108,7 +114,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), layout="constrained", squeeze=False)
         for axis, (key, of) in zip(axes.flat, sweeps.items(), strict=False):
             _panel(axis, key[0], quantity, of)
-            axis.set_title(f"{key[2]}, {key[3]}", fontsize=9, fontweight="bold", loc="left")
+            axis.set_title(f"{key[2]}, {key[3]}, over {key[0]}", fontsize=8, fontweight="bold", loc="left")
         for axis in axes.flat[len(sweeps) :]:
             axis.axis("off")
         palette = colours([curve.provider for of in sweeps.values() for curve in of])
@@ -125,7 +131,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 def _panel(axis: Any, name: str, quantity: str, of: Sequence[Curve]) -> None:
     """Logarithmic; in grey the slope that theory gives onepass, through its last point."""
-    unit, palette = (2.0**-20, colours([c.provider for c in of])) if quantity == MEMORY else (1e3, colours([c.provider for c in of]))
+    unit, palette = 2.0**-20 if quantity == MEMORY else 1e3, colours([curve.provider for curve in of])
     for curve in sorted(of, key=lambda c: mine(c.provider)):
         own = mine(curve.provider)
         points = [(x, unit * y) for x, y in curve.points if y > 0]
@@ -139,6 +145,7 @@ def _panel(axis: Any, name: str, quantity: str, of: Sequence[Curve]) -> None:
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(lambda value, _: "")
     axis.set_xlabel(name, fontsize=8, color=GREY)
     axis.set_ylabel("MiB" if quantity == MEMORY else "milliseconds", fontsize=8, color=GREY)
     axis.tick_params(labelsize=7, colors=GREY)
