@@ -65,9 +65,7 @@ def loss_rows(results: Results) -> Iterator[list[str]]:
         groups.setdefault((loss.own.kernel, loss.own.direction, axis_of(loss.own) or "", loss.reason), []).append(loss)
     for (kernel, direction, axis, reason), of in groups.items():
         own, peer, _ = max(of, key=lambda loss: loss.own.median / loss.peer.median)
-        shares = [f"{100 * r.metrics['of ceiling']:.0f} %" for r in (own, peer) if "of ceiling" in r.metrics]
-        reached = f", {' and '.join(shares)} of the ceiling" if len(shares) == 2 else ""
-        times = f"{1e3 * own.median:.3g} ms, {peer.provider} {1e3 * peer.median:.3g}{reached}"
+        times = f"{1e3 * own.median:.3g} ms, {peer.provider} {1e3 * peer.median:.3g}"
         yield [kernel, direction, axis, ", ".join(str(place(loss.own)) for loss in of), f"{place(own)}: {times}", reason]
 
 
