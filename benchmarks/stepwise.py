@@ -23,7 +23,7 @@ DECODED = (
     Shape("one sentence", 1, 1, 400, 512, 512),
     Shape("beyond the caches", 256, 1, 400, 512, 512),
 )
-BEAMS = (Shape("5 beams over 200", 32, 5, 200, 256, 512), Shape("5 beams over 100", 8, 5, 100, 512, 1024))
+BEAMS = (Shape("beams over 200", 32, 5, 200, 256, 512), Shape("beams over 100", 8, 5, 100, 512, 1024))
 ONE = Shape("one position", 1, 1, 1, 16, 16)
 STEPS = 1000  # timed together where one is too short
 
@@ -45,7 +45,8 @@ class Stepwise(Family):
 
     def memory_bytes(self, workload: Workload) -> int:
         """Of keys and values: what a step reads."""
-        return workload.tensors["keys"].nbytes + workload.tensors["values"].nbytes
+        _, B, _, S, A, D = workload.shape
+        return workload.dtype.itemsize * B * S * (A + D)
 
     def cost(self, workload: Workload, direction: str) -> Cost:
         whole = self.function.cost(workload, direction)
@@ -79,22 +80,28 @@ class Training(Stepwise):
         memory = B * S * ((2 if self.function.name == "additive" else 1) * A + D)
         return round(1.3 * workload.dtype.itemsize * (memory + T * B * (A + 2 * S + D)))
 
+    def budgeted_inputs(self, workload: Workload) -> int:
+        return self.memory_bytes(workload)
+
 
 def _by_step(whole: Exact) -> list[Exact]:
     return [Exact(value, size) for value, size in zip(whole.value.unbind(1), whole.size.unbind(1), strict=True)]
 
 
-class Decoding(Stepwise):
-    """One step without gradients. Its limit is the longer of reading keys and values once, from where they lie, and of its arithmetic."""
-
-    kind, directions, shapes = "decoding", (FORWARD,), DECODED
+class OneStep(Stepwise):
     small = Family.small._replace(T=1)
 
     def fitted(self, shape: Shape) -> Shape:
         return shape._replace(T=1)
 
     def expected(self, workload: Workload) -> dict[str, list[Exact]]:
-        return {FORWARD: _by_step(self.function.expected(workload)[FORWARD][0])}
+        return {direction: _by_step(self.function.expected(workload)[FORWARD][0]) for direction in self.directions}
+
+
+class Decoding(OneStep):
+    """Without gradients. The limit is the longer of reading keys and values once, from where they lie, and of the arithmetic."""
+
+    kind, directions, shapes = "decoding", (FORWARD,), DECODED
 
     def beside(self, workload: Workload, direction: str) -> dict[str, Run]:
         buffer = torch.ones(self.memory_bytes(workload) // workload.dtype.itemsize, dtype=workload.dtype, device=workload.device)
@@ -129,14 +136,11 @@ class Beams(Stepwise):
         }
 
 
-class Overhead(Stepwise):
+class Overhead(OneStep):
     """Steps of one position, on one thread, that nothing but calls make slow."""
 
     kind, directions, shapes, threads = "overhead", (FORWARD, RECORDED), (ONE,), 1
     small = ONE
-
-    def expected(self, workload: Workload) -> dict[str, list[Exact]]:
-        return {direction: _by_step(self.function.expected(workload)[FORWARD][0]) for direction in self.directions}
 
     def cost(self, workload: Workload, direction: str) -> Cost:
         return Cost(STEPS * elements(workload), STEPS * super().cost(workload, FORWARD).multiply_adds, self.memory_bytes(workload))

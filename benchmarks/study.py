@@ -105,6 +105,8 @@ class Study:
                 record.metrics["peak bytes"] = peak
                 if mine(name) and (budget := FAMILIES[workload.family].budget(workload, direction)):
                     record.metrics["of budget"] = peak / budget
+                    if inputs := FAMILIES[workload.family].budgeted_inputs(workload):
+                        record.metrics["of budget with inputs"] = (peak + inputs) / budget
             except UnavailableError as reason:
                 record = replace(record, status=MISSING, reason=str(reason))
             except RuntimeError as problem:
