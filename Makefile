@@ -10,18 +10,19 @@ SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc 
 
 demo: $(VENV)/installed
 	$(BIN)/python -m onepass info
-	$(BIN)/python benchmarks/side_by_side.py --rounds 3
+	$(BIN)/python -m onepass bench --family additive --family multiplicative --shapes NMT --shapes summarisation --rounds 3 --html benchmark.html
 	$(BIN)/python -m onepass train examples/g2p/configs/demo.toml --output g2p-demo $(if $(wildcard g2p-demo/checkpoint.safetensors),--resume)
 	$(BIN)/python -m onepass evaluate g2p-demo --json g2p-demo/result.json --picture g2p-demo/alignment.png
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -q benchmarks -k "small-float32 and not torch.compile" --benchmark-disable
 	test "$$(uname)" != Linux || TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -q --backend triton
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/mypy python/onepass benchmarks/workloads.py benchmarks/side_by_side.py
-	$(BIN)/mypy benchmarks/gpuless.py benchmarks/gpu
+	$(BIN)/mypy python/onepass benchmarks --exclude '/(gpu|kernels)/|gpuless\.py|onepass/benchmarks/'
+	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases benchmarks/gpuless.py benchmarks/gpu
 	$(BIN)/mypy examples/g2p/results.py
 	$(BIN)/mypy --strict tests/ptx
 

@@ -10,10 +10,14 @@ from .workloads import Exact
 
 def as_tensors(result: object) -> tuple[Tensor, ...]:
     """One result or several, of torch or of what numpy converts, as tensors on the CPU."""
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    return tuple(x.detach().cpu() if isinstance(x, Tensor) else _from_array(x) for x in parts)
+
+
+def _from_array(array: object) -> Tensor:
     import numpy as np
 
-    parts = result if isinstance(result, (tuple, list)) else (result,)
-    return tuple(x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in parts)
+    return torch.from_numpy(np.array(array))
 
 
 def wrong(exact: Sequence[Exact], results: Mapping[str, Sequence[Tensor]], dtype: torch.dtype, yardstick: str = "eager") -> dict[str, str]:

@@ -39,4 +39,5 @@ def section(grid: Grid) -> str:
         return "<tr>" + "".join(f'<{tag} class="{kind}">{escape(c)}</{tag}>' for c, kind in zip(cells, kinds, strict=True)) + "</tr>"
 
     head, body = row("th", grid.columns), "".join(row("td", cells) for cells in grid.rows)
-    return f'<h2>{escape(grid.title)}</h2><div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    note = f'<p class="conditions">{escape(grid.note)}</p>' if grid.note else ""
+    return f'<h2>{escape(grid.title)}</h2><div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{note}'

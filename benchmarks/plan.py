@@ -72,9 +72,9 @@ def jobs(
     found = [speed(study, workload) for workload in every]
     if bars or quick:
         found += [memory(study, workload) for workload in _over_s(chosen, device, quick)]
-        of_bars = [w for w in every if w.dtype == torch.float32 and (quick or w.shape.name in FAMILIES[w.family].bars)]
-        found += [memory(study, workload) for workload in of_bars if not quick]
-        found += [job for workload in of_bars if device == "cpu" for job in threads(study, workload)]
+        found += [memory(study, workload) for workload in every if bars and workload.shape.name in FAMILIES[workload.family].bars]
+        scaled = [w for w in every if w.family == "additive" or (bars and w.shape.name in FAMILIES[w.family].bars)]
+        found += [job for workload in scaled if device == "cpu" for job in threads(study, workload)]
     return found
 
 

@@ -12,7 +12,7 @@ from .providers import mine
 from .records import MEASURED, MISSING, Record, Results, caption
 from .workloads import Shape
 
-SIZES = "B T S A D"
+SIZES = "BxTxSxAxD"
 PLACE = ("kernel", "shape", SIZES, "direction", "provider")
 TEXT = (*PLACE, "dtype", "verdict")
 FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -37,10 +37,12 @@ class Grid(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: list[list[str]]
+    note: str = ""
 
 
 def sizes(shape: Shape) -> str:
-    return " ".join(str(size) for size in shape[1:] if size)
+    """As ``--shapes`` takes them."""
+    return "x".join(str(size) for size in shape[1:] if size)
 
 
 def cell(record: Record | None, metric: str) -> str:
@@ -73,14 +75,16 @@ def pivots(records: Sequence[Record]) -> Iterator[Grid]:
     for (kernel, direction, dtype, device), shapes in groups.items():
         names = ordered(name for of_shape in shapes.values() for name in of_shape)
         here = [record for of_shape in shapes.values() for record in of_shape.values()]
-        summary = [*SUMMARY, *dict.fromkeys(m for record in here for m in record.metrics if m not in FIGURES and not m.endswith(" seconds"))]
+        added = dict.fromkeys(metric for record in here for metric in record.metrics if metric not in FIGURES)  # by the family
+        summary = [*SUMMARY, *(metric for metric in added if not metric.endswith(" seconds"))]
         rows = []
         for shape, found in shapes.items():
             own = min((r for r in found.values() if mine(r.provider)), key=lambda r: r.median, default=None)
             times = [f"{1e3 * found[name].median:.3g}" if name in found else "" for name in names]
-            rows.append([shape.name, sizes(shape), *times, *(cell(own, metric) for metric in summary)])
-        columns = ["shape", SIZES, *names, *(FIGURES.get(metric, (metric,))[0] for metric in summary)]
-        yield Grid(f"{kernel}, {direction}, {dtype} on {device}: milliseconds", columns, rows)
+            rows.append([shape.name, *times, *(cell(own, metric) for metric in summary)])
+        columns = ["shape", *names, *(FIGURES.get(metric, (metric,))[0] for metric in summary)]
+        note = f"{SIZES}: " + ", ".join(f"{shape.name} {sizes(shape)}" for shape in shapes)
+        yield Grid(f"{kernel}, {direction}, {dtype} on {device}: milliseconds", columns, rows, note)
 
 
 def everything(records: Sequence[Record]) -> Grid:
@@ -147,9 +151,11 @@ def show(results: Results, console: Console) -> None:
 
 
 def table(grid: Grid) -> Table:
-    drawn = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, header_style="dim")
+    drawn = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, header_style="dim", padding=0)
+    drawn.caption, drawn.caption_justify = grid.note or None, "left"
     for column in grid.columns:
-        drawn.add_column(column, justify="left" if column in TEXT else "right", style="bold red" if mine(column) else "")
+        look = "bold red" if mine(column) else ""
+        drawn.add_column(column, justify="left" if column in TEXT else "right", style=look, no_wrap=column == "shape")
     for row in grid.rows:
         drawn.add_row(*row)
     return drawn

@@ -38,7 +38,7 @@ def run(*command: object, **environment: str) -> str:
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The tree as it is tracked, without what earlier builds left in it."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("csrc", "kernels", "python", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+    for name in ("benchmarks", "csrc", "kernels", "python", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
@@ -77,7 +77,7 @@ def test_sdist_to_wheel_to_fresh_environment(source: pathlib.Path, tmp_path: pat
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("onepass/_C.") for name in names)
-    assert {"onepass/py.typed", "onepass/_probe.pyi", "onepass/kernels/__init__.py"} <= set(names)
+    assert {"onepass/py.typed", "onepass/_probe.pyi", "onepass/benchmarks/command.py", "onepass/kernels/__init__.py"} <= set(names)
     python = fresh_environment(tmp_path / "environment")
     pip(python, "install", wheel)
     assert run(python, "-c", CHECK, tmp_path / "environment").startswith("0")
