@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc -type f)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint peers clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m onepass info
@@ -26,6 +26,12 @@ lint: $(VENV)/installed
 	$(BIN)/mypy examples/g2p/results.py
 	$(BIN)/mypy --strict tests/ptx tests/instructions.py
 
+# The layers of other libraries, for `.venv-peers/bin/python -m onepass bench`. An environment of their own, for CPython 3.11.
+peers:
+	$(MAKE) VENV=.venv-peers .venv-peers/installed
+	.venv-peers/bin/python -m pip install -q --no-deps -r benchmarks/peers.txt
+	.venv-peers/bin/python -m onepass.benchmarks.check_peers
+
 # torch first and by itself: the build takes its headers from the environment (see setup.py).
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -35,4 +41,4 @@ $(VENV)/installed: $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist python/*.egg-info python/onepass/*.so
+	rm -rf $(VENV) .venv-peers build dist python/*.egg-info python/onepass/*.so

@@ -25,6 +25,7 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "compile seconds": ("compile s", lambda x: f"{x:.1f}"),
     "peak bytes": ("peak MiB", lambda x: f"{x / 2**20:.1f}"),
     "of budget": ("of budget", lambda x: f"{x:.2f}"),
+    "of budget with inputs": ("with inputs", lambda x: f"{x:.2f}"),
     "over one thread": ("over one thread", lambda x: f"{x:.2f}x"),
 }
 SUMMARY = ("over best peer", "over eager", "of ceiling")
@@ -73,12 +74,15 @@ def pivots(records: Sequence[Record]) -> Iterator[Grid]:
         of_group.setdefault(record.shape, {})[record.provider] = record
     for (kernel, direction, dtype, device), shapes in groups.items():
         names = ordered(name for of_shape in shapes.values() for name in of_shape)
+        here = [record for of_shape in shapes.values() for record in of_shape.values()]
+        added = dict.fromkeys(metric for record in here for metric in record.metrics if metric not in FIGURES)  # by the family
+        summary = [*SUMMARY, *(metric for metric in added if not metric.endswith(" seconds"))]
         rows = []
         for shape, found in shapes.items():
             own = min((r for r in found.values() if mine(r.provider)), key=lambda r: r.median, default=None)
             times = [f"{1e3 * found[name].median:.3g}" if name in found else "" for name in names]
-            rows.append([shape.name, *times, *(cell(own, metric) for metric in SUMMARY)])
-        columns = ["shape", *names, *(FIGURES[metric][0] for metric in SUMMARY)]
+            rows.append([shape.name, *times, *(cell(own, metric) for metric in summary)])
+        columns = ["shape", *names, *(FIGURES.get(metric, (metric,))[0] for metric in summary)]
         note = f"{SIZES}: " + ", ".join(f"{shape.name} {sizes(shape)}" for shape in shapes)
         yield Grid(f"{kernel}, {direction}, {dtype} on {device}: milliseconds", columns, rows, note)
 
@@ -107,8 +111,9 @@ def grids(results: Results) -> list[Grid]:
     """Times of every kernel, then memory, then threads."""
     found = list(pivots(compared(results)))
     if peaks := [record for record in results.records if "peak bytes" in record.metrics]:
-        rows = [[*place(r), cell(r, "peak bytes"), cell(r, "of budget")] for r in peaks]
-        found.append(Grid("peak memory beyond inputs and results", [*PLACE, "peak MiB", "of budget"], rows))
+        shown = [metric for metric in ("peak bytes", "of budget", "of budget with inputs") if any(metric in r.metrics for r in peaks)]
+        rows = [[*place(r), *(cell(r, metric) for metric in shown)] for r in peaks]
+        found.append(Grid("peak memory beyond inputs and results", [*PLACE, *(FIGURES[metric][0] for metric in shown)], rows))
     if scaled := [record for record in results.records if "over one thread" in record.metrics and record.threads > 1]:
         rows = [[*place(r), str(r.threads), cell(r, "over one thread")] for r in scaled]
         found.append(Grid("threads", [*PLACE, "threads", "over one thread"], rows))

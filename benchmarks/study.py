@@ -105,6 +105,8 @@ class Study:
                 record.metrics["peak bytes"] = peak
                 if mine(name) and (budget := FAMILIES[workload.family].budget(workload, direction)):
                     record.metrics["of budget"] = peak / budget
+                    if inputs := FAMILIES[workload.family].budgeted_inputs(workload):
+                        record.metrics["of budget with inputs"] = (peak + inputs) / budget
             except UnavailableError as reason:
                 record = replace(record, status=MISSING, reason=str(reason))
             except RuntimeError as problem:
@@ -112,12 +114,14 @@ class Study:
             yield record
             self.after_round()
 
-    def scaling(self, workload: Workload, direction: str, counts: Sequence[int]) -> Iterator[Record]:
-        """Over numbers of threads, one of them 1, of onepass; the counts take turns."""
+    def scaling(
+        self, workload: Workload, direction: str, counts: Sequence[int], who: Callable[[str], bool] = mine
+    ) -> Iterator[Record]:
+        """Over numbers of threads, one of them 1, of providers on torch's threads; the counts take turns."""
         there, _ = providers(workload)
         threads = torch.get_num_threads()
         workload.make()
-        for name in filter(mine, filter(self.only.__contains__, there)):
+        for name in filter(who, filter(self.only.__contains__, there)):
             run = there[name].prepare(workload, direction)
 
             def on(count: int, run: Run = run) -> Run:

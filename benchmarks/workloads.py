@@ -96,6 +96,10 @@ class Family:
         """Bytes beyond inputs and results that onepass promises to stay within, if it promises any."""
         return None
 
+    def budgeted_inputs(self, workload: Workload) -> int:
+        """Bytes of inputs that the budget has room for too."""
+        return 0
+
     def beside(self, workload: Workload, direction: str) -> dict[str, Run]:
         """Runs that take turns with the providers' without being one: what a limit is measured by."""
         return {}

@@ -1,0 +1,130 @@
+"""Who takes steps: onepass over a memory; the formulas over the tensors themselves, one query at a time."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import onepass
+from onepass import _backends
+
+from .providers import EAGER, FORMULAE, Formula, provider
+from .stepwise import RECORDED, STEPS
+from .workloads import Run, Workload
+
+Begin = Callable[..., Callable[[Tensor], Tensor]]  # keys, values and v to a step: one query [B, A], or several [B, K, A] over a memory
+MEMORIES: dict[str, Callable[..., onepass.AttentionMemory]] = {
+    "additive": onepass.additive_memory,
+    "multiplicative": onepass.multiplicative_memory,
+}
+
+
+def training(workload: Workload, direction: str, begin: Begin) -> Run:
+    queries = [q.contiguous().requires_grad_() for q in workload.tensors["query"].detach().unbind(1)]
+    upstream = [u.contiguous() for u in workload.tensors["upstream"].unbind(1)]
+    tensors = workload.inputs[1:]
+
+    def run() -> object:
+        step = begin(*tensors)
+        contexts = [step(query) for query in queries]
+        return *(context.detach() for context in contexts), *torch.autograd.grad(contexts, (*queries, *tensors), upstream)
+
+    return run
+
+
+def asked(begin: Begin, query: Tensor, *tensors: Tensor) -> Callable[[], Tensor]:
+    """A step without gradients; what it begins with is there before."""
+    with torch.no_grad():
+        step = begin(*tensors)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return step(query)
+
+    return run
+
+
+def decoding(workload: Workload, direction: str, begin: Begin) -> Run:
+    return asked(begin, workload.tensors["query"].detach()[:, 0].contiguous(), *workload.inputs[1:])
+
+
+def together(workload: Workload, direction: str, begin: Begin) -> Run:
+    return asked(begin, workload.tensors["query"].detach(), *workload.inputs[1:])
+
+
+def copies(workload: Workload, direction: str, begin: Begin) -> Run:
+    """Every beam is a sentence with a memory of its own."""
+    query, keys, values, *v = (x.detach() for x in workload.inputs)
+    B, K, A = query.shape
+    run = asked(begin, query.reshape(B * K, A), keys.repeat_interleave(K, 0), values.repeat_interleave(K, 0), *v)
+    return lambda: run().view(B, K, -1)
+
+
+def many(workload: Workload, direction: str, begin: Begin) -> Run:
+    query = workload.tensors["query"].detach()[:, 0].contiguous().requires_grad_()
+
+    def run() -> object:
+        with torch.set_grad_enabled(direction == RECORDED):
+            step = begin(*workload.inputs[1:])
+            for _ in range(STEPS - 1):
+                step(query)
+            return step(query).detach()
+
+    return run
+
+
+Loop = Callable[[Workload, str, Begin], Run]
+LOOPS: dict[str, Loop] = {"steps": training, "decoding": decoding}
+ALL_LOOPS: dict[str, Loop] = {**LOOPS, "beams": copies, "overhead": many}
+
+
+def register(
+    name: str,
+    begin_of: Callable[[str], Begin],
+    loops: Mapping[str, Loop] = LOOPS,
+    functions: Collection[str] = tuple(MEMORIES),
+    **more: Any,
+) -> None:
+    """``begin_of`` a function's name is how its steps begin."""
+
+    @provider(name, {f"{function} {kind}" for function in functions for kind in loops}, **more)
+    def prepare(workload: Workload, direction: str) -> Run:
+        function, kind = workload.family.split()
+        return loops[kind](workload, direction, begin_of(function))
+
+
+def over_tensors(attention: Formula) -> Begin:
+    return lambda *tensors: lambda query: attention(query.unsqueeze(1), *tensors).squeeze(1)
+
+
+def over_memory(function: str, backend: str) -> Begin:
+    def begin(*tensors: Tensor) -> Callable[[Tensor], Tensor]:
+        memory = MEMORIES[function](*tensors, backend=backend)
+        return lambda query: memory.attend(query)[0]
+
+    return begin
+
+
+def _compiled(function: str) -> Begin:
+    step = torch.compile(lambda query, *tensors: FORMULAE[function](query.unsqueeze(1), *tensors).squeeze(1), dynamic=False)
+    return lambda *tensors: lambda query: step(query, *tensors)
+
+
+def _backend(name: str) -> None:
+    def reasons(workload: Workload) -> list[str]:
+        return _backends.not_supported_reasons(name, torch.device(workload.device))
+
+    begin_of = functools.partial(over_memory, backend=name)
+    more: dict[str, Any] = {"more_reasons": reasons, "optional": name == "reference"}
+    register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, **more)
+    register(f"onepass {name}, copies", begin_of, {"beams": copies}, **more)
+
+
+for backend in _backends.NAMES:
+    _backend(backend)
+register(EAGER, lambda function: over_tensors(FORMULAE[function]), ALL_LOOPS)
+register("torch.compile", _compiled, compiles=True)
+sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=1.0)
+register("SDPA", lambda function: over_tensors(sdpa), functions=("multiplicative",))
