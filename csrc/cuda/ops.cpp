@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "../ops/arguments.h"
+#include "../ops/named.h"
 #include "additive_backward.h"
 #include "additive_forward.h"
 #include "step_backward.h"
@@ -74,6 +75,12 @@ class Call {
     return static_cast<unsigned*>(kept_.back().mutable_data_ptr());
   }
 
+  // What a profiler sees of the op, until the name goes out of scope; the current stream's kernels count as its own.
+  template <class Args>
+  Named named(const char* op, const Args& args) const {
+    return {op, args.shape, args.visibility, args.query.dtype, args.query.dtype, "cuda"};
+  }
+
   template <class Args>
   void run(const Args& args, const Launch& how) {
     const Shape& s = args.shape;
@@ -127,6 +134,7 @@ Two forward(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
   if (args.context.data == nullptr) args.context.data = args.weights.data;  // D = 0, but weights are asked for
+  const Named named = call.named("additive_forward", args);
   attend(call, args);
   return {context, weights};
 }
@@ -143,6 +151,7 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
   args.v = in.in("v", v, in.width_of_v(s));
   args.visibility = in.visibility(lengths, mask, s);
   args.weights = in.view("scores", scores);
+  const Named named = call.named("additive_scores", args);
   attend(call, args);
   return scores;
 }
@@ -165,6 +174,7 @@ Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor ke
   args.grad_query = in.view("grad_query", grad_query);
   args.grad_keys = in.view("grad_keys", grad_keys);
   args.grad_v = in.view("grad_v", grad_v);
+  const Named named = call.named("additive_scores_backward", args);
   const BackwardLaunch how = additive_backward_launch(s, args.query.dtype, call.device());
   const int64_t wide = args.query.dtype == Dtype::f64 ? 8 : 4;
   args.parts = how.parts;
@@ -205,6 +215,7 @@ Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, Torch
   StepForward& args = step.args;
   args.v = step.in.in("v", v, step.in.width_of_v(args.shape));
   if (args.context.data == nullptr) args.context.data = args.weights.data;
+  const Named named = step.call.named("additive_step", args);
   attend(step.call, {args.shape, args.query, args.keys, args.values, args.v, args.visibility, args.context, args.weights});
   return {step.context, step.weights};
 }
@@ -215,6 +226,7 @@ Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values,
   ONEPASS_CHECK(taken.args.shape.T <= kFewQueries, "the CUDA kernels of multiplicative attention take up to ", kFewQueries, " queries; got ",
                 taken.args.shape.T);
   taken.args.scale = scale;
+  const Named named = taken.call.named("multiplicative_step", taken.args);
   step(taken.call, taken.args, false);
   return {taken.context, taken.weights};
 }
@@ -241,6 +253,7 @@ Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad
   args.grad_weights = in.in("grad_weights", grad_weights, in.per_query(s, s.S), accumulator(query));
   args.grad_query = in.view("grad_query", grad_query);
   args.grad_scores = in.view("grad_scores", grad_scores);
+  const Named named = call.named(v != nullptr ? "additive_step_backward" : "multiplicative_step_backward", args);
   const Launch how = step_backward_launch(s, args.query.dtype, v != nullptr, call.device());
   args.splits = how.splits;
   args.parts = call.scratch(step_backward_parts(s, args.query.dtype, how));

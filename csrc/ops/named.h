@@ -2,15 +2,17 @@
 //
 //   onepass::additive_forward [B 32, T 32, S 48, A 512, D 1024] float32 cpu
 //
-// Where lengths, spans or a mask hide positions, `pairs` says how many (b, h, t, s) are visible. Sizes that an op lacks are left out, and
+// Where lengths, spans or a mask hide positions, `pairs` says how many (b, h, t, s) are visible, or ? where only the GPU knows. Sizes that an op lacks are left out, and
 // one head. A memory that is kept in another dtype than its queries is `float32 over bfloat16`.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <sstream>
+#include <string>
+#include <string_view>
 
-#include "../cpu/kernels.h"
+#include "../tensors.h"
 
 // Where torch lacks one of these, its name is null and calls stay unnamed. hasCallbacks, two comparisons of counters, is the only part that
 // an unprofiled call meets.
@@ -26,8 +28,8 @@ namespace onepass {
 
 class Named {
  public:
-  Named(const char* op, const Shape& shape, const Visibility& visibility, Dtype dtype, Dtype kept) {
-    if (at::hasCallbacks != nullptr && at::hasCallbacks()) start(op, shape, visibility, dtype, kept);
+  Named(const char* op, const Shape& shape, const Visibility& visibility, Dtype dtype, Dtype kept, const char* device = "cpu") {
+    if (at::hasCallbacks != nullptr && at::hasCallbacks()) start(op, shape, visibility, dtype, kept, device);
   }
   Named(const char* op, const Shape& shape, const Visibility& visibility, Dtype dtype) : Named(op, shape, visibility, dtype, dtype) {}
   Named(const Named&) = delete;
@@ -37,7 +39,7 @@ class Named {
   }
 
  private:
-  __attribute__((cold, noinline)) void start(const char* op, const Shape& s, const Visibility& v, Dtype dtype, Dtype kept) {
+  __attribute__((cold, noinline)) void start(const char* op, const Shape& s, const Visibility& v, Dtype dtype, Dtype kept, const char* device) {
     if (aoti_record_function_start == nullptr) return;
     constexpr const char* dtypes[] = {"float32", "float64", "bfloat16", "float16"};
     std::ostringstream name;
@@ -50,10 +52,13 @@ class Named {
     size("S", s.S);
     size("A", s.A);
     size("D", s.D);
-    if (v.lengths != nullptr || v.mask != nullptr) name << ", pairs " << visible_pairs(s, v);
+    if (v.lengths != nullptr || v.mask != nullptr) {
+      const bool here = std::string_view(device) == "cpu";
+      name << ", pairs " << (here ? std::to_string(visible_pairs(s, v)) : "?");
+    }
     name << "] " << dtypes[static_cast<int>(dtype)];
     if (kept != dtype) name << " over " << dtypes[static_cast<int>(kept)];
-    name << " cpu";
+    name << ' ' << device;
     aoti_record_function_start(name.str().c_str(), nullptr, nullptr, 0, &event_);
   }
 
