@@ -27,10 +27,14 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-def missing() -> str | None:
-    """Why nothing can be counted here, or None."""
-    if os.uname().machine != "x86_64":
-        return "the counts are of x86-64"
+def other_machine() -> str | None:
+    """Why this machine cannot run what is counted, or None."""
+    if os.uname().sysname != "Linux" or os.uname().machine != "x86_64":
+        return "the counts are of x86-64 Linux"
+    return None if " avx2" in Path("/proc/cpuinfo").read_text() else "this machine lacks AVX2"
+
+
+def no_valgrind() -> str | None:
     return None if shutil.which("valgrind") else "valgrind is not installed (Debian: apt-get install valgrind)"
 
 
@@ -65,7 +69,7 @@ def strays(figures: dict[str, float], counted: dict[str, float]) -> list[str]:
 
 
 def main() -> None:
-    if (reason := missing()) is not None:
+    if reason := other_machine() or no_valgrind():
         sys.exit(reason)
     with tempfile.TemporaryDirectory() as folder:
         compiler, kernels = count(Path(folder))

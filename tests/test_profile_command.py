@@ -93,7 +93,7 @@ def test_the_table(toy: Path, command: Command, set_threads: Callable[[int], Non
 def test_several_sizes(toy: Path, command: Command) -> None:
     status, output, _ = command("profile", "toy:ragged", "--repeat", 1)
     assert status == 0
-    assert "float32 and 1 other sizes" in output
+    assert "float32 and 1 more" in output
     assert "multiplicative_forward" in output
 
 

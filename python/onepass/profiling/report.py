@@ -57,7 +57,7 @@ def _sizes(work: Work) -> str:
         return ""
     call = max(work.of_sizes, key=lambda call: work.of_sizes[call][1])
     text = f"{call.sizes}, {call.dtype if call.kept == call.dtype else f'{call.dtype} over {call.kept}'}"
-    return text if len(work.of_sizes) == 1 else f"{text} and {len(work.of_sizes) - 1} other sizes"
+    return text if len(work.of_sizes) == 1 else f"{text} and {len(work.of_sizes) - 1} more"
 
 
 def _against_ceiling(work: Work, threads: int) -> dict[str, Any]:
