@@ -77,7 +77,7 @@ def loss_of(model: Seq2Seq, words: Words, symbols: int) -> Tensor:
     return nats / symbols
 
 
-class Record:
+class Trace:
     """What each step attended from, its scores, and the encoder states."""
 
     def __init__(self) -> None:
@@ -129,16 +129,16 @@ class TrainingStep(Family):
         """With plain attention in float64, a few words at a time. The sums of their gradients' magnitudes are the least that those of all
         terms can be, but for the attention's own parameters: the gradients of scores sum to 0 over a source."""
         model, words = model_and_words(workload, "cpu", torch.float64)
-        record = Record()
-        attention = make_plain(model, record.attend)
-        attention.query_layer.register_forward_hook(lambda module, args, result: record.states.append(args[0]))
+        trace = Trace()
+        attention = make_plain(model, trace.attend)
+        attention.query_layer.register_forward_hook(lambda module, args, result: trace.states.append(args[0]))
         names, parameters = zip(*model.named_parameters(), strict=True)
         parts = []
         for few in zip(*(x.chunk(PARTS) for x in words), strict=True):
-            record.clear()
+            trace.clear()
             loss = loss_of(model, Words(*few), words.target[:, 1:].numel())
-            found = torch.autograd.grad(loss, (*parameters, *record.scores))
-            sizes = {name: x.abs() for name, x in zip(names, found, strict=False)} | record.sizes(attention.v, found[len(names) :])
+            found = torch.autograd.grad(loss, (*parameters, *trace.scores))
+            sizes = {name: x.abs() for name, x in zip(names, found, strict=False)} | trace.sizes(attention.v, found[len(names) :])
             parts.append([(loss.detach(),) * 2, *((x, sizes[name]) for name, x in zip(names, found, strict=False))])
         return {BOTH: [Exact(*(torch.stack(x).sum(0) for x in zip(*of_result, strict=True))) for of_result in zip(*parts, strict=True)]}
 
