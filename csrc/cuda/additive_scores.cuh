@@ -179,7 +179,7 @@ struct ScoreTile {
   __device__ __forceinline__ void add_merged(int buffer, const float* terms, W (&sums)[R][kColumns]) const {
     const char* queries = staging + (buffer * kRows + R * thread_y()) * kPitch;
     const char* positions = staging + (buffer * kRows + kQueries + thread_x()) * kPitch;
-#pragma unroll
+#pragma unroll 1
     for (int a = 0; a < kStep<T>; a += kTaken) {
       const auto taken = [a](const void* row) { return *reinterpret_cast<const Channels*>(static_cast<const float*>(row) + a); };
       const Channels term = taken(terms);
