@@ -131,7 +131,6 @@ struct Forward {
       for (int distance = 8; distance; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
       __syncwarp();
       if (thread_x() == 0) highest = top, total = fma(total, softmax_term(before, base), sum);
-      __syncwarp();
     }
   }
 
@@ -169,7 +168,6 @@ struct Forward {
       if (notes.highest[row] == W(-INFINITY)) notes.highest[row] = 0;
       notes.sum[row] = notes.seen[row] ? 1 / notes.sum[row] : W(0);
     }
-    __syncthreads();
   }
 
   // A thread's chunk of a row of weights, from scores or as they are already.

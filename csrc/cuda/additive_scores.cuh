@@ -53,7 +53,7 @@ __device__ __forceinline__ float combined(float x, float* partial, const F& comb
   return x;
 }
 
-// v as the merged sums take it: scaled by a power of 2, so that the largest is between 1 and 2.
+// v as the merged sums take it, once the block has met: scaled by a power of 2, so that the largest is between 1 and 2.
 struct Weighting {
   float total, unscale, blanks;
   float limit;  // |q| + |k| up to which reciprocals merge
@@ -101,7 +101,6 @@ __device__ __forceinline__ void weigh(const T* v, int A, Factors* factors, float
   const float most = combined(own, partial, larger), limit = fminf(((kBits - most) / kMerged - 1) / (2 * kLog2E), kWidest);
   const bool merges = A > kFew && largest > 1e-30f && largest < 1e30f;
   if (threadIdx.x == 0) found = {total, __int_as_float(exponent), blanks, merges ? limit : -1.0f};
-  __syncthreads();
 }
 
 // Channels that are taken from shared memory at once.
