@@ -36,10 +36,10 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(target)
 
 
-def launch(sizes: tuple[int, ...], dtype: torch.dtype, processors: int = 1, capability: int = 90) -> Launch:
-    """Of sizes B, H, T, S, A, D."""
+def launch(sizes: tuple[int, ...], dtype: torch.dtype, *, processors: int = 1, capability: int = 90, tile: int = 0) -> Launch:
+    """Of sizes B, H, T, S, A, D; ``tile`` overrules how many queries a block has."""
     name, numbers, seconds = ctypes.create_string_buffer(100), (ctypes.c_int64 * 4)(), ctypes.c_double()
-    library().launch((ctypes.c_int64 * 6)(*sizes), DTYPES[dtype], processors, capability, name, numbers, ctypes.byref(seconds))
+    library().launch((ctypes.c_int64 * 6)(*sizes), DTYPES[dtype], processors, capability, tile, name, numbers, ctypes.byref(seconds))
     return Launch(name.value.decode(), *numbers, seconds.value)
 
 
@@ -52,17 +52,15 @@ def machine_of(code: Kernel, **options: Any) -> Machine:
     return Machine(code, **options)
 
 
-def run(case: Case, *, tile: int | None = None, architecture: str = "80", code: Kernel | None = None, **options: Any) -> tuple[Results, Machine]:
-    """Context and weights, or scores; ``tile`` overrules how many queries a block has."""
+def run(case: Case, *, tile: int = 0, architecture: str = "80", code: Kernel | None = None, **options: Any) -> tuple[Results, Machine]:
+    """Context and weights, or scores."""
     shape, dtype = sizes(case), case.query.dtype
-    chosen = launch(shape, dtype)
-    if tile is not None:
-        processors = next(n for n in range(1, 10_000) if launch(shape, dtype, n).kernel.endswith(f"_{tile}"))
-        chosen = launch(shape, dtype, processors)
+    chosen = launch(shape, dtype, tile=tile)
     alone = case.family == "scores"
     lead = case.query.shape[:-1]
     weights = torch.full((*lead, shape[3]), torch.nan, dtype=dtype if alone else accumulator(dtype))
     context = None if alone else torch.full((*lead, shape[5]), torch.nan, dtype=dtype)
+    at = context if context is None or context.numel() else weights.new_empty(1)  # a null pointer would ask for scores alone
     limits = case.lengths if case.spans is None else case.spans
     arguments = Struct({
         "shape": shape_struct(*shape),
@@ -70,7 +68,7 @@ def run(case: Case, *, tile: int | None = None, architecture: str = "80", code: 
         "values": tensor_struct(None if alone else case.values),
         "v": tensor_struct(case.v),
         "visibility": visibility_struct(limits, case.mask),
-        "context": tensor_struct(context, fresh=True),
+        "context": tensor_struct(at, fresh=True),
         "weights": tensor_struct(weights, fresh=True),
     })  # fmt: skip
     machine = Machine(code or kernel(SOURCE, chosen.kernel, architecture), **options)

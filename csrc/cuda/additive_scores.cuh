@@ -53,49 +53,55 @@ __device__ __forceinline__ float combined(float x, float* partial, const F& comb
   return x;
 }
 
-// v as the merged sums take it: scaled by a power of 2, so that the largest is between 1 and 2.
+// v as the merged sums take it, once the block has met: scaled by a power of 2, so that the largest is between 1 and 2.
 struct Weighting {
   float total, unscale, blanks;
-  float limit;             // |q| + |k| up to which reciprocals merge
-  float *factors, *terms;  // of e^(2q) e^(2k) and 1 in each denominator, by channel, up to a whole number of rows
-
-  template <class T>
-  __device__ __forceinline__ Weighting(const T* v, int A, float* numbers, float* partial) {
-    const int padded = (A + kStep<T> - 1) / kStep<T> * kStep<T>;
-    factors = numbers, terms = numbers + padded;
-    const auto larger = [](float a, float b) { return fmaxf(a, b); };
-    const auto sum = [](float a, float b) { return a + b; };
-    float own = 0, largest = 0;
-    for (int a = threadIdx.x; a < A; a += kThreads) {
-      const float x = wide(v[a]);
-      own += x;
-      largest = fmaxf(largest, x == x ? fabsf(x) : INFINITY);
-    }
-    total = combined(own, partial, sum);
-    largest = combined(largest, partial, larger);
-    const int exponent = __float_as_int(largest) & 0x7F800000;
-    const float scale = __int_as_float(0x7F000000 - exponent);
-    unscale = __int_as_float(exponent);
-    own = 0;
-    for (int a = threadIdx.x; a < padded; a += kThreads) {
-      const float x = a < A ? wide(v[a]) * scale : 0.0f;
-      factors[a] = x == 0 ? 0.0f : 1 / x;
-      terms[a] = x == 0 ? 1 / kBlank : 1 / x;
-      own += x == 0 ? 1.0f : 0.0f;
-    }
-    blanks = combined(own, partial, sum);
-    own = 0;
-    for (int group = threadIdx.x; group < padded / kMerged; group += kThreads) {
-      const int first = group / kLanes * kTogether + group % kLanes;
-      float bits = 0;
-      for (int i = 0; i < kMerged; ++i) bits += log2f(fabsf(terms[first + i * kLanes]));
-      own = fmaxf(own, bits);
-    }
-    const float most = combined(own, partial, larger);
-    limit = fminf(((kBits - most) / kMerged - 1) / (2 * kLog2E), kWidest);
-    if (A <= kFew || !(largest > 1e-30f && largest < 1e30f)) limit = -1;
-  }
+  float limit;  // |q| + |k| up to which reciprocals merge
 };
+
+// For each kStep channels, of which the last are filled up with blanks: what e^(2q) e^(2k) and what 1 is multiplied by in a denominator.
+struct Factors {
+  float product[kStep<float>], term[kStep<float>];
+};
+
+template <class T>
+__device__ __forceinline__ void weigh(const T* v, int A, Factors* factors, float* partial, Weighting& found) {
+  constexpr int kBlock = kStep<float>;
+  const int padded = (A + kBlock - 1) / kBlock * kBlock;
+  const auto larger = [](float a, float b) { return fmaxf(a, b); };
+  const auto sum = [](float a, float b) { return a + b; };
+  float own = 0, largest = 0;
+  for (int a = threadIdx.x; a < A; a += kThreads) {
+    const float x = wide(v[a]);
+    own += x;
+    largest = fmaxf(largest, x == x ? fabsf(x) : INFINITY);
+  }
+  const float total = combined(own, partial, sum);
+  largest = combined(largest, partial, larger);
+  const int exponent = __float_as_int(largest) & 0x7F800000;
+  const float scale = __int_as_float(0x7F000000 - exponent);
+  own = 0;
+  for (int a = threadIdx.x; a < padded; a += kThreads) {
+    const float x = a < A ? wide(v[a]) * scale : 0.0f;
+    factors[a / kBlock].product[a % kBlock] = x == 0 ? 0.0f : 1 / x;
+    factors[a / kBlock].term[a % kBlock] = x == 0 ? 1 / kBlank : 1 / x;
+    own += x == 0 ? 1.0f : 0.0f;
+  }
+  const float blanks = combined(own, partial, sum);
+  own = 0;
+  for (int group = threadIdx.x; group < padded / kMerged; group += kThreads) {
+    const int first = group / kLanes * kTogether + group % kLanes;
+    float bits = 0;
+    for (int i = 0; i < kMerged; ++i) {
+      const int a = first + i * kLanes;
+      bits += log2f(fabsf(factors[a / kBlock].term[a % kBlock]));
+    }
+    own = fmaxf(own, bits);
+  }
+  const float most = combined(own, partial, larger), limit = fminf(((kBits - most) / kMerged - 1) / (2 * kLog2E), kWidest);
+  const bool merges = A > kFew && largest > 1e-30f && largest < 1e30f;
+  if (threadIdx.x == 0) found = {total, __int_as_float(exponent), blanks, merges ? limit : -1.0f};
+}
 
 // Channels that are taken from shared memory at once.
 constexpr int kTaken = kTogether < 4 ? 4 : kTogether;
@@ -132,8 +138,9 @@ struct ScoreTile {
   using W = Wide<T>;
   static constexpr int kQueries = 16 * R, kRows = kQueries + kSources;
 
-  char* staging;     // two tiles of kRows rows
-  float* sizes;      // [kRows] of |q| and |k|, as the merged sums found them
+  char* staging;  // two tiles of kRows rows
+  const Factors* factors;
+  float* sizes;  // [kRows] of |q| and |k|, as the merged sums found them
   const T* v;
   int A;
   bool pieces;
@@ -155,14 +162,14 @@ struct ScoreTile {
 
   // The thread's own chunks as the sums take them: widened, or e^(2x) times the factor.
   template <bool Merge>
-  __device__ __forceinline__ void prepare(char* at, const float* factors, float& size) const {
+  __device__ __forceinline__ void prepare(char* at, const float* multipliers, float& size) const {
     WideChunk<T> chunk = widened<T>(*reinterpret_cast<const Chunk<T, kChunk<T>>*>(at));
     if constexpr (Merge) {
 #pragma unroll
       for (int i = 0; i < kChunk<T>; ++i) {
         size = fmaxf(size, fabsf(chunk.x[i]));
         chunk.x[i] = exponential<2>(chunk.x[i]);
-        if (factors != nullptr) chunk.x[i] *= factors[i];
+        if (multipliers != nullptr) chunk.x[i] *= multipliers[i];
       }
     }
     *reinterpret_cast<WideChunk<T>*>(at) = chunk;
@@ -171,7 +178,7 @@ struct ScoreTile {
   __device__ __forceinline__ void add_merged(int buffer, const float* terms, W (&sums)[R][kColumns]) const {
     const char* queries = staging + (buffer * kRows + R * thread_y()) * kPitch;
     const char* positions = staging + (buffer * kRows + kQueries + thread_x()) * kPitch;
-#pragma unroll
+#pragma unroll 1
     for (int a = 0; a < kStep<T>; a += kTaken) {
       const auto taken = [a](const void* row) { return *reinterpret_cast<const Channels*>(static_cast<const float*>(row) + a); };
       const Channels term = taken(terms);
@@ -208,20 +215,20 @@ struct ScoreTile {
 
   // All channels, staged while those before are summed. With Merge of all pairs, leaving their rows' sizes, else of those wanted.
   template <bool Merge>
-  __device__ __forceinline__ void add(const Weighting* weighting, unsigned wanted, W (&sums)[R][kColumns]) const {
+  __device__ __forceinline__ void add(unsigned wanted, W (&sums)[R][kColumns]) const {
     float size[3] = {};
     if (A > 0) stage(0, 0);
 #pragma unroll 1
     for (int a = 0, buffer = 0; a < A; a += kStep<T>, buffer ^= 1) {
       arrived();
-      const float* factors = Merge ? weighting->factors + a + copied_chunk() * kChunk<T> : nullptr;
+      const float* multipliers = Merge ? factors[a / kStep<T>].product + copied_chunk() * kChunk<T> : nullptr;
       if (copies_query()) prepare<Merge>(place(buffer, copied_row()), nullptr, size[0]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) prepare<Merge>(place(buffer, kQueries + 64 * i + copied_row()), factors, size[1 + i]);
+      for (int i = 0; i < 2; ++i) prepare<Merge>(place(buffer, kQueries + 64 * i + copied_row()), multipliers, size[1 + i]);
       __syncthreads();
       if (a + kStep<T> < A) stage(a + kStep<T>, buffer ^ 1);
       if constexpr (Merge) {
-        add_merged(buffer, weighting->terms + a, sums);
+        add_merged(buffer, factors[a / kStep<T>].term, sums);
       } else {
         add_tangents(buffer, a, wanted, sums);
       }
@@ -239,7 +246,7 @@ struct ScoreTile {
   }
 
   // Scores of the pairs seen; what others hold is not said.
-  __device__ __forceinline__ void scores(const Weighting* weighting, unsigned seen, W (&sums)[R][kColumns]) const {
+  __device__ __forceinline__ void scores(const Weighting& weighting, unsigned seen, W (&sums)[R][kColumns]) const {
 #pragma unroll
     for (int i = 0; i < R; ++i) {
 #pragma unroll
@@ -247,8 +254,8 @@ struct ScoreTile {
     }
     unsigned direct = seen;
     if constexpr (sizeof(W) == 4) {
-      if (weighting->limit >= kSmall) {
-        add<true>(weighting, 0, sums);
+      if (weighting.limit >= kSmall) {
+        add<true>(0, sums);
         __syncthreads();
         direct = 0;
 #pragma unroll
@@ -256,14 +263,14 @@ struct ScoreTile {
 #pragma unroll
           for (int j = 0; j < kColumns; ++j) {
             const float size = sizes[R * thread_y() + i] + sizes[kQueries + thread_x() + 16 * j];
-            const bool merges = size >= kSmall && size <= weighting->limit;
+            const bool merges = size >= kSmall && size <= weighting.limit;
             if (!merges) direct |= seen & 1u << (kColumns * i + j);
-            sums[i][j] = merges ? fmaf(sums[i][j] - weighting->blanks * kBlank, -2 * weighting->unscale, weighting->total) : 0.0f;
+            sums[i][j] = merges ? fmaf(sums[i][j] - weighting.blanks * kBlank, -2 * weighting.unscale, weighting.total) : 0.0f;
           }
         }
       }
     }
-    if (__syncthreads_or(direct)) add<false>(weighting, direct, sums);
+    if (__syncthreads_or(direct)) add<false>(direct, sums);
   }
 };
 
