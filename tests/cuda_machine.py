@@ -1,4 +1,4 @@
-"""The CUDA kernels as nvcc compiles them for sm_80, executed on the PTX machine."""
+"""The CUDA kernels as nvcc compiles them, executed on the PTX machine."""
 
 import functools
 import pathlib
@@ -19,18 +19,18 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 
 
 @functools.cache
-def ptx(source: str) -> str:
+def ptx(source: str, architecture: str = "80") -> str:
     """What ``csrc/cuda/source`` compiles to."""
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / "kernels.ptx"
-        command = [str(NVCC), "-ptx", "-arch=sm_80", "-lineinfo", *FLAGS, str(SOURCES / source), "-o", str(target)]
+        command = [str(NVCC), "-ptx", f"-arch=sm_{architecture}", "-lineinfo", *FLAGS, str(SOURCES / source), "-o", str(target)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         return target.read_text()
 
 
 @functools.cache
-def kernel(source: str, name: str) -> Kernel:
-    return parse(ptx(source), name)
+def kernel(source: str, name: str, architecture: str = "80") -> Kernel:
+    return parse(ptx(source, architecture), name)
 
 
 def array(tensor: Tensor, fresh: bool = False) -> Any:

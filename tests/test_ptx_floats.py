@@ -81,6 +81,18 @@ def test_half_arithmetic() -> None:
     assert_same(total, exactly(Fraction.__add__, np.add, np.float16, "rn", a, b))
 
 
+@pytest.mark.parametrize("code", ["fma.rn{}.{} %d, %a, %b, %c", "add.rn{}.{} %d, %a, %b", "mul.rn{}.{} %d, %a, %c"])
+@pytest.mark.parametrize("ftz", ["", ".ftz"])
+def test_packed_singles(code: str, ftz: str) -> None:
+    """f32x2 does what f32 does, on the low and the high half of a register."""
+    rng = np.random.default_rng(8)
+    edges = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-40, -3e-39, 3e38], np.float32)
+    sources = {name: rng.permuted(np.concatenate([edges, rng.standard_normal(54).astype(np.float32)])) for name in "abc"}
+    alone = evaluate(code.format(ftz, "f32"), {"d": np.float32}, **sources)["d"]
+    packed = evaluate(code.format(ftz, "f32x2"), {"d": np.uint64}, **{name: x.view(np.uint64) for name, x in sources.items()})["d"]
+    assert_same(packed.view(np.float32), alone)
+
+
 def bf16(values: Array) -> Array:
     """Bits by torch, which rounds to even."""
     return torch.from_numpy(np.ascontiguousarray(values, np.float32)).bfloat16().view(torch.int16).numpy().view(np.uint16)

@@ -143,13 +143,15 @@ def test_bank_conflicts(stride: int, wavefronts: int) -> None:
     made = run(body, [])
     assert not made.findings
     assert made.counts["shared wavefronts"] == wavefronts + (1 if stride == 0 else wavefronts)
+    assert made.counts["shared wavefronts at least"] == 2
 
 
 def test_wide_accesses_take_a_wavefront_for_each_quarter_warp() -> None:
     """16 bytes per lane: eight lanes fill all banks; rows of 128 bytes put them all on the same four."""
     body = ".shared .align 16 .b8 tile[4096];\nmul.lo.u32 %r1, %tid, {};\nst.shared.v4.u32 [%r1], {{%tid, %tid, %tid, %tid}};"
     assert run(body.format(16), []).counts["shared wavefronts"] == 4
-    assert run(body.format(128), []).counts["shared wavefronts"] == 32
+    conflicts = run(body.format(128), []).counts
+    assert (conflicts["shared wavefronts"], conflicts["shared wavefronts at least"]) == (32, 4)
     # each quarter of the warp on banks of its own
     apart = "and.b32 %r2, %tid, 7;\nshr.u32 %r3, %tid, 3;\nshl.b32 %r3, %r3, 4;\nmad.lo.u32 %r1, %r2, 128, %r3;"
     assert run(body.replace("mul.lo.u32 %r1, %tid, {};", apart).format(), []).counts["shared wavefronts"] == 32

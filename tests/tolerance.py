@@ -161,15 +161,15 @@ def _eager_errors(case: Case) -> dict[str, float]:
     return {name: error * ratio for name, error in errors.items()}
 
 
-def check(got: Results, case: Case) -> None:
+def check(got: Results, case: Case, part: bool = False) -> None:
     """Assert that every result is within its bound, and not finite exactly where eager's and the exact one are not.
 
-    Where eager overflows and fp64 does not, eager's error is infinite: anything goes there.
+    With ``part``, of those results that there are. Where eager overflows and fp64 does not, eager's error is infinite: anything goes there.
     """
     limits = bounds(case)
-    assert got.keys() == limits.keys()
-    for name, bound in limits.items():
-        result = got[name]
+    assert got.keys() <= limits.keys() if part else got.keys() == limits.keys()
+    for name, result in got.items():
+        bound = limits[name]
         assert (result.dtype, result.shape) == (case.query.dtype, bound.exact.shape), name
         exact = bound.exact.to(result.dtype)
         close = (result.double() - bound.exact).abs() <= bound.tolerance

@@ -41,6 +41,38 @@ __device__ __forceinline__ double exponential(double x) {
   return exp(Factor * x);
 }
 
+// Two numbers that one instruction computes from sm_100 on.
+using Pair = float2;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+__device__ __forceinline__ unsigned long long packed(Pair x) { return reinterpret_cast<const unsigned long long&>(x); }
+__device__ __forceinline__ Pair unpacked(unsigned long long x) { return reinterpret_cast<const Pair&>(x); }
+
+__device__ __forceinline__ Pair multiply_add(Pair a, Pair b, Pair c) {
+  unsigned long long d;
+  asm("fma.rn.f32x2 %0, %1, %2, %3;" : "=l"(d) : "l"(packed(a)), "l"(packed(b)), "l"(packed(c)));
+  return unpacked(d);
+}
+
+__device__ __forceinline__ Pair operator+(Pair a, Pair b) {
+  unsigned long long d;
+  asm("add.rn.f32x2 %0, %1, %2;" : "=l"(d) : "l"(packed(a)), "l"(packed(b)));
+  return unpacked(d);
+}
+
+__device__ __forceinline__ Pair operator*(Pair a, Pair b) {
+  unsigned long long d;
+  asm("mul.rn.f32x2 %0, %1, %2;" : "=l"(d) : "l"(packed(a)), "l"(packed(b)));
+  return unpacked(d);
+}
+#else
+__device__ __forceinline__ Pair multiply_add(Pair a, Pair b, Pair c) { return {fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)}; }
+__device__ __forceinline__ Pair operator+(Pair a, Pair b) { return {a.x + b.x, a.y + b.y}; }
+__device__ __forceinline__ Pair operator*(Pair a, Pair b) { return {a.x * b.x, a.y * b.y}; }
+#endif
+
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+
 // e^(score - highest): 0 for a score of minus infinity, NaN for one of NaN and where highest is infinite.
 template <class R>
 __device__ __forceinline__ R softmax_term(R score, R highest) {

@@ -12,6 +12,22 @@ struct Device {
   int capability = 90;  // 90 for 9.0
 };
 
+// What the products of a capability can do at most; of those that it does not know, what the one before it can.
+struct Rates {
+  double clock, bandwidth;  // per second: cycles, bytes of device memory
+  double fp32;              // multiply-adds of a scheduler and cycle, in warps; special functions are 1/8
+  int shared;               // bytes of a processor's shared memory
+};
+
+inline Rates rates(const Device& device) {
+  if (device.capability >= 120) return {2.407e9, 1.792e12, 1, 100 << 10};  // RTX 5090
+  if (device.capability >= 100) return {1.965e9, 7.672e12, 1, 228 << 10};  // B200
+  if (device.capability >= 90) return {1.98e9, 3.352e12, 1, 228 << 10};    // H100
+  if (device.capability >= 89) return {2.49e9, 0.864e12, 1, 100 << 10};    // L40
+  if (device.capability >= 86) return {1.695e9, 0.6e12, 1, 100 << 10};     // A10
+  return {1.41e9, 2.039e12, 0.5, 164 << 10};                               // A100
+}
+
 struct Launch {
   std::string kernel;  // its symbol
   int64_t blocks = 0;

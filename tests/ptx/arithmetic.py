@@ -10,6 +10,7 @@ from .parse import Instruction
 from .rounding import Array, add_to_odd, flush, fma, fma64, saturate, to_float32
 from .values import SIGNED, UNSIGNED, WIDTH, integer_dtype, is_float
 
+SINGLE = ("f32", "f32x2")
 MODES = ("rn", "rz", "rm", "rp")
 Binary = Callable[[Array, Array], Array]
 
@@ -21,7 +22,7 @@ def wide_type(type_: str) -> str:
 def finished(instruction: Instruction, apply: Callable[..., Any]) -> Callable[..., Any]:
     """``apply`` with the modifiers of floats around it: .ftz on both sides, then .sat or .relu."""
     parts = instruction.parts
-    if "ftz" in parts and instruction.type == "f32":
+    if "ftz" in parts and instruction.type in SINGLE:
         inner = apply
 
         def apply(*sources: Array) -> Array:
@@ -43,9 +44,9 @@ def float_operation(instruction: Instruction, exact: Callable[..., Array], nativ
     type_, mode = instruction.type, rounding_mode(instruction)
     if type_ == "f64" and mode != "rn":
         raise unsupported(instruction)
-    if type_ == "f64" or (type_ == "f32" and mode == "rn"):
+    if type_ == "f64" or (type_ in SINGLE and mode == "rn"):
         return elementwise(instruction, type_, finished(instruction, native))
-    if type_ == "f32":
+    if type_ in SINGLE:
         return elementwise(instruction, type_, finished(instruction, lambda *sources: to_float32(exact(*sources), mode)))
     return elementwise(instruction, type_, finished(instruction, exact))
 

@@ -211,7 +211,7 @@ class SharedMemory(Space):
             access.block.report("shared access during a copy", "no wait covers the copy that is under way", int(lanes[first]), copy)
 
     def _count(self, access: Access) -> None:
-        """Wavefronts: how often the fullest of the 32 banks is needed. Wider accesses go by half or quarter warps."""
+        """Wavefronts: how often the fullest of the 32 banks is needed. Wider accesses go by half or quarter warps, at least one for each."""
         if not access.lanes.size:
             return
         width = max(access.size, 4)
@@ -221,7 +221,9 @@ class SharedMemory(Space):
         uses = np.bincount((places >> 48) * banks + places % banks, minlength=banks)
         padded = np.zeros(-(-uses.size // banks) * banks, np.int64)
         padded[: uses.size] = uses
-        access.block.counts["shared wavefronts"] += int(padded.reshape(-1, banks).max(1).sum())
+        fullest = padded.reshape(-1, banks).max(1)
+        access.block.counts["shared wavefronts"] += int(fullest.sum())
+        access.block.counts["shared wavefronts at least"] += int((fullest > 0).sum())
 
 
 class LocalMemory(Space):

@@ -16,11 +16,11 @@ from .rounding import Array, bf16_bits, f16_bits
 
 WIDTH = {
     **{f"{kind}{bits}": bits // 8 for kind in "bsu" for bits in (8, 16, 32, 64)},
-    **{"f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4, "tf32": 4, "f32": 4, "f64": 8, "b128": 16, "pred": 1},
+    **{"f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4, "tf32": 4, "f32": 4, "f64": 8, "f32x2": 8, "b128": 16, "pred": 1},
 }
 UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SIGNED: dict[int, type[np.signedinteger[Any]]] = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
-FLOATS = ("f16", "bf16", "f16x2", "bf16x2", "f32", "f64")
+FLOATS = ("f16", "bf16", "f16x2", "bf16x2", "f32", "f32x2", "f64")
 
 # Generic addresses of the windows of shared and local memory; their low halves are zero, so that 32 bits of an address are the offset.
 SHARED_WINDOW, LOCAL_WINDOW, GLOBAL_WINDOW = 0x0001_0000_0000_0000, 0x0002_0000_0000_0000, 0x0000_7000_0000_0000
@@ -60,6 +60,8 @@ def join(low_high: Array) -> Array:
 
 def decode(bits: Array, type_: str) -> Array:
     """What bits of exactly the type's width mean."""
+    if type_ == "f32x2":
+        return np.stack([bits & np.uint64(0xFFFFFFFF), bits >> np.uint64(32)], -1).astype(np.uint32).view(np.float32)
     if type_ == "f32":
         return bits.view(np.float32)
     if type_ == "f64":
@@ -79,6 +81,9 @@ def encode(values: Array, type_: str) -> Array:
     """Bits of the type's width; integers wrap, floats are rounded to nearest even."""
     if type_ == "pred":
         return np.asarray(values, bool)
+    if type_ == "f32x2":
+        words = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+        return np.asarray(words[..., 0] | words[..., 1] << np.uint64(32))
     if type_ in ("f16", "f16x2"):
         bits = f16_bits(values)
     elif type_ in ("bf16", "bf16x2"):
