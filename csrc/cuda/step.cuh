@@ -44,6 +44,21 @@ struct Raw {
 #pragma unroll
     for (int n = 0; n < N; ++n) x[n] = wide(narrow[n]);
   }
+
+  // Another element at the end; the first one leaves.
+  __device__ __forceinline__ void push(T x) {
+    constexpr int kWords = sizeof words / 4, kStep = sizeof(T) / 4;
+    if constexpr (sizeof(T) == 2) {
+      uint16_t bits;
+      memcpy(&bits, &x, sizeof bits);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) words[i] = __funnelshift_r(words[i], i + 1 < kWords ? words[i + 1] : bits, 16);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords - kStep; ++i) words[i] = words[i + kStep];
+      memcpy(&words[kWords - kStep], &x, sizeof x);
+    }
+  }
 };
 
 template <class T, int N>
@@ -61,21 +76,21 @@ __device__ __forceinline__ Raw<T, N> load_whole(const T* from) {
   return raw;
 }
 
-// N elements of each of several rows, in flight together; zeros where a row is not wanted and beyond the `left` ones that it has.
+// N elements of each of several rows, `step` apart, in flight together; zeros where a row is not wanted and beyond the `left` ones that it
+// has.
 template <class T, int N, int Count>
-__device__ __forceinline__ void load_rows(Raw<T, N> (&raw)[Count], const T* const (&from)[Count], const bool (&wanted)[Count], int left,
-                                          bool whole) {
+__device__ __forceinline__ void load_rows(Raw<T, N> (&raw)[Count], const T* from, int64_t step, unsigned wanted, int left, bool whole) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) raw[i] = {};
   if (whole) {
 #pragma unroll
-    for (int i = 0; i < Count; ++i) raw[i] = wanted[i] ? load_whole<T, N>(from[i]) : Raw<T, N>{};
+    for (int i = 0; i < Count; ++i)
+      if (wanted >> i & 1) raw[i] = load_whole<T, N>(from + i * step);
   } else {
+#pragma unroll 1
+    for (int n = 0; n < N; ++n)
 #pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      T x[N];
-#pragma unroll
-      for (int n = 0; n < N; ++n) x[n] = wanted[i] && n < left ? from[i][n] : narrow<T>(0);
-      memcpy(&raw[i], x, sizeof x);
-    }
+      for (int i = 0; i < Count; ++i) raw[i].push((wanted >> i & 1) && n < left ? from[i * step + n] : narrow<T>(0));
   }
 }
 
@@ -102,42 +117,41 @@ __device__ __forceinline__ void store_row(T* row, int at, int width, bool whole,
 
 // A block's place: batch, head, the first of its queries and how many there are, its part of the source.
 struct Place {
-  int64_t group, b, h;
-  int split, splits, t, steps, first, rows;
+  int W, b, h, group, split, splits, t, steps, first, rows;
 
-  __device__ Place(const Shape& shape, int splits, int W) : splits(splits) {
-    const int64_t groups = ceil_div(shape.T, W), part = ceil_div(shape.S, splits);
-    split = blockIdx.x % splits;
+  __device__ __forceinline__ Place(const Shape& shape, int splits, int W) : W(W), splits(splits) {
+    const unsigned T = shape.T, S = shape.S, H = shape.H, groups = (T + W - 1) / W, part = (S + splits - 1) / splits;
     group = blockIdx.x / splits;
-    b = group / groups / shape.H;
-    h = group / groups % shape.H;
-    t = static_cast<int>(group % groups) * W;
-    steps = static_cast<int>(shape.T - t < W ? shape.T - t : W);
-    const int64_t start = split * part, rest = shape.S - start;
-    first = static_cast<int>(start);
-    rows = static_cast<int>(rest < 0 ? 0 : rest < part ? rest : part);
+    split = blockIdx.x - group * splits;
+    const unsigned row = group / groups;
+    t = (group - row * groups) * W;
+    b = row / H;
+    h = row - b * H;
+    steps = min(static_cast<int>(T) - t, W);
+    first = min(split * part, S);
+    rows = min(part, S - first);
   }
 };
 
 // Of every position a bit for each query that sees it.
-template <int W>
-__device__ void mark_seen(const Visibility& v, const Place& place, int64_t S, Window* windows, uint16_t* seen) {
+__device__ __forceinline__ void mark_seen(const Visibility& v, const Place& place, int64_t S, Window* windows, uint16_t* seen) {
   if (threadIdx.x < place.steps) windows[threadIdx.x] = window(v, place.b, place.t + threadIdx.x, S);
   __syncthreads();
+#pragma unroll 1
   for (int row = threadIdx.x; row < place.rows; row += kStepThreads) {
     const int s = place.first + row;
     unsigned bits = 0;
-#pragma unroll
-    for (int t = 0; t < W; ++t)
-      if (t < place.steps && windows[t].has(s) && kept(v, place.b, place.h, place.t + t, s)) bits |= 1u << t;
+#pragma unroll 1
+    for (int t = 0; t < place.steps; ++t)
+      if (windows[t].has(s) && kept(v, place.b, place.h, place.t + t, s)) bits |= 1u << t;
     seen[row] = static_cast<uint16_t>(bits);
   }
 }
 
 // What threads hold of query `threadIdx.x % W`, combined in one fixed order for all of them.
-template <int W, class R, class F>
-__device__ R over_threads(R x, R* exchange, F combine) {
-#pragma unroll
+template <class R, class F>
+__device__ __forceinline__ R over_threads(R x, int W, R* exchange, F combine) {
+#pragma unroll 1
   for (int distance = 16; distance >= W; distance /= 2) x = combine(x, __shfl_xor_sync(~0u, x, distance));
   __syncthreads();
   if (threadIdx.x % 32 < W) exchange[threadIdx.x / 32 * W + threadIdx.x % 32] = x;
@@ -165,7 +179,7 @@ struct Parts {
   int64_t padded, first, count;  // of a row; of this block's queries; of all queries
 
   __device__ Parts(void* data, const Shape& shape, int64_t padded, const Place& place)
-      : rows(static_cast<R*>(data)), padded(padded), first((place.b * shape.H + place.h) * shape.T + place.t),
+      : rows(static_cast<R*>(data)), padded(padded), first((static_cast<int64_t>(place.b) * shape.H + place.h) * shape.T + place.t),
         count(shape.B * shape.H * shape.T) {
     pairs = rows + place.splits * count * padded;
   }
@@ -176,14 +190,14 @@ struct Parts {
 
 // Queries beside which rows are read, four channels at a time, vectors side by side, so that neighbours read other banks. Products take the
 // query itself; tanh takes e^(2q), -2v, and of each four channels the sum of v and the largest |q|, infinite where v cannot merge.
-template <class T, int W, bool Tanh>
+template <class T, bool Tanh>
 struct Factors {
   using R = Wide<T>;
   static constexpr int kVector = 16 / sizeof(T), kFour = kVector < 4 ? kVector : 4, kFours = kVector / kFour;
   R* data;
-  int vectors;
+  int W, vectors;
 
-  __device__ Factors(R* data, int width) : data(data), vectors(static_cast<int>(ceil_div(width, kVector))) {}
+  __device__ Factors(R* data, int W, int width) : data(data), W(W), vectors(static_cast<int>(ceil_div(width, kVector))) {}
 
   __device__ __forceinline__ R* four(int t, int f, int vector) const { return data + ((t * kFours + f) * vectors + vector) * kFour; }
   __device__ __forceinline__ R* note(int f, int vector) const {
@@ -193,6 +207,7 @@ struct Factors {
   __device__ void fill(const Rows<T>& queries, int steps, const T* v) const {
     if constexpr (Tanh && sizeof(T) == 8) return;
     const int padded = vectors * kVector;
+#pragma unroll 1
     for (int i = threadIdx.x; i < padded * (Tanh ? W + 1 : W); i += kStepThreads) {
       const int t = i / padded, a = i % padded, n = a % kVector;
       R x = 0;
@@ -204,13 +219,16 @@ struct Factors {
       four(t, n / kFour, a / kVector)[n % kFour] = x;
     }
     if constexpr (Tanh) {
+#pragma unroll 1
       for (int i = threadIdx.x; i < vectors * kFours; i += kStepThreads) {
         const int f = i / vectors, vector = i % vectors, first = vector * kVector + f * kFour;
         float sum = 0, top = first < queries.width ? 0 : 1;
+#pragma unroll 1
         for (int a = first; a < first + kFour && a < queries.width; ++a) {
           const float x = wide(v[a]);
           sum += x;
           if (!(fabsf(x) <= kHeaviest) || queries.width <= kNarrow) top = INFINITY;
+#pragma unroll 1
           for (int t = 0; t < steps; ++t) top = fmaxf(top, fabsf(wide(queries.at(t)[a])));
         }
         note(f, vector)[0] = sum;
@@ -228,48 +246,42 @@ __device__ __forceinline__ float merged(const float4& q, const float4& k, const 
   return fmaf(n, reciprocal(low * high), total);
 }
 
-// How many neighbours share a row: few, unless rows are.
-__device__ __forceinline__ int lanes_of(int rows, int at_once) {
+// How many neighbours share a row and its queries: few, unless rows are.
+__device__ __forceinline__ int lanes_of(int rows, int sets, int at_once) {
   int lanes = 8;
-  while (lanes < 32 && kStepThreads / lanes * at_once >= 2 * rows) lanes *= 2;
+  while (lanes * sets < 32 && kStepThreads / (lanes * sets) * at_once >= 2 * rows) lanes *= 2;
   return lanes;
 }
 
-// q . k or, with Tanh, v . tanh(q + k) of the seen rows of a part and W queries, handed to `use(row, query, sum)`.
-template <class T, int W, bool Tanh, class Use>
+// q . k or, with Tanh, v . tanh(q + k) of the seen rows of a part and the queries, handed to `use(row, query, sum)`.
+template <class T, int Q, bool Tanh, class Use>
 __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const uint16_t* seen, const Rows<T>& queries, int steps,
-                                         const T* v, const Factors<T, W, Tanh>& factors, Use use) {
+                                         const T* v, const Factors<T, Tanh>& factors, Use use) {
   using R = Wide<T>;
-  using F = Factors<T, W, Tanh>;
-  constexpr int N = F::kVector, kAtOnce = W == 16 || sizeof(T) == 8 ? 2 : 4;
-  const int lanes = lanes_of(count, kAtOnce), lane = threadIdx.x % lanes, step = kStepThreads / lanes;
+  using F = Factors<T, Tanh>;
+  constexpr int N = F::kVector, kAtOnce = sizeof(T) == 8 ? 2 : 4;
+  const int sets = factors.W / Q, lanes = lanes_of(count, sets, kAtOnce), lane = threadIdx.x % lanes, step = kStepThreads / (lanes * sets);
+  const int own = threadIdx.x / (lanes * sets), first = threadIdx.x / lanes % sets * Q;  // the first of the rows, and of the queries
   const bool whole = rows.template whole<N>();
 #pragma unroll 1
   for (int start = 0; start < count; start += step * kAtOnce) {
-    R sums[kAtOnce][W] = {};
-    const T* from[kAtOnce];
-    bool wanted[kAtOnce];
-    bool any = false;
+    R sums[kAtOnce][Q] = {};
+    const T* from = rows.at(start + own);
+    unsigned wanted = 0;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int row = start + i * step + threadIdx.x / lanes;
-      wanted[i] = row < count && seen[row] != 0;
-      from[i] = rows.at(row);
-      any |= wanted[i];
+      const int row = start + i * step + own;
+      if (row < count && seen[row] != 0) wanted |= 1u << i;
     }
-    if (!__any_sync(~0u, any)) continue;
+    if (!__any_sync(~0u, wanted != 0)) continue;
 #pragma unroll 1
     for (int vector = lane; vector < factors.vectors; vector += lanes) {
       unsigned far = 0;
       if constexpr (Tanh && sizeof(T) == 8) {
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) far |= wanted[i] ? 1u << i : 0;
+        far = wanted;
       } else {
         Raw<T, N> raw[kAtOnce];
-        const T* at[kAtOnce];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) at[i] = from[i] + vector * N;
-        load_rows<T, N, kAtOnce>(raw, at, wanted, rows.width - vector * N, whole);
+        load_rows<T, N, kAtOnce>(raw, from + vector * N, step * rows.stride, wanted, rows.width - vector * N, whole);
 #pragma unroll
         for (int f = 0; f < F::kFours; ++f) {
           R k[kAtOnce][F::kFour];
@@ -281,7 +293,7 @@ __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const u
             for (int e = 0; e < F::kFour; ++e) k[i][e] = x[f * F::kFour + e];
           }
           if constexpr (Tanh) {
-            const float4 weight = *reinterpret_cast<const float4*>(factors.four(W, f, vector));
+            const float4 weight = *reinterpret_cast<const float4*>(factors.four(factors.W, f, vector));
             const float2 note = *reinterpret_cast<const float2*>(factors.note(f, vector));
             bool near[kAtOnce];
             float4 powers[kAtOnce];
@@ -289,21 +301,21 @@ __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const u
             for (int i = 0; i < kAtOnce; ++i) {
               const float top = fmaxf(fmaxf(fabsf(k[i][0]), fabsf(k[i][1])), fmaxf(fabsf(k[i][2]), fabsf(k[i][3]))) + note.y;
               near[i] = top >= kSmall && top <= kWidest;
-              if (wanted[i] && !near[i]) far |= 1u << (i * F::kFours + f);
+              if ((wanted >> i & 1) && !near[i]) far |= 1u << (i * F::kFours + f);
               powers[i] = {exponential<2>(k[i][0]), exponential<2>(k[i][1]), exponential<2>(k[i][2]), exponential<2>(k[i][3])};
             }
 #pragma unroll
-            for (int t = 0; t < W; ++t) {
-              const float4 query = *reinterpret_cast<const float4*>(factors.four(t, f, vector));
+            for (int t = 0; t < Q; ++t) {
+              const float4 query = *reinterpret_cast<const float4*>(factors.four(first + t, f, vector));
 #pragma unroll
               for (int i = 0; i < kAtOnce; ++i)
                 if (near[i]) sums[i][t] += merged(query, powers[i], weight, note.x);
             }
           } else {
 #pragma unroll
-            for (int t = 0; t < W; ++t) {
+            for (int t = 0; t < Q; ++t) {
               R query[F::kFour];
-              memcpy(query, __builtin_assume_aligned(factors.four(t, f, vector), 16), sizeof query);
+              memcpy(query, __builtin_assume_aligned(factors.four(first + t, f, vector), 16), sizeof query);
 #pragma unroll
               for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
@@ -317,54 +329,55 @@ __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const u
         while (far != 0) {
           const int which = __ffs(far) - 1, row = which / F::kFours;
           far &= far - 1;
-          R found[W] = {};
-          const int first = vector * N + which % F::kFours * F::kFour;
+          R found[Q] = {};
+          const int four = vector * N + which % F::kFours * F::kFour;
 #pragma unroll 1
-          for (int a = first; a < first + F::kFour && a < rows.width; ++a) {
-            const R key = wide(from[0][row * step * rows.stride + a]), weight = wide(v[a]);
+          for (int a = four; a < four + F::kFour && a < rows.width; ++a) {
+            const R key = wide(from[row * step * rows.stride + a]), weight = wide(v[a]);
 #pragma unroll
-            for (int t = 0; t < W; ++t)
-              if (t < steps) found[t] += weight * hyperbolic_tangent(wide(queries.at(t)[a]) + key);
+            for (int t = 0; t < Q; ++t)
+              if (first + t < steps) found[t] += weight * hyperbolic_tangent(wide(queries.at(first + t)[a]) + key);
           }
 #pragma unroll
           for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
-            for (int t = 0; t < W; ++t)
+            for (int t = 0; t < Q; ++t)
               if (i == row) sums[i][t] += found[t];
         }
       }
     }
+#pragma unroll 1
     for (int distance = lanes / 2; distance > 0; distance /= 2)
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
-        for (int t = 0; t < W; ++t) sums[i][t] += __shfl_xor_sync(~0u, sums[i][t], distance);
+        for (int t = 0; t < Q; ++t) sums[i][t] += __shfl_xor_sync(~0u, sums[i][t], distance);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
-      for (int t = 0; t < W; ++t)
-        if (wanted[i] && t % lanes == lane) use(start + i * step + static_cast<int>(threadIdx.x) / lanes, t, sums[i][t]);
+      for (int t = 0; t < Q; ++t)
+        if ((wanted >> i & 1) && t == lane) use(start + i * step + own, first + t, sums[i][t]);
   }
 }
 
 // Elements of rows as they are, each times what every query that sees the row gives it.
-template <class T, int W, int N>
+template <class T, int Q, int N>
 struct Itself {
   using R = Wide<T>;
 
-  __device__ __forceinline__ void begin(int) {}
+  __device__ __forceinline__ void begin(int, int) {}
 
   template <int Each, int Count>
-  __device__ __forceinline__ void add(R (&sums)[Each][W][N], const Raw<T, N> (&raw)[Count], const T* const (&)[Count],
-                                      const unsigned (&sees)[Count], unsigned everyone, const R* numbers, int stride) const {
+  __device__ __forceinline__ void add(R (&sums)[Each][Q][N], const Raw<T, N> (&raw)[Count], const T*, int64_t,
+                                      const unsigned (&sees)[Count], const R* numbers, int stride, int W) const {
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       if (sees[i] == 0) continue;
       R x[N];
       raw[i].widen(x);
 #pragma unroll
-      for (int t = 0; t < W; ++t)
-        if (sees[i] == everyone || (sees[i] >> t & 1))
+      for (int t = 0; t < Q; ++t)
+        if (Q == 1 || sees[i] >> t & 1)
 #pragma unroll
           for (int each = 0; each < Each; ++each)
 #pragma unroll
@@ -374,51 +387,56 @@ struct Itself {
 };
 
 // Sums over the seen rows of a part of what `terms` makes of their elements, times `Each` numbers of each query; handed to
-// `use(query, first column, sums)`, N columns at a time.
-template <class T, int W, int Each, int N, class Terms, class Use>
-__device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int steps, const uint16_t* seen, const Wide<T>* numbers,
-                                            Wide<T>* fold, Terms terms, Use use) {
+// `use(query, first column, sums by each)`, N columns at a time.
+template <class T, int Q, int Each, int N, class Terms, class Use>
+__device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int steps, const uint16_t* seen, int W,
+                                            const Wide<T>* numbers, Wide<T>* fold, Terms terms, Use use) {
   using R = Wide<T>;
   constexpr int kAtOnce = 4;
-  const int vectors = static_cast<int>(ceil_div(rows.width, N)), stride = step_stride(W, Each);
+  const int vectors = static_cast<int>(ceil_div(rows.width, N)), stride = step_stride(W, Each), sets = W / Q;
+  const int first = threadIdx.x % sets * Q, most = kStepThreads / sets;
+  const unsigned everyone = (1u << Q) - 1;
   const bool whole = rows.template whole<N>();
 #pragma unroll 1
-  for (int pass = 0; pass < vectors; pass += kStepThreads) {
-    const int across = vectors - pass < kStepThreads ? vectors - pass : kStepThreads;
-    const int groups = kStepThreads / across, group = threadIdx.x / across, at = (pass + threadIdx.x % across) * N;
-    R sums[Each][W][N] = {};
-    terms.begin(at);
+  for (int pass = 0; pass < vectors; pass += most) {
+    const int across = vectors - pass < most ? vectors - pass : most, threads = across * sets;
+    const int groups = kStepThreads / threads, group = threadIdx.x / threads, at = (pass + threadIdx.x % threads / sets) * N;
+    R sums[Each][Q][N] = {};
+    terms.begin(first, at);
 #pragma unroll 1
     for (int start = group; group < groups && start < count; start += groups * kAtOnce) {
-      const T* from[kAtOnce];
-      bool wanted[kAtOnce];
-      unsigned sees[kAtOnce];
+      const T* from = rows.at(start) + at;
+      const int64_t step = groups * rows.stride;
+      unsigned sees[kAtOnce], wanted = 0;
       Raw<T, N> raw[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int row = start + i * groups;
-        sees[i] = row < count ? seen[row] : 0;
-        wanted[i] = sees[i] != 0;
-        from[i] = rows.at(row) + at;
+        sees[i] = row < count ? seen[row] >> first & everyone : 0;
+        if (sees[i] != 0) wanted |= 1u << i;
       }
-      load_rows<T, N, kAtOnce>(raw, from, wanted, rows.width - at, whole);
-      terms.add(sums, raw, from, sees, (1u << steps) - 1, numbers + start * stride, groups * stride);
+      load_rows<T, N, kAtOnce>(raw, from, step, wanted, rows.width - at, whole);
+      terms.add(sums, raw, from, step, sees, numbers + start * stride + first, groups * stride, W);
     }
 #pragma unroll
-    for (int t = 0; t < W * Each; ++t)
+    for (int i = 0; i < Q * Each; ++i)
       if (groups > 1) {
-        R(&own)[N] = sums[t / W][t % W];
+        R(&own)[N] = sums[i / Q][i % Q];
         __syncthreads();
 #pragma unroll
         for (int n = 0; n < N; ++n) fold[n * kStepThreads + threadIdx.x] = own[n];
         __syncthreads();
+#pragma unroll 1
         for (int other = 1; group == 0 && other < groups; ++other)
 #pragma unroll
-          for (int n = 0; n < N; ++n) own[n] += fold[n * kStepThreads + other * across + threadIdx.x];
+          for (int n = 0; n < N; ++n) own[n] += fold[n * kStepThreads + other * threads + threadIdx.x];
       }
 #pragma unroll
-    for (int t = 0; t < W; ++t)
-      if (group == 0 && t < steps) use(t, at, sums);
+    for (int t = 0; t < Q; ++t) {
+      int query = first + t;
+      asm volatile("" : "+r"(query));  // else the addresses that follow from it are kept all the time
+      if (group == 0 && query < steps) use(query, at, [&](int each) -> R(&)[N] { return sums[each][t]; });
+    }
   }
 }
 

@@ -1,7 +1,8 @@
 // What the kernels of decoding steps and their hosts agree on: few queries (T <= 16) over one source, bound by its bytes.
 //
 // A block has a group of up to W queries and a part of the source, of whose positions it keeps a few numbers a query in shared memory.
-// Where there are several parts, the last block of a group to finish combines them.
+// A thread has Q of the queries, one or four; neighbours with the others load the same bytes. Where there are several parts, the last
+// block of a group to finish combines them.
 #pragma once
 
 #include "launch.h"
@@ -13,7 +14,8 @@ constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32;
 ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
 ONEPASS_ANYWHERE constexpr int64_t step_padded(int64_t width) { return up_to(width, 8); }  // a row of parts: whole vectors of any dtype
-ONEPASS_ANYWHERE constexpr int step_resident(int W) { return W == 1 ? 4 : 2; }                // blocks that a processor holds at least
+ONEPASS_ANYWHERE constexpr int step_resident(int Q, int each, int size) { return Q * each == 1 && size == 4 ? 3 : 2; }  // blocks a processor
+ONEPASS_ANYWHERE constexpr int step_queries(int64_t T) { return T <= 1 ? 1 : T <= 4 ? 4 : T <= 8 ? 8 : 16; }  // W: a power of 2
 ONEPASS_ANYWHERE constexpr int wide_size(int size) { return size == 8 ? 8 : 4; }
 
 // How the numbers of a position lie in shared memory: `each` for every query, then a gap that keeps neighbours in other banks.
@@ -50,35 +52,28 @@ inline double memory_rate(const Device& device) {
   }
 }
 
-// W, which the symbol ends in, and the rest of a launch. `each`: numbers of a position and query; `factors`: of one query's width, as
-// step_factors takes it.
+// `each`: numbers of a position and query; `width` and `additive`: of the sums over the width of rows, as step_factors takes them.
+// Where a row of queries is too wide for shared memory there is no kernel: no blocks and no name.
 inline Launch step_launch(const std::string& family, const Shape& shape, Dtype dtype, int each, int64_t width, bool additive,
                           const Device& device) {
   static const char* const names[] = {"f32", "f64", "bf16", "f16"};
-  const int size = size_of(dtype);
-  const int64_t most_shared = 99 * 1024;  // of a block, where there is least
+  const int size = size_of(dtype), W = step_queries(shape.T), Q = W == 1 ? 1 : 4;
+  const int64_t factors = step_factors(width, W, size, additive), per_row = step_stride(W, each) * wide_size(size);
+  const int64_t most = 16 * 1024 / per_row;  // positions of a part
   Launch launch;
-  for (const int W : {16, 4, 1}) {
-    if ((W > shape.T && W > 4) || (W == 4 && shape.T == 1) || (W == 16 && (shape.T <= 4 || size == 8))) continue;
-    const int64_t factors = step_factors(width, W, size, additive);
-    const int64_t most = 16 * 1024 / (step_stride(W, each) * wide_size(size));
-    if (StepLayout(most, W, each, factors, size).total > most_shared) continue;
-    const int64_t rows = shape.B * shape.H * ceil_div(shape.T, W);
-    launch.resident = step_resident(W);
-    const int64_t wanted = ceil_div(2 * device.processors, rows > 0 ? rows : 1), fewest = ceil_div(shape.S, most);
-    const int64_t useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
-    int64_t splits = wanted < useful ? wanted : useful;
-    splits = splits < fewest ? fewest : splits;
-    launch.splits = static_cast<int>(splits < 1 ? 1 : splits);
-    launch.kernel = family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(W);
-    launch.blocks = rows * launch.splits;
-    launch.threads = kStepThreads;
-    launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, each, factors, size).total);
-    const double bytes = static_cast<double>(shape.B * shape.H * shape.S) * static_cast<double>(shape.A + shape.D) * size;
-    const double busy = launch.blocks < 2 * device.processors ? static_cast<double>(launch.blocks) / 2 : device.processors;
-    launch.seconds = bytes / ((busy < 1 ? 1 : busy) * memory_rate(device));
-    break;
-  }
+  if (StepLayout(most, W, each, factors, size).total > 99 * 1024) return launch;
+  const int64_t groups = shape.B * shape.H * ceil_div(shape.T, W);
+  const int64_t wanted = ceil_div(2 * device.processors, groups > 0 ? groups : 1), useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
+  const int64_t fewest = ceil_div(shape.S, most), splits = wanted < useful ? wanted : useful;
+  launch.kernel = family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(Q);
+  launch.splits = static_cast<int>(splits > fewest ? splits : fewest > 1 ? fewest : 1);
+  launch.blocks = groups * launch.splits;
+  launch.threads = kStepThreads;
+  launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, each, factors, size).total);
+  launch.resident = step_resident(Q, each, size);
+  const double bytes = static_cast<double>(shape.B * shape.H * shape.S) * static_cast<double>(shape.A + shape.D) * size;
+  const double busy = 0.5 * static_cast<double>(launch.blocks);  // it takes two blocks to keep a processor's share of memory busy
+  launch.seconds = bytes / memory_rate(device) / (busy < 1 ? 1 : busy < device.processors ? busy : device.processors);
   return launch;
 }
 

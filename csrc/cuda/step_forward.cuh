@@ -5,28 +5,32 @@
 
 namespace onepass::cuda {
 
-template <class T, int W>
-__device__ void combine_forward(const StepForward& args, const Place& place, const Parts<Wide<T>>& parts, Wide<T>* exchange) {
+template <class T>
+__device__ __forceinline__ void combine_forward(const StepForward& args, const Place& place, Wide<T>* exchange) {
   using R = Wide<T>;
+  const Parts<R> parts(args.parts, args.shape, step_padded(args.shape.D), place);
   constexpr int N = 4;
-  const int D = static_cast<int>(args.shape.D), vectors = static_cast<int>(ceil_div(D, N)), mine = threadIdx.x % W;
+  const int D = static_cast<int>(args.shape.D), vectors = static_cast<int>(ceil_div(D, N)), W = place.W, mine = threadIdx.x % W;
   const Rows<T> contexts(args.context, place.b, place.h, place.t, D);
   const bool whole = contexts.template whole<N>();
   R highest = -INFINITY, total = 0;
+#pragma unroll 1
   for (int i = threadIdx.x / W; mine < place.steps && i < place.splits; i += kStepThreads / W)
     if (parts.pair(i, mine)[1] != R(0)) highest = larger(parts.pair(i, mine)[0], highest);
-  highest = over_threads<W>(highest, exchange, larger<R>);
+  highest = over_threads(highest, W, exchange, larger<R>);
+#pragma unroll 1
   for (int i = threadIdx.x / W; mine < place.steps && i < place.splits; i += kStepThreads / W) {
     const R sum = parts.pair(i, mine)[1];
     if (sum != R(0)) total += sum * softmax_term(parts.pair(i, mine)[0], highest);
   }
-  total = over_threads<W>(total, exchange, plus<R>);
+  total = over_threads(total, W, exchange, plus<R>);
   R *tops = exchange + kStepWarps * W, *inverses = tops + W;
   if (threadIdx.x < W) {
     tops[mine] = highest;
     inverses[mine] = total == R(0) ? R(0) : R(1) / total;
   }
   __syncthreads();
+#pragma unroll 1
   for (int i = threadIdx.x; i < place.steps * vectors; i += kStepThreads) {
     const int t = i / vectors, at = i % vectors * N;
     R sums[N] = {};
@@ -44,11 +48,13 @@ __device__ void combine_forward(const StepForward& args, const Place& place, con
     for (int n = 0; n < N; ++n) sums[n] *= inverses[t];
     store_row<T, N>(const_cast<T*>(contexts.at(t)), at, D, whole, sums);
   }
+#pragma unroll 1
   for (int t = 0; t < place.steps; ++t) {
     R* weights = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t));
     const R top = tops[t], inverse = inverses[t];
-    const bool finite = inverse == inverse;
+    const bool finite = fabs(top) < R(INFINITY);
     const Window seen = window(args.visibility, place.b, place.t + t, args.shape.S);
+#pragma unroll 1
     for (int s = threadIdx.x; s < args.shape.S; s += kStepThreads) {
       const R weight = softmax_term(weights[s], top) * inverse;
       weights[s] = finite || (seen.has(s) && kept(args.visibility, place.b, place.h, place.t + t, s)) ? weight : R(0);
@@ -56,12 +62,13 @@ __device__ void combine_forward(const StepForward& args, const Place& place, con
   }
 }
 
-template <class T, int W, bool Additive>
+template <class T, int Q, bool Additive>
 __device__ void step_forward(const StepForward& args) {
   using R = Wide<T>;
-  constexpr int N = W * 16 / sizeof(T) > 64 ? 64 / W : 16 / sizeof(T), kEach = step_stride(W, 1);
+  constexpr int N = 16 / sizeof(T);
   extern __shared__ __align__(16) char shared[];
   const Shape& shape = args.shape;
+  const int W = Q == 1 ? 1 : step_queries(shape.T), stride = step_stride(W, 1);
   const Place place(shape, args.splits, W);
   const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, step_factors(shape.A, W, sizeof(T), Additive), sizeof(T));
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
@@ -69,66 +76,75 @@ __device__ void step_forward(const StepForward& args) {
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
   const Rows<T> query(args.query, place.b, place.h, place.t, shape.A);
   const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A), values(args.values, place.b, place.h, place.first, shape.D);
-  const Factors<T, W, Additive> factors(reinterpret_cast<R*>(shared), query.width);
+  const Factors<T, Additive> factors(reinterpret_cast<R*>(shared), W, query.width);
   const T* v = static_cast<const T*>(args.v.data) + place.h * args.v.head;
 
-  mark_seen<W>(args.visibility, place, shape.S, reinterpret_cast<Window*>(shared + layout.windows), seen);
+  mark_seen(args.visibility, place, shape.S, reinterpret_cast<Window*>(shared + layout.windows), seen);
   factors.fill(query, place.steps, v);
   __syncthreads();
   const R scale = static_cast<R>(args.scale);
-  row_sums(keys, place.rows, seen, query, place.steps, v, factors,
-           [&](int row, int t, R sum) { numbers[row * kEach + t] = Additive ? sum : scale * sum; });
+  row_sums<T, Q>(keys, place.rows, seen, query, place.steps, v, factors,
+           [&](int row, int t, R sum) { numbers[row * stride + t] = Additive ? sum : scale * sum; });
   __syncthreads();
 
   const bool alone = args.splits == 1;
   if (!alone)
+#pragma unroll 1
     for (int t = 0; t < place.steps; ++t) {
       R* scores = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t)) + place.first;
-      for (int row = threadIdx.x; row < place.rows; row += kStepThreads) scores[row] = seen[row] >> t & 1 ? numbers[row * kEach + t] : -INFINITY;
+#pragma unroll 1
+      for (int row = threadIdx.x; row < place.rows; row += kStepThreads) scores[row] = seen[row] >> t & 1 ? numbers[row * stride + t] : -INFINITY;
     }
   const int mine = threadIdx.x % W;
   R highest = -INFINITY, total = 0;
+#pragma unroll 1
   for (int row = threadIdx.x / W; row < place.rows; row += kStepThreads / W)
-    if (seen[row] >> mine & 1) highest = larger(numbers[row * kEach + mine], highest);
-  highest = over_threads<W>(highest, exchange, larger<R>);
+    if (seen[row] >> mine & 1) highest = larger(numbers[row * stride + mine], highest);
+  highest = over_threads(highest, W, exchange, larger<R>);
+#pragma unroll 1
   for (int row = threadIdx.x / W; row < place.rows; row += kStepThreads / W) {
     R term = 0;
     if (seen[row] >> mine & 1) {
-      const R score = numbers[row * kEach + mine];
+      const R score = numbers[row * stride + mine];
       term = score == highest ? R(1) : softmax_term(score, highest);  // also where it is infinite: what all parts make of that is seen last
     }
-    numbers[row * kEach + mine] = term;
+    numbers[row * stride + mine] = term;
     total += term;
   }
-  total = over_threads<W>(total, exchange, plus<R>);
+  total = over_threads(total, W, exchange, plus<R>);
   R* inverses = exchange + kStepWarps * W;
-  const Parts<R> parts(args.parts, shape, step_padded(shape.D), place);
   if (threadIdx.x < W) {
     inverses[mine] = total == R(0) ? R(0) : softmax_term(highest, highest) / total;
     if (!alone && mine < place.steps) {
+      const Parts<R> parts(args.parts, shape, step_padded(shape.D), place);
       parts.pair(place.split, mine)[0] = highest;
       parts.pair(place.split, mine)[1] = total;
     }
   }
   __syncthreads();
 
-  const Rows<T> contexts(args.context, place.b, place.h, place.t, shape.D);
-  const bool whole = contexts.template whole<N>();
-  column_sums<T, W, 1, N>(values, place.rows, place.steps, seen, numbers, reinterpret_cast<R*>(shared), Itself<T, W, N>{},
-                          [&](int t, int at, R(&sums)[1][W][N]) {
-                            if (!alone) return store_row<R, N>(parts.row(place.split, t), at, values.width, true, sums[0][t]);
+  column_sums<T, Q, 1, N>(values, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), Itself<T, Q, N>{},
+                          [&](int t, int at, auto sums) {
+                            R(&context)[N] = sums(0);
+                            if (!alone) {
+                              const Parts<R> parts(args.parts, shape, step_padded(shape.D), place);
+                              return store_row<R, N>(parts.row(place.split, t), at, values.width, true, context);
+                            }
+                            const Rows<T> contexts(args.context, place.b, place.h, place.t, shape.D);
 #pragma unroll
-                            for (int n = 0; n < N; ++n) sums[0][t][n] *= inverses[t];
-                            store_row<T, N>(const_cast<T*>(contexts.at(t)), at, values.width, whole, sums[0][t]);
+                            for (int n = 0; n < N; ++n) context[n] *= inverses[t];
+                            store_row<T, N>(const_cast<T*>(contexts.at(t)), at, values.width, contexts.template whole<N>(), context);
                           });
   if (alone) {
+#pragma unroll 1
     for (int t = 0; t < place.steps; ++t) {
       R* weights = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t));
+#pragma unroll 1
       for (int row = threadIdx.x; row < place.rows; row += kStepThreads)
-        weights[row] = seen[row] >> t & 1 ? numbers[row * kEach + t] * inverses[t] : R(0);
+        weights[row] = seen[row] >> t & 1 ? numbers[row * stride + t] * inverses[t] : R(0);
     }
   } else if (comes_last(args.counters + place.group, args.splits)) {
-    combine_forward<T, W>(args, place, parts, exchange);
+    combine_forward<T>(args, place, exchange);
   }
 }
 

@@ -1,4 +1,4 @@
-"""ld, st, atom, red and cp.async."""
+"""ld, st, atom, red, cp.async and fences."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -150,6 +150,8 @@ def atomic(instruction: Instruction) -> Step:
             memory.check(access)
             memory.check_initialised(access, *memory.units(access))
             memory.update(access)
+            if memory is block.global_:
+                block.global_.order.atomic(block.number, access.lanes, access.offsets)
             block.counts[f"{memory.name} atomics"] += access.lanes.size
             for number, lane in enumerate(access.lanes):
                 one = access.part(np.array([number]))
@@ -161,6 +163,17 @@ def atomic(instruction: Instruction) -> Step:
                 memory.scatter(one, encode(np.asarray(after), type_).reshape(1, 1))
         if write is not None:
             write(block, mask_lanes(block, mask, lanes, old), mask)
+
+    return step
+
+
+def fence(instruction: Instruction) -> Step:
+    """Fences of the whole device or more order blocks; within a block it is barriers that order threads."""
+    wide = bool({"gl", "sys", "gpu"} & set(instruction.parts))
+
+    def step(block: Block, mask: Array | None) -> None:
+        if wide:
+            block.global_.order.fence(block.number, block.active(mask), block.clock)
 
     return step
 
@@ -260,4 +273,6 @@ BUILDERS: dict[str, Callable[[Instruction], Step]] = {
     "atom": atomic,
     "red": atomic,
     "cp": asynchronous_copy,
+    "membar": fence,
+    "fence": fence,
 }

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from .block import Block
 from .cache import SECTOR
-from .races import BlockRaces, ThreadRaces
+from .order import Order
+from .races import BlockRaces, Ordered, ThreadRaces
 from .rounding import Array
 from .values import GLOBAL_WINDOW, UNSIGNED
 
@@ -287,6 +288,7 @@ class GlobalMemory(Space):
         self.buffers = [buffer for _, buffer in buffers]
         self.threads, self.blocks = ThreadRaces(len(self.initialised)), BlockRaces(len(self.initialised))
         self.several_blocks = False
+        self.order = Order()
         self.read_only = np.array([False, *(not buffer.array.flags.writeable for buffer in self.buffers)])
         self.traffic = {name: Traffic() for name in self.names if name != MODULE or variable_bytes}
         for offset, content in variables:
@@ -326,9 +328,10 @@ class GlobalMemory(Space):
         units, lanes = self.units(access)
         self.check_initialised(access, units, lanes)
         block = access.block
+        if self.several_blocks:  # before threads, who know of the accesses so far
+            race = self.blocks.read(units, lanes, block.here, block.number, strong, self.ordered(block))
+            block.report_race(race, "race between blocks")
         block.report_race(self.threads.read(units, lanes, block.here, block.clock, strong), "global race")
-        if self.several_blocks:
-            block.report_race(self.blocks.read(units, lanes, block.here, block.number, strong), "race between blocks")
         self._count(access, "loaded")
         return self.gather(access)
 
@@ -348,9 +351,20 @@ class GlobalMemory(Space):
         self.initialised[units] = True
 
     def _race_write(self, block: Block, units: Array, lanes: Array, atomic: bool) -> None:
-        block.report_race(self.threads.write(units, lanes, block.here, block.clock, atomic), "global race")
         if self.several_blocks:
-            block.report_race(self.blocks.write(units, lanes, block.here, block.number, atomic), "race between blocks")
+            race = self.blocks.write(units, lanes, block.here, block.number, atomic, self.ordered(block))
+            block.report_race(race, "race between blocks")
+        block.report_race(self.threads.write(units, lanes, block.here, block.clock, atomic), "global race")
+
+    def ordered(self, block: Block) -> Ordered:
+        """Which accesses of other blocks come before what lanes of this one do now."""
+
+        def before(blocks: Array, units: Array, lanes: Array, wrote: bool) -> Array:
+            past = self.threads
+            threads, times = (past.writer, past.write_time) if wrote else (past.reader, past.read_time)
+            return self.order.before(block.number, lanes, block.clock, (blocks, threads[units], times[units]))
+
+        return before
 
     def _count(self, access: Access, direction: str) -> None:
         if not access.lanes.size:

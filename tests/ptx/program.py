@@ -15,7 +15,7 @@ from .rounding import Array
 from .values import WIDTH
 
 OPERATIONS: dict[str, Builder] = {**arithmetic.BUILDERS, **logic.BUILDERS, **convert.BUILDERS, **approximate.BUILDERS}
-NOTHING = {"membar", "fence", "nanosleep", "prefetch", "prefetchu", "griddepcontrol", "discard", "applypriority", "createpolicy"}
+NOTHING = {"nanosleep", "prefetch", "prefetchu", "griddepcontrol", "discard", "applypriority", "createpolicy"}
 
 
 @dataclass(frozen=True)

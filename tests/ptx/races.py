@@ -1,21 +1,23 @@
 """Which accesses are ordered, and which are races: between the threads of a block, and between the blocks of a launch.
 
 Two accesses of one unit of memory by two threads of a block race, if one of them writes, unless a barrier that both passed lies between;
-for lanes of one warp bar.warp.sync will do. Nothing orders the blocks of a launch, so two blocks race wherever one writes what the other
-touches. Atomics never race with atomics. A unit is as wide as the narrowest access that the kernel makes to the space.
-
-Kernels whose blocks wait for each other through atomics and fences are reported too: such an order is not followed.
+for lanes of one warp bar.warp.sync will do. Two blocks race wherever one writes what the other touches, unless fences and atomics put the
+accesses in order (``order.py``). Atomics never race with atomics. A unit is as wide as the narrowest access that the kernel makes to the
+space.
 
 Each unit remembers its last writers and its last readers. That is enough for the first race of a unit; behind it others may go unseen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from .rounding import Array
 
 NOBODY, SEVERAL_BLOCKS = -1, -2
+Ordered: TypeAlias = Callable[[Array, Array, Array, bool], Array]
 
 
 @dataclass(frozen=True)
@@ -156,31 +158,46 @@ class ThreadRaces:
 
 
 class BlockRaces:
-    """The blocks that wrote and read each unit of global memory."""
+    """The blocks that wrote and read each unit of global memory. ``ordered`` says which of the other accesses of units are known to come
+    before: given the blocks that made them, the units, the lanes that touch these now, and whether the others were writes."""
 
     def __init__(self, units: int) -> None:
         self.writer, self.reader = np.full(units, NOBODY), np.full(units, NOBODY)
         self.write_place, self.read_place = np.zeros(units, np.int32), np.zeros(units, np.int32)
         self.atomic = np.zeros(units, bool)
 
-    def read(self, units: Array, lanes: Array, place: int, block: int, atomic: bool = False) -> Race | None:
-        writer = np.where(self.atomic[units] & atomic, NOBODY, self.writer[units])
+    def read(
+        self, units: Array, lanes: Array, place: int, block: int, atomic: bool = False, ordered: Ordered | None = None
+    ) -> Race | None:
+        writer = np.where(self.atomic[units] & atomic, NOBODY, self._others(self.writer, units, lanes, block, True, ordered))
         race = self._other(writer, units, lanes, block, self.write_place, "wrote", "reads")
         if atomic:
             return race
-        self.reader[units] = self._added(self.reader[units], block)
+        self.reader[units] = self._added(self._others(self.reader, units, lanes, block, False, ordered), block)
         self.read_place[units] = place
         return race
 
-    def write(self, units: Array, lanes: Array, place: int, block: int, atomic: bool = False) -> Race | None:
-        writer, both_atomic = self.writer[units], self.atomic[units] & atomic
+    def write(
+        self, units: Array, lanes: Array, place: int, block: int, atomic: bool = False, ordered: Ordered | None = None
+    ) -> Race | None:
+        writer, both_atomic = self._others(self.writer, units, lanes, block, True, ordered), self.atomic[units] & atomic
+        reader = self._others(self.reader, units, lanes, block, False, ordered)
         now = "updates" if atomic else "writes"
         race = self._other(np.where(both_atomic, NOBODY, writer), units, lanes, block, self.write_place, "wrote", now)
-        race = race or self._other(self.reader[units], units, lanes, block, self.read_place, "read", now)
+        race = race or self._other(reader, units, lanes, block, self.read_place, "read", now)
         self.writer[units] = self._added(writer, block)
+        self.reader[units] = reader
         self.atomic[units] = atomic & (both_atomic | (writer == NOBODY))
         self.write_place[units] = place
         return race
+
+    @staticmethod
+    def _others(blocks: Array, units: Array, lanes: Array, block: int, wrote: bool, ordered: Ordered | None) -> Array:
+        """The blocks of units, without those that are known to be done with them."""
+        found = blocks[units]
+        if ordered is None or not ((found >= 0) & (found != block)).any():
+            return found
+        return np.where((found != block) & ordered(found, units, lanes, wrote), NOBODY, found)
 
     @staticmethod
     def _added(blocks: Array, block: int) -> Array:

@@ -1,0 +1,133 @@
+"""CUDA kernels of decoding steps, as compiled for sm_80, executed on the PTX machine: right within the contract's bounds, and without a
+race, an overrun, a misaligned access or an uninitialised read, in one part of the source and in several."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cuda_machine
+import pytest
+import torch
+from cases import Case, Dims, assert_same_bits, build, garbage, results
+from cuda_step import Steps
+from tolerance import check
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(cuda_machine.NVCC is None, reason="needs nvcc, to compile kernels to PTX")
+
+STEP = Dims(batch=2, steps=1, source=37, width=12, value_width=20)
+FEW = dataclasses.replace(STEP, steps=3)
+
+
+class Ops:
+    """The ops on a device. What all steps share in the backward is summed in float64 from what the step gives."""
+
+    def __init__(self) -> None:
+        self.device = Steps()
+
+    def additive_forward(self, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None,
+                         mask: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return self.device.forward(query, keys, values, v, 1.0, lengths, mask)
+
+    def multiplicative_forward(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None,
+                               mask: Tensor | None, keep_weights: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        context, weights = self.device.forward(query, keys, values, None, scale, lengths, mask)
+        return context, weights, weights.new_zeros(query.shape[:-1])
+
+    def additive_backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, values: Tensor,
+                          v: Tensor, weights: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+        limits = (lengths, mask)
+        grad_query, grad_scores = self.device.backward(grad_context, grad_weights, query, keys, values, v, 1.0, weights, *limits)
+        tangent = torch.tanh(query.double().unsqueeze(-2) + keys.double().unsqueeze(-3))
+        g = grad_scores.double().unsqueeze(-1)
+        terms = torch.where(g == 0, 0.0, g * (1 - tangent * tangent) * v.double()[..., None, None, :])
+        grad_v = torch.where(g == 0, 0.0, g * tangent).sum((-3, -2)).sum(0)
+        return grad_query, terms.sum(-3).to(keys.dtype), values_gradient(weights, grad_context, values), grad_v.to(v.dtype)
+
+    def multiplicative_backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor,
+                                values: Tensor, scale: float, weights: Tensor, logsumexp: Tensor, lengths: Tensor | None,
+                                mask: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+        limits = (lengths, mask)
+        grad_query, grad_scores = self.device.backward(grad_context, grad_weights, query, keys, values, None, scale, weights, *limits)
+        return grad_query, (grad_scores.double().mT @ query.double()).to(keys.dtype), values_gradient(weights, grad_context, values)
+
+
+def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor) -> Tensor:
+    if grad_context is None:
+        return torch.zeros_like(values)
+    return (weights.double().mT @ grad_context.double()).to(values.dtype)
+
+
+@pytest.fixture(scope="module")
+def ops() -> Iterator[Ops]:
+    """Ops of CPU tensors are those of the kernels."""
+    made = Ops()
+    library = torch.library.Library("onepass", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for family in ("additive", "multiplicative"):
+            for direction in ("forward", "backward"):
+                library.impl(f"{family}_{direction}", getattr(made, f"{family}_{direction}"), "CPU", allow_override=True)
+    yield made
+    library._destroy()
+
+
+@pytest.fixture
+def machine(ops: Ops) -> Callable[..., Any]:
+    """Runs a function on the machine, without findings."""
+
+    def run(function: Callable[[], Any], *, splits: int = 1, **options: Any) -> Any:
+        ops.device = Steps(**options)
+        found = function()
+        assert not ops.device.findings, "\n".join(ops.device.findings)
+        assert {launch.splits for launch in ops.device.launches} == {splits}
+        return found
+
+    return run
+
+
+def checked(machine: Callable[..., Any], case: Case, **options: Any) -> None:
+    check(machine(lambda: results(case, "cpu"), **options), case)
+
+
+@pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "holes", "spans", "nothing"])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_visibility(machine: Callable[..., Any], family: str, hidden: str) -> None:
+    checked(machine, build(family, FEW, hidden=hidden))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_dtype(machine: Callable[..., Any], family: str, dtype: torch.dtype) -> None:
+    for steps in (1, 3):
+        checked(machine, build(family, dataclasses.replace(STEP, steps=steps), dtype, hidden="lengths"))
+
+
+@pytest.mark.parametrize("hidden", ["none", "lengths", "holes"])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_split_source(machine: Callable[..., Any], family: str, hidden: str) -> None:
+    """Parts of the source, combined by the last block of each batch and head."""
+    dims = Dims(batch=2, steps=1, source=150, width=16, value_width=24, heads=1)
+    checked(machine, build(family, dims, hidden=hidden), processors=4, splits=4)
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_many_queries(machine: Callable[..., Any], family: str) -> None:
+    """More than sixteen go in groups."""
+    checked(machine, build(family, Dims(batch=1, steps=18, source=70, width=20, value_width=12), hidden="holes"), processors=2, splits=2)
+
+
+@pytest.mark.parametrize("width", [1, 9, 64])
+def test_width(machine: Callable[..., Any], width: int) -> None:
+    """Channels too few to merge, and numbers of them that no vector divides."""
+    checked(machine, build("additive", Dims(batch=1, steps=2, source=9, width=width, value_width=3)))
+
+
+def test_heads(machine: Callable[..., Any]) -> None:
+    checked(machine, build("additive", Dims(batch=1, steps=2, source=20, width=12, value_width=8, heads=2), hidden="holes"))
+
+
+def test_approximate_instructions(machine: Callable[..., Any]) -> None:
+    checked(machine, build("additive", FEW), approximate=True)
