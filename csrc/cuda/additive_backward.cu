@@ -7,7 +7,7 @@ extern "C" {
 
 __global__ void __launch_bounds__(512) additive_backward_f32(const __grid_constant__ AdditiveBackward args) { additive_backward<float>(args); }
 
-__global__ void __launch_bounds__(256) additive_backward_f64(const __grid_constant__ AdditiveBackward args) {
+__global__ void __launch_bounds__(256, 1) additive_backward_f64(const __grid_constant__ AdditiveBackward args) {
   additive_backward<double>(args);
 }
 

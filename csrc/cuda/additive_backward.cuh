@@ -22,7 +22,7 @@ struct Two {
 template <class R>
 using PairOf = std::conditional_t<sizeof(R) == 4, Pair, Two<R>>;
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200  // sm_120 takes packed arithmetic apart
 constexpr bool kPacked = true;
 #else
 constexpr bool kPacked = false;
@@ -94,6 +94,31 @@ struct Staged {
         tops(reinterpret_cast<int*>(factors + kQueries * kPositions * (blockDim.x / 32))) {}
 };
 
+// This lane's two channels in the rows of one batch and head.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  bool has[2];
+
+  __device__ Rows(T* first, int64_t stride, int channel, int64_t A)
+      : data(first + channel), stride(stride), has{channel < A, channel + 32 < A} {}
+
+  __device__ __forceinline__ Two<Wide<T>> operator()(int row) const {
+    const T* from = data + row * stride;
+    Two<Wide<T>> found{0, 0};
+    if (has[0]) found.x = wide(from[0]);
+    if (has[1]) found.y = wide(from[32]);
+    return found;
+  }
+
+  __device__ __forceinline__ void store(int row, Two<Wide<T>> x) const {
+    T* to = data + row * stride;
+    if (has[0]) to[0] = narrow<T>(x.x);
+    if (has[1]) to[32] = narrow<T>(x.y);
+  }
+};
+
 template <class T>
 struct Backward {
   using R = Wide<T>;
@@ -102,7 +127,7 @@ struct Backward {
 
   const AdditiveBackward& args;
   Staged<R> staged;
-  int lane, warp, warps, split, query_split, first_channel, position, last_query;
+  int lane, warp, warps, split, query_split, channel, position, last_query;
   int64_t b, h;
   P exponentials[kPositions / 2][2], key_sums[kPositions / 2][2], v_sums[2];
   float top_key = 0;
@@ -112,7 +137,7 @@ struct Backward {
       : args(args), staged(memory), lane(threadIdx.x % 32), warp(threadIdx.x / 32), warps(blockDim.x / 32) {
     unsigned block = blockIdx.x;
     const unsigned across = (args.shape.A + kChannels - 1) / kChannels;
-    first_channel = block % across * kChannels;
+    channel = block % across * kChannels + lane;
     block /= across;
     split = block % args.parts.splits;
     block /= args.parts.splits;
@@ -124,15 +149,14 @@ struct Backward {
     last_query = min((query_split + 1) * args.parts.queries, static_cast<int>(args.shape.T));
   }
 
-  __device__ __forceinline__ int channel(int which) const { return first_channel + which * 32 + lane; }
+  __device__ __forceinline__ Rows<T> rows(const Tensor& x) const {
+    return {reinterpret_cast<T*>(x.at(b, h, 0)), x.row, channel, args.shape.A};
+  }
 
-  // This lane's channels of a row.
-  __device__ __forceinline__ Two<R> numbers(const Tensor& x, int row) const {
-    const T* from = reinterpret_cast<const T*>(x.at(b, h, row));
-    Two<R> found{0, 0};
-    if (channel(0) < args.shape.A) found.x = wide(from[channel(0)]);
-    if (channel(1) < args.shape.A) found.y = wide(from[channel(1)]);
-    return found;
+  // Those of part number `part` of a result.
+  __device__ __forceinline__ Rows<R> rows(void* parts, int part, int64_t rows) const {
+    const int64_t first = ((part * args.shape.B + b) * args.shape.H + h) * rows;
+    return {static_cast<R*>(parts) + first * args.shape.A, args.shape.A, channel, args.shape.A};
   }
 
   static __device__ __forceinline__ bool in_range(Two<R> x) { return fabs(x.x) <= R(kWidest) && fabs(x.y) <= R(kWidest); }
@@ -145,10 +169,11 @@ struct Backward {
   __device__ __forceinline__ void load_keys() {
     const bool of_query = args.visibility.firsts != nullptr || args.visibility.lengths_step != 0;
     const int end = of_query ? static_cast<int>(args.shape.S) : window(args.visibility, b, 0, args.shape.S).last;
+    const Rows<T> keys = rows(args.keys);
 #pragma unroll
     for (int i = 0; i < kPositions / 2; ++i) {
       const int s = position + 2 * i;
-      const Two<R> k0 = s < end ? numbers(args.keys, s) : Two<R>{0, 0}, k1 = s + 1 < end ? numbers(args.keys, s + 1) : Two<R>{0, 0};
+      const Two<R> k0 = s < end ? keys(s) : Two<R>{0, 0}, k1 = s + 1 < end ? keys(s + 1) : Two<R>{0, 0};
       const Two<R> y0 = powers(k0), y1 = powers(k1);
       exponentials[i][0] = {y0.x, y1.x};
       exponentials[i][1] = {y0.y, y1.y};
@@ -168,9 +193,10 @@ struct Backward {
     R g[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) g[i] = seen.has(first + i) ? from[i] : R(0);
+    const Rows<T> queries = rows(args.query);
     float top = 0;
     for (int t = warp; t < kQueries; t += warps) {
-      const Two<R> q = tile + t < last_query ? numbers(args.query, tile + t) : Two<R>{0, 0};
+      const Two<R> q = tile + t < last_query ? queries(tile + t) : Two<R>{0, 0};
       staged.exponentials[t * 32 + lane] = powers(q);
       top = larger(top, q);
     }
@@ -185,14 +211,21 @@ struct Backward {
   // A position and a query out of range, or small: h is 0 then, and what it stands for is added here, of whole terms.
   __device__ __forceinline__ void apart(int t, int s, R g, bool small, R y0, R y1, R& h0, R& h1, Two<R>& sums, R& key0, R& key1) {
     if (g == R(0)) return;  // before anything is read of what is hidden
-    const Two<R> q = numbers(args.query, t), k = numbers(args.keys, s);
+    const Two<R> q = rows(args.query)(t), k = rows(args.keys)(s);
     if (kFactored && !small && in_range(q) && in_range(k)) return;
     h0 = h1 = 0;
     const auto add_one = [&](R x, R y, R& sum, R& key_sum, R& v_sum) {
-      const R r = half_of_one_minus_tanh(x), term = g * r * half_of_one_minus_tanh(-x);
-      sum += term;
-      key_sum += term / y;
-      v_sum += small ? R(-0.5) * g * tangent(x, r) : g * r * r;
+      if constexpr (kFactored) {
+        const R r = half_of_one_minus_tanh(x), term = g * r * half_of_one_minus_tanh(-x);
+        sum += term;
+        key_sum += term * reciprocal(y);
+        v_sum += small ? -0.5f * g * tangent(x, r) : g * r * r;
+      } else {
+        const R tangent = tanh(x), term = R(0.25) * g * (1 - tangent) * (1 + tangent);
+        sum += term;
+        key_sum += term;
+        v_sum -= R(0.5) * g * tangent;
+      }
     };
     add_one(q.x + k.x, y0, sums.x, key0, v_sums[0].x);
     add_one(q.y + k.y, y1, sums.y, key1, v_sums[1].x);
@@ -232,21 +265,6 @@ struct Backward {
     }
   }
 
-  // A row of a result, or of its part number `part` of several.
-  __device__ __forceinline__ void store(const Tensor& result, void* parts, int count, int part, int row, int rows, Two<R> x) const {
-    const auto put = [&](int which, R number) {
-      if (channel(which) >= args.shape.A) return;
-      if (count == 1) {
-        reinterpret_cast<T*>(result.at(b, h, row))[channel(which)] = narrow<T>(number);
-      } else {
-        const int64_t at = ((part * args.shape.B + b) * args.shape.H + h) * rows + row;
-        static_cast<R*>(parts)[at * args.shape.A + channel(which)] = number;
-      }
-    };
-    put(0, x.x);
-    put(1, x.y);
-  }
-
   // The positions from where to where some query of a tile sees.
   __device__ __forceinline__ Window reach(int tile) const {
     const Window seen = window(args.visibility, b, min(tile + lane % kQueries, last_query - 1), args.shape.S);
@@ -256,15 +274,12 @@ struct Backward {
   }
 
   __device__ void run() {
-    const T* v = reinterpret_cast<const T*>(args.v.at(0, h, 0));
-    Two<R> v4{0, 0};
-    if (channel(0) < args.shape.A) v4.x = R(4) * wide(v[channel(0)]);
-    if (channel(1) < args.shape.A) v4.y = R(4) * wide(v[channel(1)]);
     load_keys();
     if (threadIdx.x < 2) staged.tops[threadIdx.x] = 0;
     __syncthreads();
     int tile = query_split * args.parts.queries, number = 0;
     const int first = split * args.parts.positions;
+    const Two<R> v = rows(args.v)(0), v4{4 * v.x, 4 * v.y};
     Two<R> column{0, 0};  // sums over queries of what goes to dq
     if (tile < last_query) stage(tile, &staged.tops[0]);
     for (; tile < last_query; tile += kQueries, ++number) {
@@ -281,6 +296,8 @@ struct Backward {
         else sweep<true>(tile, count, small);
       }
       __syncthreads();
+      const Rows<T> whole = rows(args.grad_query);
+      const Rows<R> part = rows(args.query_parts, split, args.shape.T);
       for (int t = warp; t < count; t += warps) {
         Two<R> sum{0, 0};
         for (int other = from; other < to; ++other) {
@@ -288,22 +305,28 @@ struct Backward {
           sum = {sum.x + more.x, sum.y + more.y};
         }
         if (!small) column = {column.x + sum.x, column.y + sum.y};
-        const int T_ = static_cast<int>(args.shape.T);
-        store(args.grad_query, args.query_parts, args.parts.splits, split, tile + t, T_, {v4.x * sum.x, v4.y * sum.y});
+        const Two<R> dq{v4.x * sum.x, v4.y * sum.y};
+        if (args.parts.splits == 1) whole.store(tile + t, dq);
+        else part.store(tile + t, dq);
       }
       if (tile + kQueries < last_query) stage(tile + kQueries, &staged.tops[(number + 1) % 2]);
     }
+    store_keys(v4);
+    store_v(column);
+  }
+
+  __device__ __forceinline__ void store_keys(Two<R> v4) const {
+    const Rows<T> whole = rows(args.grad_keys);
+    const Rows<R> part = rows(args.key_parts, query_split, args.shape.S);
 #pragma unroll
     for (int i = 0; i < kPositions; ++i) {
-      if (position + i >= args.shape.S) break;
       const auto of = [&](P x) { return i % 2 ? x.y : x.x; };
-      const P* y = exponentials[i / 2];
-      const P* sum = key_sums[i / 2];
-      const int S = static_cast<int>(args.shape.S);
-      store(args.grad_keys, args.key_parts, args.parts.query_splits, query_split, position + i, S,
-            {v4.x * (of(y[0]) * of(sum[0])), v4.y * (of(y[1]) * of(sum[1]))});
+      const P *y = exponentials[i / 2], *sum = key_sums[i / 2];
+      const Two<R> dk{v4.x * (of(y[0]) * of(sum[0])), v4.y * (of(y[1]) * of(sum[1]))};
+      if (position + i >= args.shape.S) break;
+      if (args.parts.query_splits == 1) whole.store(position + i, dk);
+      else part.store(position + i, dk);
     }
-    store_v(column);
   }
 
   // dv's part: the warps' sums in order, and the gradients' own.
@@ -322,10 +345,7 @@ struct Backward {
       sum = {sum.x + more.x, sum.y + more.y};
       all += staged.factors[other];
     }
-    const int64_t part = (int64_t{query_split} * args.parts.splits + split) * args.shape.B + b;
-    R* out = static_cast<R*>(args.v_parts) + (part * args.shape.H + h) * args.shape.A;
-    if (channel(0) < args.shape.A) out[channel(0)] = all - R(2) * sum.x;
-    if (channel(1) < args.shape.A) out[channel(1)] = all - R(2) * sum.y;
+    rows(args.v_parts, query_split * args.parts.splits + split, 1).store(0, {all - 2 * sum.x, all - 2 * sum.y});
   }
 };
 
