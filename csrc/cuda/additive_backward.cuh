@@ -2,7 +2,7 @@
 // score, x = X Y = e^(2q) e^(2k) and r = 1 / (1 + x). With h = g r^2 these are dq = 4 v X sum_s h Y and dk = 4 v Y sum_t h X, in which
 // nothing cancels, and as g r = h + h x, dv = sum g - 2 (sum h + sum_t dq / 4 v).
 //
-// A lane has two channels, whose reciprocals merge into one, and kPositions positions of the source, whose sums over queries it holds in
+// A lane has two channels, whose reciprocals merge into one, and kBackwardPositions positions of the source, whose sums over queries it holds in
 // registers. Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
 #pragma once
 
@@ -10,7 +10,7 @@
 #include "arithmetic.cuh"
 #include "visible.cuh"
 
-namespace onepass::cuda {
+namespace onepass::cuda::backward {
 
 constexpr float kWidest = 10.0f;  // |q| and |k| up to which exponentials, their sums and the product of two denominators stay in float32
 constexpr unsigned kEveryLane = 0xffffffffu;
@@ -82,16 +82,16 @@ __device__ __forceinline__ float larger(float top, Two<R> x) {
 // What a block keeps in shared memory of a tile of queries.
 template <class R>
 struct Staged {
-  Two<R>* exponentials;  // [kQueries][32]: e^(2q), or 1 where that is out of range
-  Two<R>* sums;          // [kQueries][threads]: of each lane over its positions
-  R* factors;            // [kQueries][positions]: of the scores' gradients
+  Two<R>* exponentials;  // [kBackwardQueries][32]: e^(2q), or 1 where that is out of range
+  Two<R>* sums;          // [kBackwardQueries][threads]: of each lane over its positions
+  R* factors;            // [kBackwardQueries][positions]: of the scores' gradients
   int* tops;             // [2]: the bits of the largest |q|, of this tile and of the next
 
   __device__ Staged(void* memory)
       : exponentials(static_cast<Two<R>*>(memory)),
-        sums(exponentials + kQueries * 32),
-        factors(reinterpret_cast<R*>(sums + kQueries * blockDim.x)),
-        tops(reinterpret_cast<int*>(factors + kQueries * kPositions * (blockDim.x / 32))) {}
+        sums(exponentials + kBackwardQueries * 32),
+        factors(reinterpret_cast<R*>(sums + kBackwardQueries * blockDim.x)),
+        tops(reinterpret_cast<int*>(factors + kBackwardQueries * kBackwardPositions * (blockDim.x / 32))) {}
 };
 
 // This lane's two channels in the rows of one batch and head.
@@ -120,7 +120,7 @@ struct Rows {
 };
 
 template <class T>
-struct Backward {
+struct Gradients {
   using R = Wide<T>;
   using P = PairOf<R>;
   static constexpr bool kFactored = sizeof(R) == 4;  // else each element by itself
@@ -129,15 +129,15 @@ struct Backward {
   Staged<R> staged;
   int lane, warp, warps, split, query_split, channel, position, last_query;
   int64_t b, h;
-  P exponentials[kPositions / 2][2], key_sums[kPositions / 2][2], v_sums[2];
-  float top_key = 0;
+  P exponentials[kBackwardPositions / 2][2], key_sums[kBackwardPositions / 2][2], v_sums[2];
+  bool near;  // whether all of this warp's keys are in range
   R staged_gradients = 0, gradients = 0;  // the sum of what this thread has staged of a tile, and of all
 
-  __device__ Backward(const AdditiveBackward& args, void* memory)
+  __device__ Gradients(const AdditiveBackward& args, void* memory)
       : args(args), staged(memory), lane(threadIdx.x % 32), warp(threadIdx.x / 32), warps(blockDim.x / 32) {
     unsigned block = blockIdx.x;
-    const unsigned across = (args.shape.A + kChannels - 1) / kChannels;
-    channel = block % across * kChannels + lane;
+    const unsigned across = (args.shape.A + kBackwardChannels - 1) / kBackwardChannels;
+    channel = block % across * kBackwardChannels + lane;
     block /= across;
     split = block % args.parts.splits;
     block /= args.parts.splits;
@@ -145,7 +145,7 @@ struct Backward {
     block /= args.parts.query_splits;
     b = block / args.shape.H;
     h = block % args.shape.H;
-    position = split * args.parts.positions + warp * kPositions;
+    position = split * args.parts.positions + warp * kBackwardPositions;
     last_query = min((query_split + 1) * args.parts.queries, static_cast<int>(args.shape.T));
   }
 
@@ -170,18 +170,19 @@ struct Backward {
     const bool of_query = args.visibility.firsts != nullptr || args.visibility.lengths_step != 0;
     const int end = of_query ? static_cast<int>(args.shape.S) : window(args.visibility, b, 0, args.shape.S).last;
     const Rows<T> keys = rows(args.keys);
+    float top = 0;
 #pragma unroll
-    for (int i = 0; i < kPositions / 2; ++i) {
+    for (int i = 0; i < kBackwardPositions / 2; ++i) {
       const int s = position + 2 * i;
       const Two<R> k0 = s < end ? keys(s) : Two<R>{0, 0}, k1 = s + 1 < end ? keys(s + 1) : Two<R>{0, 0};
       const Two<R> y0 = powers(k0), y1 = powers(k1);
       exponentials[i][0] = {y0.x, y1.x};
       exponentials[i][1] = {y0.y, y1.y};
       key_sums[i][0] = key_sums[i][1] = {0, 0};
-      top_key = larger(larger(top_key, k0), k1);
+      top = larger(larger(top, k0), k1);
     }
     v_sums[0] = v_sums[1] = {0, 0};
-    top_key = __int_as_float(__reduce_max_sync(kEveryLane, __float_as_int(top_key)));
+    near = __all_sync(kEveryLane, top <= kWidest);
   }
 
   // Of a tile, the exponentials of queries, rows by warps, and the scores' gradients, four of a thread.
@@ -192,10 +193,13 @@ struct Backward {
     const R* from = reinterpret_cast<const R*>(args.grad_scores.at(b, h, tile + row)) + first;
     R g[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) g[i] = seen.has(first + i) ? from[i] : R(0);
+    for (int i = 0; i < 4; ++i) {
+      const bool visible = seen.has(first + i) && kept(args.visibility, b, h, tile + row, first + i);
+      g[i] = visible ? from[i] : R(0);
+    }
     const Rows<T> queries = rows(args.query);
     float top = 0;
-    for (int t = warp; t < kQueries; t += warps) {
+    for (int t = warp; t < kBackwardQueries; t += warps) {
       const Two<R> q = tile + t < last_query ? queries(tile + t) : Two<R>{0, 0};
       staged.exponentials[t * 32 + lane] = powers(q);
       top = larger(top, q);
@@ -203,7 +207,7 @@ struct Backward {
     const int bits = __reduce_max_sync(kEveryLane, __float_as_int(top));
     if (lane == 0) atomicMax(top_query, bits);
     staged_gradients = (g[0] + g[1]) + (g[2] + g[3]);
-    R* to = staged.factors + row * kPositions * warps + column;
+    R* to = staged.factors + row * kBackwardPositions * warps + column;
     if constexpr (kFactored) *reinterpret_cast<float4*>(to) = {as_factor(g[0]), as_factor(g[1]), as_factor(g[2]), as_factor(g[3])};
     else for (int i = 0; i < 4; ++i) to[i] = g[i];
   }
@@ -235,15 +239,15 @@ struct Backward {
   template <bool Careful>
   __device__ __forceinline__ void sweep(int tile, int count, bool small) {
     const Two<R>* powers = staged.exponentials + lane;
-    const P* factors = reinterpret_cast<const P*>(staged.factors + warp * kPositions);
+    const P* factors = reinterpret_cast<const P*>(staged.factors + warp * kBackwardPositions);
     Two<R>* sums = staged.sums + threadIdx.x;
 #pragma unroll(Careful ? 1 : 2)
-    for (int t = 0; t < count; ++t, powers += 32, factors += kPositions / 2 * warps, sums += blockDim.x) {
+    for (int t = 0; t < count; ++t, powers += 32, factors += kBackwardPositions / 2 * warps, sums += blockDim.x) {
       const Two<R> x = *powers;
       P query_sums[2] = {{0, 0}, {0, 0}};
       Two<R> whole{0, 0};
 #pragma unroll
-      for (int i = 0; i < kPositions / 2; ++i) {
+      for (int i = 0; i < kBackwardPositions / 2; ++i) {
         P h0{0, 0}, h1{0, 0};
         const P factor = factors[i], x0{x.x, x.x}, x1{x.y, x.y}, y0 = exponentials[i][0], y1 = exponentials[i][1];
         if constexpr (kFactored) squares(factor, multiply_add(x0, y0, P{1, 1}), multiply_add(x1, y1, P{1, 1}), h0, h1);
@@ -267,7 +271,7 @@ struct Backward {
 
   // The positions from where to where some query of a tile sees.
   __device__ __forceinline__ Window reach(int tile) const {
-    const Window seen = window(args.visibility, b, min(tile + lane % kQueries, last_query - 1), args.shape.S);
+    const Window seen = window(args.visibility, b, min(tile + lane % kBackwardQueries, last_query - 1), args.shape.S);
     const bool any = seen.first < seen.last;
     const int S = static_cast<int>(args.shape.S);
     return {__reduce_min_sync(kEveryLane, any ? seen.first : S), __reduce_max_sync(kEveryLane, any ? seen.last : 0)};
@@ -279,25 +283,25 @@ struct Backward {
     __syncthreads();
     int tile = query_split * args.parts.queries, number = 0;
     const int first = split * args.parts.positions;
-    const Two<R> v = rows(args.v)(0), v4{4 * v.x, 4 * v.y};
     Two<R> column{0, 0};  // sums over queries of what goes to dq
     if (tile < last_query) stage(tile, &staged.tops[0]);
-    for (; tile < last_query; tile += kQueries, ++number) {
-      const int count = min(kQueries, last_query - tile);
+    for (; tile < last_query; tile += kBackwardQueries, ++number) {
+      const int count = min(kBackwardQueries, last_query - tile);
       const Window seen = reach(tile);
-      const int from = max(0, (seen.first - first) / kPositions), to = min(warps, (seen.last - first + kPositions - 1) / kPositions);
+      const int from = max(0, (seen.first - first) / kBackwardPositions), to = min(warps, (seen.last - first + kBackwardPositions - 1) / kBackwardPositions);
       __syncthreads();
       const float top_query = __int_as_float(staged.tops[number % 2]);
       const bool small = !kFactored || top_query < kSmall;
       if (!small) gradients += staged_gradients;
       if (threadIdx.x == 0) staged.tops[(number + 1) % 2] = 0;
       if (from <= warp && warp < to) {
-        if (kFactored && !small && top_query <= kWidest && top_key <= kWidest) sweep<false>(tile, count, false);
+        if (kFactored && !small && top_query <= kWidest && near) sweep<false>(tile, count, false);
         else sweep<true>(tile, count, small);
       }
       __syncthreads();
       const Rows<T> whole = rows(args.grad_query);
       const Rows<R> part = rows(args.query_parts, split, args.shape.T);
+      const Two<R> v4 = four_v();
       for (int t = warp; t < count; t += warps) {
         Two<R> sum{0, 0};
         for (int other = from; other < to; ++other) {
@@ -309,17 +313,24 @@ struct Backward {
         if (args.parts.splits == 1) whole.store(tile + t, dq);
         else part.store(tile + t, dq);
       }
-      if (tile + kQueries < last_query) stage(tile + kQueries, &staged.tops[(number + 1) % 2]);
+      if (tile + kBackwardQueries < last_query) stage(tile + kBackwardQueries, &staged.tops[(number + 1) % 2]);
     }
-    store_keys(v4);
+    store_keys();
     store_v(column);
   }
 
-  __device__ __forceinline__ void store_keys(Two<R> v4) const {
+  // Loaded again for each use: registers are short.
+  __device__ __forceinline__ Two<R> four_v() const {
+    const Two<R> v = rows(args.v)(0);
+    return {4 * v.x, 4 * v.y};
+  }
+
+  __device__ __forceinline__ void store_keys() const {
+    const Two<R> v4 = four_v();
     const Rows<T> whole = rows(args.grad_keys);
     const Rows<R> part = rows(args.key_parts, query_split, args.shape.S);
 #pragma unroll
-    for (int i = 0; i < kPositions; ++i) {
+    for (int i = 0; i < kBackwardPositions; ++i) {
       const auto of = [&](P x) { return i % 2 ? x.y : x.x; };
       const P *y = exponentials[i / 2], *sum = key_sums[i / 2];
       const Two<R> dk{v4.x * (of(y[0]) * of(sum[0])), v4.y * (of(y[1]) * of(sum[1]))};
@@ -350,9 +361,9 @@ struct Backward {
 };
 
 template <class T>
-__device__ __forceinline__ void additive_backward(const AdditiveBackward& args) {
+__device__ __forceinline__ void gradients(const AdditiveBackward& args) {
   extern __shared__ float4 memory[];
-  Backward<T>(args, memory).run();
+  Gradients<T>(args, memory).run();
 }
 
-}  // namespace onepass::cuda
+}  // namespace onepass::cuda::backward
