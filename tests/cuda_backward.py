@@ -13,7 +13,6 @@ import torch
 from cases import Case, Results, accumulator
 from cuda_machine import DTYPES, kernel, shape_struct, tensor_struct, visibility_struct
 from ptx import Buffer, Machine, Struct
-from torch import Tensor
 
 COMPILER = shutil.which("c++")
 PARTS = ("query_parts", "key_parts", "v_parts")

@@ -2,8 +2,8 @@
 // score, x = X Y = e^(2q) e^(2k) and r = 1 / (1 + x). With h = g r^2 these are dq = 4 v X sum_s h Y and dk = 4 v Y sum_t h X, in which
 // nothing cancels, and as g r = h + h x, dv = sum g - 2 (sum h + sum_t dq / 4 v).
 //
-// A lane has two channels, whose reciprocals merge into one, and kBackwardPositions positions of the source, whose sums over queries it holds in
-// registers. Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
+// A lane has two channels, whose reciprocals merge into one, and some positions of the source, whose sums over queries it holds in registers.
+// Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
 #pragma once
 
 #include "additive_backward.h"
@@ -288,7 +288,8 @@ struct Gradients {
     for (; tile < last_query; tile += kBackwardQueries, ++number) {
       const int count = min(kBackwardQueries, last_query - tile);
       const Window seen = reach(tile);
-      const int from = max(0, (seen.first - first) / kBackwardPositions), to = min(warps, (seen.last - first + kBackwardPositions - 1) / kBackwardPositions);
+      const int from = max(0, (seen.first - first) / kBackwardPositions);
+      const int to = min(warps, (seen.last - first + kBackwardPositions - 1) / kBackwardPositions);
       __syncthreads();
       const float top_query = __int_as_float(staged.tops[number % 2]);
       const bool small = !kFactored || top_query < kSmall;
