@@ -19,8 +19,10 @@ magnitudes; ``tol(x)`` is the floor of ``x``.
 - dweights ``p = dcontext . value + what arrives``: ``eps (sum_d |dcontext value| + |arriving|)``.
 - dscore ``g = w (p - r)``, ``r = sum_s w p``: ``tol(r) = sum_s (tol(w) |p| + w tol(p) + eps w |p|)`` and
   ``tol(g) = tol(w) |p - r| + w (tol(p) + tol(r)) + eps w (|p| + |r|)``.
-- dquery, additive ``sum_s g v_a (1 - tanh^2)``: ``|v_a| sum_s (tol(g) (1 - tanh^2) + eps |g|)``, as ``1 - tanh^2`` has an
-  absolute error of eps; dkeys likewise over t; dv ``sum g tanh``: ``sum (tol(g) |tanh| + eps |g|)``, relative where small.
+- dquery, additive ``sum_s g v_a (1 - tanh^2)``: ``|v_a| sum_s (tol(g) (1 - tanh^2) + eps |g| (2 - tanh^2))``: an absolute error of
+  eps in ``1 - tanh^2``, and as it is ``4 x r^2``, where what rounds ``r`` counts twice, one more of itself; dkeys likewise over t. dv
+  ``sum g tanh``: ``sum (tol(g) |tanh| + eps |g|)``, relative where small; with more than eight channels it is ``sum g (1 - 2 r)``, of
+  terms as large as a score's: ``eps |g| (2 - tanh)``.
 - dquery, multiplicative ``scale sum_s g k``: ``|scale| sum_s (tol(g) |k| + eps |g k|)``; dkeys likewise over t.
 
 Tensor cores take both factors of a product in the inputs' dtype. With ``factors_are_rounded``, for the Triton kernels, weights and
@@ -65,7 +67,7 @@ def floors(case: Case, dtype: torch.dtype, factors: torch.dtype) -> Results:
         scores = (tangent * column).sum(-1)
         terms = bend if small else torch.ones_like(bend) if query.shape[-1] <= FEW else 2 - tangent
         score_floor = eps * (column.abs() * terms).sum(-1)
-        bend_floor = eps * (bend if small else torch.ones_like(bend))
+        bend_floor = eps * terms
     if case.family == "scores":
         found = {"scores": score_floor.masked_fill(~visible, 0.0)}
         g, g_floor = case.grad_weights.masked_fill(~visible, 0.0), torch.zeros_like(scores)
@@ -90,7 +92,7 @@ def floors(case: Case, dtype: torch.dtype, factors: torch.dtype) -> Results:
     else:
         assert slope is not None
         assert bend is not None
-        moved = g_floor[..., None] * slope + eps * g.abs()[..., None]
+        moved = g_floor[..., None] * slope + eps * g.abs()[..., None] * (1 + slope)
         found["d_query"] = case.v.abs()[..., None, :] * moved.sum(-2)
         found["d_keys"] = case.v.abs()[..., None, :] * moved.sum(-3)
         d_v = (g_floor[..., None] * bend + g.abs()[..., None] * bend_floor).sum((-3, -2))
