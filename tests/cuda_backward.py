@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def launches(sizes: tuple[int, ...], dtype: torch.dtype, processors: int = 1, ca
     return Launches(found[0], found[1], tuple(parts), tuple(scratch))
 
 
-def additive_backward(case: Case, processors: int = 1, approximate: bool = False) -> tuple[Results, list[Machine]]:
+def additive_backward(case: Case, processors: int = 1, **options: Any) -> tuple[Results, list[Machine]]:
     """Gradients of a case of the family "scores", whose ``grad_weights`` arrive, and the machines that made them."""
     dtype, wide = case.query.dtype, accumulator(case.query.dtype)
     grad_scores = case.grad_weights.to(wide)
@@ -74,7 +75,7 @@ def additive_backward(case: Case, processors: int = 1, approximate: bool = False
             **outputs, **parts,
             **{str(number): np.int32(each) for number, each in enumerate(how.parts)},
         })  # fmt: skip
-        machine = Machine(kernel("additive_backward.cu", launch.kernel.decode()), approximate=approximate)
+        machine = Machine(kernel("additive_backward.cu", launch.kernel.decode()), **options)
         if launch.blocks:
             machine.launch(launch.blocks, launch.threads, [arguments], launch.shared)
         machines.append(machine)

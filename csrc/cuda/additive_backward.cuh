@@ -31,9 +31,7 @@ constexpr bool kPacked = false;
 // A gradient as the kernel multiplies by it: packed arithmetic by itself, twice by the root of its magnitude, of its sign.
 __device__ __forceinline__ float as_factor(float g) {
   if constexpr (kPacked) return g;
-  float root;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(fabsf(g)));
-  return copysignf(root, g);
+  return copysignf(__fsqrt_rn(fabsf(g)), g);
 }
 
 __device__ __forceinline__ float from_factor(float factor) { return kPacked ? factor : __fmul_rn(factor, fabsf(factor)); }
@@ -84,13 +82,17 @@ template <class R>
 struct Staged {
   Two<R>* exponentials;  // [kBackwardQueries][32]: e^(2q), or 1 where that is out of range
   Two<R>* sums;          // [kBackwardQueries][threads]: of each lane over its positions
+  Two<R>* columns;       // [threads]: what each has added up of dq / 4 v, over queries
+  Two<R>* gradients;     // [threads]: sums of the scores' gradients that each has staged, of this tile and of all
   R* factors;            // [kBackwardQueries][positions]: of the scores' gradients
   int* tops;             // [2]: the bits of the largest |q|, of this tile and of the next
 
   __device__ Staged(void* memory)
       : exponentials(static_cast<Two<R>*>(memory)),
         sums(exponentials + kBackwardQueries * 32),
-        factors(reinterpret_cast<R*>(sums + kBackwardQueries * blockDim.x)),
+        columns(sums + kBackwardQueries * blockDim.x),
+        gradients(columns + blockDim.x),
+        factors(reinterpret_cast<R*>(gradients + blockDim.x)),
         tops(reinterpret_cast<int*>(factors + kBackwardQueries * kBackwardPositions * (blockDim.x / 32))) {}
 };
 
@@ -131,7 +133,6 @@ struct Gradients {
   int64_t b, h;
   P exponentials[kBackwardPositions / 2][2], key_sums[kBackwardPositions / 2][2], v_sums[2];
   bool near;  // whether all of this warp's keys are in range
-  R staged_gradients = 0, gradients = 0;  // the sum of what this thread has staged of a tile, and of all
 
   __device__ Gradients(const AdditiveBackward& args, void* memory)
       : args(args), staged(memory), lane(threadIdx.x % 32), warp(threadIdx.x / 32), warps(blockDim.x / 32) {
@@ -206,7 +207,7 @@ struct Gradients {
     }
     const int bits = __reduce_max_sync(kEveryLane, __float_as_int(top));
     if (lane == 0) atomicMax(top_query, bits);
-    staged_gradients = (g[0] + g[1]) + (g[2] + g[3]);
+    staged.gradients[threadIdx.x].x = (g[0] + g[1]) + (g[2] + g[3]);
     R* to = staged.factors + row * kBackwardPositions * warps + column;
     if constexpr (kFactored) *reinterpret_cast<float4*>(to) = {as_factor(g[0]), as_factor(g[1]), as_factor(g[2]), as_factor(g[3])};
     else for (int i = 0; i < 4; ++i) to[i] = g[i];
@@ -280,10 +281,10 @@ struct Gradients {
   __device__ void run() {
     load_keys();
     if (threadIdx.x < 2) staged.tops[threadIdx.x] = 0;
+    staged.columns[threadIdx.x] = staged.gradients[threadIdx.x] = {0, 0};
     __syncthreads();
     int tile = query_split * args.parts.queries, number = 0;
     const int first = split * args.parts.positions;
-    Two<R> column{0, 0};  // sums over queries of what goes to dq
     if (tile < last_query) stage(tile, &staged.tops[0]);
     for (; tile < last_query; tile += kBackwardQueries, ++number) {
       const int count = min(kBackwardQueries, last_query - tile);
@@ -293,7 +294,8 @@ struct Gradients {
       __syncthreads();
       const float top_query = __int_as_float(staged.tops[number % 2]);
       const bool small = !kFactored || top_query < kSmall;
-      if (!small) gradients += staged_gradients;
+      Two<R>& gradients = staged.gradients[threadIdx.x];
+      if (!small) gradients.y += gradients.x;
       if (threadIdx.x == 0) staged.tops[(number + 1) % 2] = 0;
       if (from <= warp && warp < to) {
         if (kFactored && !small && top_query <= kWidest && near) sweep<false>(tile, count, false);
@@ -309,6 +311,7 @@ struct Gradients {
           const Two<R> more = staged.sums[t * blockDim.x + other * 32 + lane];
           sum = {sum.x + more.x, sum.y + more.y};
         }
+        Two<R>& column = staged.columns[threadIdx.x];
         if (!small) column = {column.x + sum.x, column.y + sum.y};
         const Two<R> dq{v4.x * sum.x, v4.y * sum.y};
         if (args.parts.splits == 1) whole.store(tile + t, dq);
@@ -317,7 +320,7 @@ struct Gradients {
       if (tile + kBackwardQueries < last_query) stage(tile + kBackwardQueries, &staged.tops[(number + 1) % 2]);
     }
     store_keys();
-    store_v(column);
+    store_v();
   }
 
   // Loaded again for each use: registers are short.
@@ -342,7 +345,9 @@ struct Gradients {
   }
 
   // dv's part: the warps' sums in order, and the gradients' own.
-  __device__ void store_v(Two<R> column) {
+  __device__ void store_v() {
+    R gradients = staged.gradients[threadIdx.x].y;
+    const Two<R> column = staged.columns[threadIdx.x];
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) gradients += __shfl_xor_sync(kEveryLane, gradients, distance);
     __syncthreads();

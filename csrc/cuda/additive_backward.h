@@ -60,7 +60,7 @@ inline BackwardLaunch backward_launch(const Shape& shape, Dtype dtype, const Dev
   gradients.splits = parts.splits;
   gradients.blocks = rows * across * parts.splits * parts.query_splits;
   gradients.threads = 32 * warps;
-  const int numbers = kBackwardQueries * (kBackwardChannels + kBackwardChannels * warps + parts.positions);
+  const int numbers = kBackwardQueries * (kBackwardChannels + 2 * gradients.threads + parts.positions) + 4 * gradients.threads;
   gradients.shared = (dtype == Dtype::f64 ? 8 : 4) * numbers + 16;
   const int memory = device.capability == 80 ? 164 : device.capability == 90 || device.capability == 100 ? 228 : 100;
   gradients.resident = std::max(1, std::min(memory * 1024 / (gradients.shared + 1024), (dtype == Dtype::f64 ? 8 : 16) / warps));
