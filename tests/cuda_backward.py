@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from cases import Case, Results, accumulator
 from cuda_machine import DTYPES, kernel, shape_struct, tensor_struct, visibility_struct
 from ptx import Buffer, Machine, Struct
-from torch import Tensor
 
 COMPILER = shutil.which("c++")
 PARTS = ("query_parts", "key_parts", "v_parts")
@@ -53,10 +53,10 @@ def launches(sizes: tuple[int, ...], dtype: torch.dtype, processors: int = 1, ca
     return Launches(found[0], found[1], tuple(parts), tuple(scratch))
 
 
-def additive_backward(case: Case, processors: int = 1, approximate: bool = False) -> tuple[Results, list[Machine]]:
+def additive_backward(case: Case, processors: int = 1, **options: Any) -> tuple[Results, list[Machine]]:
     """Gradients of a case of the family "scores", whose ``grad_weights`` arrive, and the machines that made them."""
     dtype, wide = case.query.dtype, accumulator(case.query.dtype)
-    grad_scores = case.grad_weights.to(wide).masked_fill(~case.visible(), 0.0)
+    grad_scores = case.grad_weights.to(wide)
     heads = case.query.shape[1] if case.query.dim() == 4 else 1
     sizes = (case.query.shape[0], heads, *case.query.shape[-2:-1], case.keys.shape[-2], case.query.shape[-1], 0)
     how = launches(sizes, dtype, processors)
@@ -71,11 +71,11 @@ def additive_backward(case: Case, processors: int = 1, approximate: bool = False
         arguments = Struct({
             "shape": shape_struct(*sizes),
             **{name: tensor_struct(tensor) for name, tensor in (*case.inputs().items(), ("grad_scores", grad_scores))},
-            "visibility": visibility_struct(None if limits is None else limits.long(), None),
+            "visibility": visibility_struct(None if limits is None else limits.long(), case.mask),
             **outputs, **parts,
             **{str(number): np.int32(each) for number, each in enumerate(how.parts)},
         })  # fmt: skip
-        machine = Machine(kernel("additive_backward.cu", launch.kernel.decode()), approximate=approximate)
+        machine = Machine(kernel("additive_backward.cu", launch.kernel.decode()), **options)
         if launch.blocks:
             machine.launch(launch.blocks, launch.threads, [arguments], launch.shared)
         machines.append(machine)

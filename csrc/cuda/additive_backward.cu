@@ -5,28 +5,37 @@ namespace onepass::cuda {
 
 extern "C" {
 
-__global__ void __launch_bounds__(512) additive_backward_f32(const __grid_constant__ AdditiveBackward args) { additive_backward<float>(args); }
+__global__ void __launch_bounds__(512) additive_backward_f32(const __grid_constant__ AdditiveBackward args) {
+  backward::gradients<float>(args);
+}
 
-__global__ void __launch_bounds__(256) additive_backward_f64(const __grid_constant__ AdditiveBackward args) {
-  additive_backward<double>(args);
+__global__ void __launch_bounds__(256, 1) additive_backward_f64(const __grid_constant__ AdditiveBackward args) {
+  backward::gradients<double>(args);
 }
 
 __global__ void __launch_bounds__(512) additive_backward_bf16(const __grid_constant__ AdditiveBackward args) {
-  additive_backward<__nv_bfloat16>(args);
+  backward::gradients<__nv_bfloat16>(args);
 }
 
 __global__ void __launch_bounds__(512) additive_backward_f16(const __grid_constant__ AdditiveBackward args) {
-  additive_backward<__half>(args);
+  backward::gradients<__half>(args);
 }
 
-__global__ void __launch_bounds__(256) additive_backward_sums_f32(const __grid_constant__ AdditiveBackward args) { backward_sums<float>(args); }
-__global__ void __launch_bounds__(256) additive_backward_sums_f64(const __grid_constant__ AdditiveBackward args) { backward_sums<double>(args); }
-
-__global__ void __launch_bounds__(256) additive_backward_sums_bf16(const __grid_constant__ AdditiveBackward args) {
-  backward_sums<__nv_bfloat16>(args);
+__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_f32(const __grid_constant__ AdditiveBackward args) {
+  backward::sums<float>(args);
 }
 
-__global__ void __launch_bounds__(256) additive_backward_sums_f16(const __grid_constant__ AdditiveBackward args) { backward_sums<__half>(args); }
+__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_f64(const __grid_constant__ AdditiveBackward args) {
+  backward::sums<double>(args);
+}
+
+__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_bf16(const __grid_constant__ AdditiveBackward args) {
+  backward::sums<__nv_bfloat16>(args);
+}
+
+__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_f16(const __grid_constant__ AdditiveBackward args) {
+  backward::sums<__half>(args);
+}
 
 }  // extern "C"
 

@@ -2,15 +2,15 @@
 // score, x = X Y = e^(2q) e^(2k) and r = 1 / (1 + x). With h = g r^2 these are dq = 4 v X sum_s h Y and dk = 4 v Y sum_t h X, in which
 // nothing cancels, and as g r = h + h x, dv = sum g - 2 (sum h + sum_t dq / 4 v).
 //
-// A lane has two channels, whose reciprocals merge into one, and kPositions positions of the source, whose sums over queries it holds in
-// registers. Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
+// A lane has two channels, whose reciprocals merge into one, and some positions of the source, whose sums over queries it holds in registers.
+// Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
 #pragma once
 
 #include "additive_backward.h"
 #include "arithmetic.cuh"
 #include "visible.cuh"
 
-namespace onepass::cuda {
+namespace onepass::cuda::backward {
 
 constexpr float kWidest = 10.0f;  // |q| and |k| up to which exponentials, their sums and the product of two denominators stay in float32
 constexpr unsigned kEveryLane = 0xffffffffu;
@@ -22,7 +22,7 @@ struct Two {
 template <class R>
 using PairOf = std::conditional_t<sizeof(R) == 4, Pair, Two<R>>;
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200  // sm_120 takes packed arithmetic apart
 constexpr bool kPacked = true;
 #else
 constexpr bool kPacked = false;
@@ -31,9 +31,7 @@ constexpr bool kPacked = false;
 // A gradient as the kernel multiplies by it: packed arithmetic by itself, twice by the root of its magnitude, of its sign.
 __device__ __forceinline__ float as_factor(float g) {
   if constexpr (kPacked) return g;
-  float root;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(fabsf(g)));
-  return copysignf(root, g);
+  return copysignf(__fsqrt_rn(fabsf(g)), g);
 }
 
 __device__ __forceinline__ float from_factor(float factor) { return kPacked ? factor : __fmul_rn(factor, fabsf(factor)); }
@@ -82,37 +80,65 @@ __device__ __forceinline__ float larger(float top, Two<R> x) {
 // What a block keeps in shared memory of a tile of queries.
 template <class R>
 struct Staged {
-  Two<R>* exponentials;  // [kQueries][32]: e^(2q), or 1 where that is out of range
-  Two<R>* sums;          // [kQueries][threads]: of each lane over its positions
-  R* factors;            // [kQueries][positions]: of the scores' gradients
+  Two<R>* exponentials;  // [kBackwardQueries][32]: e^(2q), or 1 where that is out of range
+  Two<R>* sums;          // [kBackwardQueries][threads]: of each lane over its positions
+  Two<R>* columns;       // [threads]: what each has added up of dq / 4 v, over queries
+  Two<R>* gradients;     // [threads]: sums of the scores' gradients that each has staged, of this tile and of all
+  R* factors;            // [kBackwardQueries][positions]: of the scores' gradients
   int* tops;             // [2]: the bits of the largest |q|, of this tile and of the next
 
   __device__ Staged(void* memory)
       : exponentials(static_cast<Two<R>*>(memory)),
-        sums(exponentials + kQueries * 32),
-        factors(reinterpret_cast<R*>(sums + kQueries * blockDim.x)),
-        tops(reinterpret_cast<int*>(factors + kQueries * kPositions * (blockDim.x / 32))) {}
+        sums(exponentials + kBackwardQueries * 32),
+        columns(sums + kBackwardQueries * blockDim.x),
+        gradients(columns + blockDim.x),
+        factors(reinterpret_cast<R*>(gradients + blockDim.x)),
+        tops(reinterpret_cast<int*>(factors + kBackwardQueries * kBackwardPositions * (blockDim.x / 32))) {}
+};
+
+// This lane's two channels in the rows of one batch and head.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  bool has[2];
+
+  __device__ Rows(T* first, int64_t stride, int channel, int64_t A)
+      : data(first + channel), stride(stride), has{channel < A, channel + 32 < A} {}
+
+  __device__ __forceinline__ Two<Wide<T>> operator()(int row) const {
+    const T* from = data + row * stride;
+    Two<Wide<T>> found{0, 0};
+    if (has[0]) found.x = wide(from[0]);
+    if (has[1]) found.y = wide(from[32]);
+    return found;
+  }
+
+  __device__ __forceinline__ void store(int row, Two<Wide<T>> x) const {
+    T* to = data + row * stride;
+    if (has[0]) to[0] = narrow<T>(x.x);
+    if (has[1]) to[32] = narrow<T>(x.y);
+  }
 };
 
 template <class T>
-struct Backward {
+struct Gradients {
   using R = Wide<T>;
   using P = PairOf<R>;
   static constexpr bool kFactored = sizeof(R) == 4;  // else each element by itself
 
   const AdditiveBackward& args;
   Staged<R> staged;
-  int lane, warp, warps, split, query_split, first_channel, position, last_query;
+  int lane, warp, warps, split, query_split, channel, position, last_query;
   int64_t b, h;
-  P exponentials[kPositions / 2][2], key_sums[kPositions / 2][2], v_sums[2];
-  float top_key = 0;
-  R staged_gradients = 0, gradients = 0;  // the sum of what this thread has staged of a tile, and of all
+  P exponentials[kBackwardPositions / 2][2], key_sums[kBackwardPositions / 2][2], v_sums[2];
+  bool near;  // whether all of this warp's keys are in range
 
-  __device__ Backward(const AdditiveBackward& args, void* memory)
+  __device__ Gradients(const AdditiveBackward& args, void* memory)
       : args(args), staged(memory), lane(threadIdx.x % 32), warp(threadIdx.x / 32), warps(blockDim.x / 32) {
     unsigned block = blockIdx.x;
-    const unsigned across = (args.shape.A + kChannels - 1) / kChannels;
-    first_channel = block % across * kChannels;
+    const unsigned across = (args.shape.A + kBackwardChannels - 1) / kBackwardChannels;
+    channel = block % across * kBackwardChannels + lane;
     block /= across;
     split = block % args.parts.splits;
     block /= args.parts.splits;
@@ -120,19 +146,18 @@ struct Backward {
     block /= args.parts.query_splits;
     b = block / args.shape.H;
     h = block % args.shape.H;
-    position = split * args.parts.positions + warp * kPositions;
+    position = split * args.parts.positions + warp * kBackwardPositions;
     last_query = min((query_split + 1) * args.parts.queries, static_cast<int>(args.shape.T));
   }
 
-  __device__ __forceinline__ int channel(int which) const { return first_channel + which * 32 + lane; }
+  __device__ __forceinline__ Rows<T> rows(const Tensor& x) const {
+    return {reinterpret_cast<T*>(x.at(b, h, 0)), x.row, channel, args.shape.A};
+  }
 
-  // This lane's channels of a row.
-  __device__ __forceinline__ Two<R> numbers(const Tensor& x, int row) const {
-    const T* from = reinterpret_cast<const T*>(x.at(b, h, row));
-    Two<R> found{0, 0};
-    if (channel(0) < args.shape.A) found.x = wide(from[channel(0)]);
-    if (channel(1) < args.shape.A) found.y = wide(from[channel(1)]);
-    return found;
+  // Those of part number `part` of a result.
+  __device__ __forceinline__ Rows<R> rows(void* parts, int part, int64_t rows) const {
+    const int64_t first = ((part * args.shape.B + b) * args.shape.H + h) * rows;
+    return {static_cast<R*>(parts) + first * args.shape.A, args.shape.A, channel, args.shape.A};
   }
 
   static __device__ __forceinline__ bool in_range(Two<R> x) { return fabs(x.x) <= R(kWidest) && fabs(x.y) <= R(kWidest); }
@@ -145,18 +170,20 @@ struct Backward {
   __device__ __forceinline__ void load_keys() {
     const bool of_query = args.visibility.firsts != nullptr || args.visibility.lengths_step != 0;
     const int end = of_query ? static_cast<int>(args.shape.S) : window(args.visibility, b, 0, args.shape.S).last;
+    const Rows<T> keys = rows(args.keys);
+    float top = 0;
 #pragma unroll
-    for (int i = 0; i < kPositions / 2; ++i) {
+    for (int i = 0; i < kBackwardPositions / 2; ++i) {
       const int s = position + 2 * i;
-      const Two<R> k0 = s < end ? numbers(args.keys, s) : Two<R>{0, 0}, k1 = s + 1 < end ? numbers(args.keys, s + 1) : Two<R>{0, 0};
+      const Two<R> k0 = s < end ? keys(s) : Two<R>{0, 0}, k1 = s + 1 < end ? keys(s + 1) : Two<R>{0, 0};
       const Two<R> y0 = powers(k0), y1 = powers(k1);
       exponentials[i][0] = {y0.x, y1.x};
       exponentials[i][1] = {y0.y, y1.y};
       key_sums[i][0] = key_sums[i][1] = {0, 0};
-      top_key = larger(larger(top_key, k0), k1);
+      top = larger(larger(top, k0), k1);
     }
     v_sums[0] = v_sums[1] = {0, 0};
-    top_key = __int_as_float(__reduce_max_sync(kEveryLane, __float_as_int(top_key)));
+    near = __all_sync(kEveryLane, top <= kWidest);
   }
 
   // Of a tile, the exponentials of queries, rows by warps, and the scores' gradients, four of a thread.
@@ -167,17 +194,21 @@ struct Backward {
     const R* from = reinterpret_cast<const R*>(args.grad_scores.at(b, h, tile + row)) + first;
     R g[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) g[i] = seen.has(first + i) ? from[i] : R(0);
+    for (int i = 0; i < 4; ++i) {
+      const bool visible = seen.has(first + i) && kept(args.visibility, b, h, tile + row, first + i);
+      g[i] = visible ? from[i] : R(0);
+    }
+    const Rows<T> queries = rows(args.query);
     float top = 0;
-    for (int t = warp; t < kQueries; t += warps) {
-      const Two<R> q = tile + t < last_query ? numbers(args.query, tile + t) : Two<R>{0, 0};
+    for (int t = warp; t < kBackwardQueries; t += warps) {
+      const Two<R> q = tile + t < last_query ? queries(tile + t) : Two<R>{0, 0};
       staged.exponentials[t * 32 + lane] = powers(q);
       top = larger(top, q);
     }
     const int bits = __reduce_max_sync(kEveryLane, __float_as_int(top));
     if (lane == 0) atomicMax(top_query, bits);
-    staged_gradients = (g[0] + g[1]) + (g[2] + g[3]);
-    R* to = staged.factors + row * kPositions * warps + column;
+    staged.gradients[threadIdx.x].x = (g[0] + g[1]) + (g[2] + g[3]);
+    R* to = staged.factors + row * kBackwardPositions * warps + column;
     if constexpr (kFactored) *reinterpret_cast<float4*>(to) = {as_factor(g[0]), as_factor(g[1]), as_factor(g[2]), as_factor(g[3])};
     else for (int i = 0; i < 4; ++i) to[i] = g[i];
   }
@@ -185,14 +216,21 @@ struct Backward {
   // A position and a query out of range, or small: h is 0 then, and what it stands for is added here, of whole terms.
   __device__ __forceinline__ void apart(int t, int s, R g, bool small, R y0, R y1, R& h0, R& h1, Two<R>& sums, R& key0, R& key1) {
     if (g == R(0)) return;  // before anything is read of what is hidden
-    const Two<R> q = numbers(args.query, t), k = numbers(args.keys, s);
+    const Two<R> q = rows(args.query)(t), k = rows(args.keys)(s);
     if (kFactored && !small && in_range(q) && in_range(k)) return;
     h0 = h1 = 0;
     const auto add_one = [&](R x, R y, R& sum, R& key_sum, R& v_sum) {
-      const R r = half_of_one_minus_tanh(x), term = g * r * half_of_one_minus_tanh(-x);
-      sum += term;
-      key_sum += term / y;
-      v_sum += small ? R(-0.5) * g * tangent(x, r) : g * r * r;
+      if constexpr (kFactored) {
+        const R r = half_of_one_minus_tanh(x), term = g * r * half_of_one_minus_tanh(-x);
+        sum += term;
+        key_sum += term * reciprocal(y);
+        v_sum += small ? -0.5f * g * tangent(x, r) : g * r * r;
+      } else {
+        const R tangent = tanh(x), term = R(0.25) * g * (1 - tangent) * (1 + tangent);
+        sum += term;
+        key_sum += term;
+        v_sum -= R(0.5) * g * tangent;
+      }
     };
     add_one(q.x + k.x, y0, sums.x, key0, v_sums[0].x);
     add_one(q.y + k.y, y1, sums.y, key1, v_sums[1].x);
@@ -202,15 +240,15 @@ struct Backward {
   template <bool Careful>
   __device__ __forceinline__ void sweep(int tile, int count, bool small) {
     const Two<R>* powers = staged.exponentials + lane;
-    const P* factors = reinterpret_cast<const P*>(staged.factors + warp * kPositions);
+    const P* factors = reinterpret_cast<const P*>(staged.factors + warp * kBackwardPositions);
     Two<R>* sums = staged.sums + threadIdx.x;
 #pragma unroll(Careful ? 1 : 2)
-    for (int t = 0; t < count; ++t, powers += 32, factors += kPositions / 2 * warps, sums += blockDim.x) {
+    for (int t = 0; t < count; ++t, powers += 32, factors += kBackwardPositions / 2 * warps, sums += blockDim.x) {
       const Two<R> x = *powers;
       P query_sums[2] = {{0, 0}, {0, 0}};
       Two<R> whole{0, 0};
 #pragma unroll
-      for (int i = 0; i < kPositions / 2; ++i) {
+      for (int i = 0; i < kBackwardPositions / 2; ++i) {
         P h0{0, 0}, h1{0, 0};
         const P factor = factors[i], x0{x.x, x.x}, x1{x.y, x.y}, y0 = exponentials[i][0], y1 = exponentials[i][1];
         if constexpr (kFactored) squares(factor, multiply_add(x0, y0, P{1, 1}), multiply_add(x1, y1, P{1, 1}), h0, h1);
@@ -232,82 +270,84 @@ struct Backward {
     }
   }
 
-  // A row of a result, or of its part number `part` of several.
-  __device__ __forceinline__ void store(const Tensor& result, void* parts, int count, int part, int row, int rows, Two<R> x) const {
-    const auto put = [&](int which, R number) {
-      if (channel(which) >= args.shape.A) return;
-      if (count == 1) {
-        reinterpret_cast<T*>(result.at(b, h, row))[channel(which)] = narrow<T>(number);
-      } else {
-        const int64_t at = ((part * args.shape.B + b) * args.shape.H + h) * rows + row;
-        static_cast<R*>(parts)[at * args.shape.A + channel(which)] = number;
-      }
-    };
-    put(0, x.x);
-    put(1, x.y);
-  }
-
   // The positions from where to where some query of a tile sees.
   __device__ __forceinline__ Window reach(int tile) const {
-    const Window seen = window(args.visibility, b, min(tile + lane % kQueries, last_query - 1), args.shape.S);
+    const Window seen = window(args.visibility, b, min(tile + lane % kBackwardQueries, last_query - 1), args.shape.S);
     const bool any = seen.first < seen.last;
     const int S = static_cast<int>(args.shape.S);
     return {__reduce_min_sync(kEveryLane, any ? seen.first : S), __reduce_max_sync(kEveryLane, any ? seen.last : 0)};
   }
 
   __device__ void run() {
-    const T* v = reinterpret_cast<const T*>(args.v.at(0, h, 0));
-    Two<R> v4{0, 0};
-    if (channel(0) < args.shape.A) v4.x = R(4) * wide(v[channel(0)]);
-    if (channel(1) < args.shape.A) v4.y = R(4) * wide(v[channel(1)]);
     load_keys();
     if (threadIdx.x < 2) staged.tops[threadIdx.x] = 0;
+    staged.columns[threadIdx.x] = staged.gradients[threadIdx.x] = {0, 0};
     __syncthreads();
     int tile = query_split * args.parts.queries, number = 0;
     const int first = split * args.parts.positions;
-    Two<R> column{0, 0};  // sums over queries of what goes to dq
     if (tile < last_query) stage(tile, &staged.tops[0]);
-    for (; tile < last_query; tile += kQueries, ++number) {
-      const int count = min(kQueries, last_query - tile);
+    for (; tile < last_query; tile += kBackwardQueries, ++number) {
+      const int count = min(kBackwardQueries, last_query - tile);
       const Window seen = reach(tile);
-      const int from = max(0, (seen.first - first) / kPositions), to = min(warps, (seen.last - first + kPositions - 1) / kPositions);
+      const int from = max(0, (seen.first - first) / kBackwardPositions);
+      const int to = min(warps, (seen.last - first + kBackwardPositions - 1) / kBackwardPositions);
       __syncthreads();
       const float top_query = __int_as_float(staged.tops[number % 2]);
       const bool small = !kFactored || top_query < kSmall;
-      if (!small) gradients += staged_gradients;
+      Two<R>& gradients = staged.gradients[threadIdx.x];
+      if (!small) gradients.y += gradients.x;
       if (threadIdx.x == 0) staged.tops[(number + 1) % 2] = 0;
       if (from <= warp && warp < to) {
-        if (kFactored && !small && top_query <= kWidest && top_key <= kWidest) sweep<false>(tile, count, false);
+        if (kFactored && !small && top_query <= kWidest && near) sweep<false>(tile, count, false);
         else sweep<true>(tile, count, small);
       }
       __syncthreads();
+      const Rows<T> whole = rows(args.grad_query);
+      const Rows<R> part = rows(args.query_parts, split, args.shape.T);
+      const Two<R> v4 = four_v();
       for (int t = warp; t < count; t += warps) {
         Two<R> sum{0, 0};
         for (int other = from; other < to; ++other) {
           const Two<R> more = staged.sums[t * blockDim.x + other * 32 + lane];
           sum = {sum.x + more.x, sum.y + more.y};
         }
+        Two<R>& column = staged.columns[threadIdx.x];
         if (!small) column = {column.x + sum.x, column.y + sum.y};
-        const int T_ = static_cast<int>(args.shape.T);
-        store(args.grad_query, args.query_parts, args.parts.splits, split, tile + t, T_, {v4.x * sum.x, v4.y * sum.y});
+        const Two<R> dq{v4.x * sum.x, v4.y * sum.y};
+        if (args.parts.splits == 1) whole.store(tile + t, dq);
+        else part.store(tile + t, dq);
       }
-      if (tile + kQueries < last_query) stage(tile + kQueries, &staged.tops[(number + 1) % 2]);
+      if (tile + kBackwardQueries < last_query) stage(tile + kBackwardQueries, &staged.tops[(number + 1) % 2]);
     }
+    store_keys();
+    store_v();
+  }
+
+  // Loaded again for each use: registers are short.
+  __device__ __forceinline__ Two<R> four_v() const {
+    const Two<R> v = rows(args.v)(0);
+    return {4 * v.x, 4 * v.y};
+  }
+
+  __device__ __forceinline__ void store_keys() const {
+    const Two<R> v4 = four_v();
+    const Rows<T> whole = rows(args.grad_keys);
+    const Rows<R> part = rows(args.key_parts, query_split, args.shape.S);
 #pragma unroll
-    for (int i = 0; i < kPositions; ++i) {
-      if (position + i >= args.shape.S) break;
+    for (int i = 0; i < kBackwardPositions; ++i) {
       const auto of = [&](P x) { return i % 2 ? x.y : x.x; };
-      const P* y = exponentials[i / 2];
-      const P* sum = key_sums[i / 2];
-      const int S = static_cast<int>(args.shape.S);
-      store(args.grad_keys, args.key_parts, args.parts.query_splits, query_split, position + i, S,
-            {v4.x * (of(y[0]) * of(sum[0])), v4.y * (of(y[1]) * of(sum[1]))});
+      const P *y = exponentials[i / 2], *sum = key_sums[i / 2];
+      const Two<R> dk{v4.x * (of(y[0]) * of(sum[0])), v4.y * (of(y[1]) * of(sum[1]))};
+      if (position + i >= args.shape.S) break;
+      if (args.parts.query_splits == 1) whole.store(position + i, dk);
+      else part.store(position + i, dk);
     }
-    store_v(column);
   }
 
   // dv's part: the warps' sums in order, and the gradients' own.
-  __device__ void store_v(Two<R> column) {
+  __device__ void store_v() {
+    R gradients = staged.gradients[threadIdx.x].y;
+    const Two<R> column = staged.columns[threadIdx.x];
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) gradients += __shfl_xor_sync(kEveryLane, gradients, distance);
     __syncthreads();
@@ -322,17 +362,14 @@ struct Backward {
       sum = {sum.x + more.x, sum.y + more.y};
       all += staged.factors[other];
     }
-    const int64_t part = (int64_t{query_split} * args.parts.splits + split) * args.shape.B + b;
-    R* out = static_cast<R*>(args.v_parts) + (part * args.shape.H + h) * args.shape.A;
-    if (channel(0) < args.shape.A) out[channel(0)] = all - R(2) * sum.x;
-    if (channel(1) < args.shape.A) out[channel(1)] = all - R(2) * sum.y;
+    rows(args.v_parts, query_split * args.parts.splits + split, 1).store(0, {all - 2 * sum.x, all - 2 * sum.y});
   }
 };
 
 template <class T>
-__device__ __forceinline__ void additive_backward(const AdditiveBackward& args) {
+__device__ __forceinline__ void gradients(const AdditiveBackward& args) {
   extern __shared__ float4 memory[];
-  Backward<T>(args, memory).run();
+  Gradients<T>(args, memory).run();
 }
 
-}  // namespace onepass::cuda
+}  // namespace onepass::cuda::backward

@@ -8,15 +8,15 @@
 namespace onepass::cuda {
 
 // A warp has 64 channels, two of each lane, and 8 positions of the source; queries come 16 at a time.
-constexpr int kChannels = 64, kPositions = 8, kQueries = 16, kSumThreads = 256;
+constexpr int kBackwardChannels = 64, kBackwardPositions = 8, kBackwardQueries = 16, kBackwardSumThreads = 256;
 
 // How the work is cut: into `splits` parts of so many positions by `query_splits` parts of so many queries.
 struct BackwardParts {
   int splits = 1, query_splits = 1, positions = 0, queries = 0;
 };
 
-// From the gradients of scores [B, H, T, S], in what the dtype is computed in and 0 where hidden (what lies beyond lengths and spans is not
-// read), those of the query [B, H, T, A], keys [B, H, S, A] and v [H, A]; rows of v are heads.
+// From the gradients of scores [B, H, T, S], in what the dtype is computed in and not read where hidden, those of the query [B, H, T, A],
+// keys [B, H, S, A] and v [H, A].
 // Parts are scratch, as BackwardLaunch says, in what the dtype is computed in: of queries [splits, B, H, T, A] where the source is split,
 // of keys [query_splits, B, H, S, A] where queries are, and always of v, [query_splits, splits, B, H, A].
 struct AdditiveBackward {
@@ -35,20 +35,22 @@ struct BackwardLaunch {
   int64_t query_parts = 0, key_parts = 0, v_parts = 0;  // numbers in the scratch
 };
 
-ONEPASS_ANYWHERE int64_t tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+ONEPASS_ANYWHERE int64_t backward_tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
 // The launches for parts of so many warps and queries.
 inline BackwardLaunch backward_launch(const Shape& shape, Dtype dtype, const Device& device, int warps, int64_t queries) {
-  constexpr double kSlots = 8.5, kClock = 1.8e9, kBandwidth = 2e12, kOverhead = 3e-6;
+  // Clocks of a warp's element, staging and sums included: an sm_80 takes two for most instructions.
+  const double slots = device.capability == 80 ? 16 : device.capability == 100 ? 6.5 : 9.5;
+  constexpr double kClock = 1.8e9, kBandwidth = 2e12, kOverhead = 3e-6;
   const char* const names[] = {"f32", "f64", "bf16", "f16"};
   const std::string name = names[static_cast<int>(dtype)];
-  const int64_t rows = shape.B * shape.H, across = tiles(shape.A, kChannels);
+  const int64_t rows = shape.B * shape.H, across = backward_tiles(shape.A, kBackwardChannels);
   BackwardLaunch found;
   BackwardParts& parts = found.parts;
-  parts.positions = warps * kPositions;
+  parts.positions = warps * kBackwardPositions;
   parts.queries = static_cast<int>(queries);
-  parts.splits = static_cast<int>(std::max<int64_t>(1, tiles(shape.S, parts.positions)));
-  parts.query_splits = static_cast<int>(std::max<int64_t>(1, tiles(shape.T, queries)));
+  parts.splits = static_cast<int>(std::max<int64_t>(1, backward_tiles(shape.S, parts.positions)));
+  parts.query_splits = static_cast<int>(std::max<int64_t>(1, backward_tiles(shape.T, queries)));
   if (parts.splits > 1) found.query_parts = parts.splits * rows * shape.T * shape.A;
   if (parts.query_splits > 1) found.key_parts = parts.query_splits * rows * shape.S * shape.A;
   found.v_parts = int64_t{parts.splits} * parts.query_splits * rows * shape.A;
@@ -58,38 +60,43 @@ inline BackwardLaunch backward_launch(const Shape& shape, Dtype dtype, const Dev
   gradients.splits = parts.splits;
   gradients.blocks = rows * across * parts.splits * parts.query_splits;
   gradients.threads = 32 * warps;
-  gradients.shared = (dtype == Dtype::f64 ? 8 : 4) * kQueries * (kChannels + kChannels * warps + parts.positions) + 16;
+  const int numbers = kBackwardQueries * (kBackwardChannels + 2 * gradients.threads + parts.positions) + 4 * gradients.threads;
+  gradients.shared = (dtype == Dtype::f64 ? 8 : 4) * numbers + 16;
   const int memory = device.capability == 80 ? 164 : device.capability == 90 || device.capability == 100 ? 228 : 100;
   gradients.resident = std::max(1, std::min(memory * 1024 / (gradients.shared + 1024), (dtype == Dtype::f64 ? 8 : 16) / warps));
   found.sums.kernel = "additive_backward_sums_" + name;
-  found.sums.threads = kSumThreads;
-  found.sums.blocks = tiles(shape.H * shape.A, 32) + (parts.splits > 1 ? tiles(rows * shape.T * shape.A, kSumThreads) : 0) +
-                      (parts.query_splits > 1 ? tiles(rows * shape.S * shape.A, kSumThreads) : 0);
+  found.sums.threads = kBackwardSumThreads;
+  found.sums.blocks = backward_tiles(shape.H * shape.A, 32);
+  if (parts.splits > 1) found.sums.blocks += backward_tiles(rows * shape.T * shape.A, kBackwardSumThreads);
+  if (parts.query_splits > 1) found.sums.blocks += backward_tiles(rows * shape.S * shape.A, kBackwardSumThreads);
 
-  const double held = std::min<double>(gradients.resident, static_cast<double>(tiles(gradients.blocks, device.processors)));
+  const auto real = [](int64_t number) { return static_cast<double>(number); };
+  const double held = std::min<double>(gradients.resident, real(backward_tiles(gradients.blocks, device.processors)));
   const double rate = 128 * std::min(1.0, held * warps / 8);  // four instructions of 32 lanes a clock, from 8 warps on
-  const double block = kSlots * parts.positions * kChannels * static_cast<double>(queries);
-  const double issue = static_cast<double>(tiles(gradients.blocks, device.processors)) * block / rate / kClock;
-  const double read = static_cast<double>(rows) * (2.0 * static_cast<double>((shape.T + shape.S) * shape.A) + static_cast<double>(shape.T * shape.S * across));
-  const double bytes = 4.0 * (read + 2.0 * static_cast<double>(found.query_parts + found.key_parts));
+  const double block = slots * parts.positions * kBackwardChannels * real(queries);
+  const double issue = real(backward_tiles(gradients.blocks, device.processors)) * block / rate / kClock;
+  const double parts_bytes = 4.0 * real(found.query_parts + found.key_parts);
+  const double bytes = 4.0 * real(rows * (2 * (shape.T + shape.S) * shape.A + shape.T * shape.S * across)) + parts_bytes;
   gradients.seconds = std::max(issue, bytes / kBandwidth);
-  found.sums.seconds = parts.splits > 1 || parts.query_splits > 1 ? kOverhead : 0;
+  if (parts_bytes > 0) found.sums.seconds = kOverhead + parts_bytes / kBandwidth;
   return found;
 }
 
-// The parts that are predicted to take least time: enough of them for all processors, no more bytes than that takes.
+// The parts that are predicted to take least time, none smaller than it takes to give every processor 16 warps.
 inline BackwardLaunch additive_backward_launch(const Shape& shape, Dtype dtype, const Device& device) {
-  const int most = dtype == Dtype::f64 ? 8 : 16;
+  const int64_t most = dtype == Dtype::f64 ? 8 : 16, fewest = std::max<int64_t>(1, backward_tiles(shape.S, most * kBackwardPositions));
+  const int64_t all_queries = std::max<int64_t>(1, backward_tiles(shape.T, kBackwardQueries));  // tiles of them
   BackwardLaunch best;
   const auto seconds = [](const BackwardLaunch& launch) { return launch.gradients.seconds + launch.sums.seconds; };
-  for (int64_t splits = std::max<int64_t>(1, tiles(shape.S, most * kPositions)), last = 0; last != 1; splits *= 2) {
-    const int warps = static_cast<int>(std::max<int64_t>(1, tiles(tiles(shape.S, splits), kPositions)));
-    for (int64_t queries = std::max<int64_t>(1, tiles(shape.T, kQueries)) * kQueries;; queries = tiles(queries / 2, kQueries) * kQueries) {
-      const BackwardLaunch launch = backward_launch(shape, dtype, device, warps, queries);
+  for (int64_t splits = fewest, warps = 0; warps != 1; splits *= 2) {
+    warps = std::max<int64_t>(1, backward_tiles(backward_tiles(shape.S, splits), kBackwardPositions));
+    bool filled = false;
+    for (int64_t queries = all_queries, last = 0; !filled && queries != last; last = queries, queries = backward_tiles(queries, 2)) {
+      const BackwardLaunch launch = backward_launch(shape, dtype, device, static_cast<int>(warps), queries * kBackwardQueries);
       if (best.parts.positions == 0 || seconds(launch) < seconds(best)) best = launch;
-      if (queries == kQueries) break;
+      filled = launch.gradients.blocks * warps >= 16 * device.processors;
+      if (filled && queries == all_queries) return best;
     }
-    last = warps;
   }
   return best;
 }

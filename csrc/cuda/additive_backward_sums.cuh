@@ -4,11 +4,12 @@
 #include "additive_backward.h"
 #include "arithmetic.cuh"
 
-namespace onepass::cuda {
+namespace onepass::cuda::backward {
 
 // A number of dq or of dk from each part, into the row and channel that it belongs to.
 template <class T>
-__device__ __forceinline__ void add_parts(const AdditiveBackward& args, const Tensor& result, const void* parts, int count, int64_t rows, int64_t at) {
+__device__ __forceinline__ void add_parts(const AdditiveBackward& args, const Tensor& result, const void* parts, int count,
+                                          int64_t rows, int64_t at) {
   using R = Wide<T>;
   const int64_t A = args.shape.A, H = args.shape.H, numbers = args.shape.B * H * rows * A;
   if (at >= numbers) return;
@@ -36,19 +37,19 @@ __device__ __forceinline__ void add_v_parts(const AdditiveBackward& args, int64_
 }
 
 template <class T>
-__device__ __forceinline__ void backward_sums(const AdditiveBackward& args) {
+__device__ __forceinline__ void sums(const AdditiveBackward& args) {
   const Shape& shape = args.shape;
   const int64_t numbers = shape.B * shape.H * shape.A;
-  const int64_t of_queries = args.parts.splits > 1 ? tiles(numbers * shape.T, kSumThreads) : 0;
-  const int64_t of_keys = args.parts.query_splits > 1 ? tiles(numbers * shape.S, kSumThreads) : 0;
+  const int64_t of_queries = args.parts.splits > 1 ? backward_tiles(numbers * shape.T, kBackwardSumThreads) : 0;
+  const int64_t of_keys = args.parts.query_splits > 1 ? backward_tiles(numbers * shape.S, kBackwardSumThreads) : 0;
   int64_t block = blockIdx.x;
   if (block < of_queries) {
-    add_parts<T>(args, args.grad_query, args.query_parts, args.parts.splits, shape.T, block * kSumThreads + threadIdx.x);
+    add_parts<T>(args, args.grad_query, args.query_parts, args.parts.splits, shape.T, block * kBackwardSumThreads + threadIdx.x);
   } else if ((block -= of_queries) < of_keys) {
-    add_parts<T>(args, args.grad_keys, args.key_parts, args.parts.query_splits, shape.S, block * kSumThreads + threadIdx.x);
+    add_parts<T>(args, args.grad_keys, args.key_parts, args.parts.query_splits, shape.S, block * kBackwardSumThreads + threadIdx.x);
   } else {
     add_v_parts<T>(args, (block - of_keys) * 32);
   }
 }
 
-}  // namespace onepass::cuda
+}  // namespace onepass::cuda::backward
