@@ -95,7 +95,7 @@ def entries(target: str) -> list[Entry]:
         add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
         add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
-    for shape in (Shape(2, 64, 64, 512, 64), Shape(1, 64, 128, 256, 128, half)):
+    for shape in (BAR, Shape(1, 64, 128, 256, 128, half), Shape(2, 20, 64, 128, 64)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
@@ -155,7 +155,7 @@ def hot_loop(launch: Launch, warps: int) -> tuple[Any, float | None]:
         return None, None
     if launch.name == "attend":
         return scores.add_reciprocals, constants["BT"] * constants["BS"] * 4 / (32 * warps)
-    return tanh_gradients.merged, constants["BS"] * constants["BA"] / (32 * warps)
+    return tanh_gradients.merged, constants["BT"] * constants["BS"] * constants["BA"] / (32 * warps)
 
 
 def different(launch: Launch) -> list[Tensor]:
