@@ -53,8 +53,8 @@ def near_sums(
     HALF: tl.constexpr = RUN // 2
     o_h = tl.arange(0, HALF)
     top_q = tl.zeros((BA,), ACC)
-    for i in tl.static_range(BT // HALF):
-        top_q = tl.maximum(top_q, tl.max(size(rows(p_q, t + i * HALF + o_h, q_t, T, m_a, ACC)), 0))
+    for i in range(0, BT, HALF):
+        top_q = tl.maximum(top_q, tl.max(size(rows(p_q, t + i + o_h, q_t, T, m_a, ACC)), 0))
     x_q = ()
     dq = ()
     for i in tl.static_range(BT // HALF):
@@ -63,16 +63,22 @@ def near_sums(
         dq += (tl.zeros((HALF, BA), ACC),)
     top_k = tl.zeros((BA,), ACC)
     dw = tl.zeros((HALF, BA), ACC)
+    m_again = tl.where(m_a, t, 0) > 0
+    i_s = tl.cast(begin, tl.int64)
+    p_k += i_s * k_s
+    p_gradients += i_s * g_s + (tl.cast(t, tl.int64) + o_h) * g_t
+    p_totals += i_s * tiles_t
+    p_dk += i_s * A
     for s in range(begin, end, BS):
         b_k = ()
         for j in tl.static_range(BS):
-            b_k += (tl.load(p_k + tl.cast(tl.minimum(s + j, end - 1), tl.int64) * k_s, m_a, 0.0).to(ACC),)
+            ahead = 0 if j == 0 else tl.minimum(j, end - 1 - s).to(tl.int64) * k_s
+            b_k += (tl.load(p_k + ahead, m_a, 0.0).to(ACC),)
         for j in tl.static_range(BS):
             within = True
-            if BS > 1:
+            if j > 0:
                 within = s + j < end
             if within:
-                i_s = tl.cast(s + j, tl.int64)
                 top_k = tl.maximum(top_k, size(b_k[j]))
                 x_k = tl.where(top_q + size(b_k[j]) <= WIDEST, exponential(b_k[j], 2.0, UNIT), 0.0)
                 dk = tl.zeros((HALF, BA), ACC)
@@ -84,28 +90,30 @@ def near_sums(
                     if LIMITS >= 2:
                         meets = (firsts[i] <= s + j) & (s + j < lasts[i])
                     if meets:
-                        o_t = (t + i * RUN + o_h).to(tl.int64)
-                        p_row = p_gradients + i_s * g_s + o_t * g_t
+                        p_row = p_gradients + i * RUN * g_t
                         if KEYS:
                             g_0 = tl.load(p_row)
                             g_1 = tl.load(p_row + HALF * g_t)
                         else:
-                            g_0 = tl.load(p_row, o_t < T, 0.0)
-                            g_1 = tl.load(p_row + HALF * g_t, o_t + HALF < T, 0.0)
+                            g_0 = tl.load(p_row, t + i * RUN + o_h < T, 0.0)
+                            g_1 = tl.load(p_row + HALF * g_t, t + i * RUN + HALF + o_h < T, 0.0)
                         dq_0, dq_1, dk, dw = merged(
                             x_q[2 * i], x_q[2 * i + 1], g_0[:, None], g_1[:, None], x_k[None, :], dq_0, dq_1, dk, dw, UNIT
                         )
                     sums += (dq_0, dq_1)
                 dq = sums
                 if KEYS:
-                    dw -= tl.load(p_totals + i_s * tiles_t) * (0.5 / HALF)
-                    dk_before = tl.zeros((BA,), ACC)
-                    if t > 0:
-                        dk_before = tl.load(p_dk + i_s * A, m_a, 0.0)
-                    tl.store(p_dk + i_s * A, tl.fma(tl.sum(dk, 0) * x_k, b_v, dk_before), m_a)
+                    dw -= tl.load(p_totals) * (0.5 / HALF)
+                    dk_before = tl.load(p_dk, m_again, 0.0)
+                    tl.store(p_dk, tl.fma(tl.sum(dk, 0) * x_k, b_v, dk_before), m_a)
+                p_gradients += g_s
+                p_totals += tiles_t
+                p_dk += A
+        p_k += BS * tl.cast(k_s, tl.int64)
+    p_row = p_dq + (tl.cast(t, tl.int64) + o_h)[:, None] * A
     for i in tl.static_range(BT // HALF):
-        o_t = t + i * HALF + o_h
-        tl.store(p_dq + o_t.to(tl.int64)[:, None] * A, dq[i] * x_q[i] * b_v[None, :], (o_t < T)[:, None] & m_a)
+        tl.store(p_row, dq[i] * x_q[i] * b_v[None, :], (t + i * HALF + o_h < T)[:, None] & m_a)
+        p_row += HALF * A
     return top_q, top_k, tl.sum(dw, 0)
 
 

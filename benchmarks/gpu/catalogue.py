@@ -77,6 +77,13 @@ class Shape:
 
         return [normal(sizes) for sizes in widths]
 
+    def limits(self) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Every kind of lengths, and a mask: of what is there, all is visible."""
+        lengths = torch.full((self.B,), self.S)
+        by_query = lengths[:, None].expand(self.B, self.T).contiguous()
+        spans = torch.stack([torch.zeros_like(by_query), by_query], -1)
+        return [(lengths, None), (by_query, None), (spans, None), (None, torch.ones(self.B, self.T, self.S, dtype=torch.bool))]
+
     def weights(self) -> Tensor:
         return torch.full((self.B, self.T, self.S), 1 / self.S, dtype=torch.promote_types(self.dtype, torch.float32))
 
@@ -98,6 +105,10 @@ def entries(target: str) -> list[Entry]:
     for shape in (BAR, Shape(1, 64, 128, 256, 128, half), Shape(2, 20, 64, 128, 64)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
+    for shape in (Shape(1, 64, 64, 128, 64), Shape(1, 64, 64, 128, 64, half)):
+        query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
+        for lengths, mask in shape.limits():
+            add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), lengths, mask)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
         add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)
     step = Shape(2, 1, 512, 256, 256)
