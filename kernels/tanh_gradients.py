@@ -39,7 +39,7 @@ def merged(x_0, x_1, g_0, g_1, x_k, dq_0, dq_1, dk, dw, UNIT: tl.constexpr):
     w_1 = g_1 * r_1
     h_0 = w_0 * r_0
     h_1 = w_1 * r_1
-    return tl.fma(h_0, x_k, dq_0), tl.fma(h_1, x_k, dq_1), tl.fma(h_1, x_1, tl.fma(h_0, x_0, dk)), dw + w_0 + w_1
+    return tl.fma(h_0, x_k, dq_0), tl.fma(h_1, x_k, dq_1), tl.fma(h_1, x_1, tl.fma(h_0, x_0, dk)), dw + tl.sum(w_0 + w_1, 0)
 
 
 @triton.jit
@@ -62,8 +62,7 @@ def near_sums(
         x_q += (exponential(tl.where(top_q <= WIDEST, b_q, 0.0), 2.0, UNIT),)
         dq += (tl.zeros((HALF, BA), ACC),)
     top_k = tl.zeros((BA,), ACC)
-    dw = tl.zeros((HALF, BA), ACC)
-    m_again = tl.where(m_a, t, 0) > 0
+    dw = tl.zeros((BA,), ACC)
     i_s = tl.cast(begin, tl.int64)
     p_k += i_s * k_s
     p_gradients += i_s * g_s + (tl.cast(t, tl.int64) + o_h) * g_t
@@ -103,8 +102,10 @@ def near_sums(
                     sums += (dq_0, dq_1)
                 dq = sums
                 if KEYS:
-                    dw -= tl.load(p_totals) * (0.5 / HALF)
-                    dk_before = tl.load(p_dk, m_again, 0.0)
+                    dw -= 0.5 * tl.load(p_totals)
+                    dk_before = tl.zeros((BA,), ACC)
+                    if t > 0:
+                        dk_before = tl.load(p_dk, m_a, 0.0)
                     tl.store(p_dk, tl.fma(tl.sum(dk, 0) * x_k, b_v, dk_before), m_a)
                 p_gradients += g_s
                 p_totals += tiles_t
@@ -114,7 +115,7 @@ def near_sums(
     for i in tl.static_range(BT // HALF):
         tl.store(p_row, dq[i] * x_q[i] * b_v[None, :], (t + i * HALF + o_h < T)[:, None] & m_a)
         p_row += HALF * A
-    return top_q, top_k, tl.sum(dw, 0)
+    return top_q, top_k, dw
 
 
 @triton.jit
