@@ -11,14 +11,15 @@ from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 def weight_gradients(
     p_rows, p_values, p_weights, p_more, p_limits, p_mask, p_gradients, p_inner,
     rows_b, rows_h, rows_t, values_b, values_h, values_s, weights_b, weights_h, weights_t, more_b, more_h, more_t,
-    limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D, per_split, splits,
+    g_t, g_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D, columns, per_split, splits,
     LIMITS: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, MORE: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """``dweights[t, s] = dcontext[t] . values[s]`` (ROWS) ``+ more[t, s]`` (MORE), 0 where not visible, and with INNER each split's part of
-    ``sum_s weights dweights``, ``p_inner [splits, B, H, T]``. Grid: tiles of T, by splits by H by B.
+    ``sum_s weights dweights``, ``p_inner [splits, B, H, T]``. Gradients have a stride of 1 by s or by t, and so many ``columns`` of t, 0 from T
+    on. Grid: tiles of these, by splits by H by B.
     """
-    tiles = tl.cdiv(T, BT)
+    tiles = tl.cdiv(columns, BT)
     i_t = tl.program_id(0) % tiles
     i_split = tl.program_id(0) // tiles % splits
     i_bh = (tl.program_id(0) // tiles // splits).to(tl.int64)
@@ -49,12 +50,13 @@ def weight_gradients(
             m_seen = sees & m_t[:, None]
             if MORE:
                 gradients += wide(tl.load(p_more + i_b * more_b + i_h * more_h + wide_t * more_t + o_s[None, :], m_seen, 0.0))
-            gradients = tl.where(sees, gradients, 0.0)
+            gradients = tl.where(m_seen, gradients, 0.0)
             if INNER:
                 b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], m_seen, 0.0)
                 # Not b_w * gradients: contracted with the sum's first addition, it would leave each lane with other last bits.
                 inner += tl.sum(tl.fma(b_w, gradients, tl.zeros_like(gradients)), 1)
-        tl.store(p_gradients + o_row[:, None] * S + o_s[None, :], gradients, m_t[:, None] & (o_s < S)[None, :])
+        p_tile = p_gradients + i_bh * columns * S + wide_t * g_t + o_s.to(tl.int64)[None, :] * g_s
+        tl.store(p_tile, gradients, (o_t < columns)[:, None] & (o_s < S)[None, :])
     if INNER:
         o_row += i_split * (tl.num_programs(0) // tiles // splits).to(tl.int64) * T
         tl.store(p_inner + o_row, inner, m_t)
@@ -62,29 +64,32 @@ def weight_gradients(
 
 @triton.jit
 def softmax_gradients(
-    p_weights, p_inner, p_limits, p_mask, p_gradients, weights_b, weights_h, weights_t, limits_b, limits_t,
-    mask_b, mask_h, mask_t, mask_s, H, T, S, rows, splits,
-    LIMITS: tl.constexpr, MASK: tl.constexpr, BS: tl.constexpr,
+    p_weights, p_inner, p_limits, p_mask, p_gradients, weights_b, weights_h, weights_t, g_t, g_s, limits_b, limits_t,
+    mask_b, mask_h, mask_t, mask_s, H, T, S, columns, rows, splits,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """``dscores = weights (dweights - sum_s weights dweights)``, in place of dweights; the sum's parts are added in order.
-    Grid: ``rows`` = B H T, by tiles of S."""
-    tiles = tl.cdiv(S, BS)
-    i_row = (tl.program_id(0) // tiles).to(tl.int64)
-    o_s = tl.program_id(0) % tiles * BS + tl.arange(0, BS)
-    i_bh = i_row // T
+    """``dscores = weights (dweights - sum_s weights dweights)``, in place of dweights, as :func:`weight_gradients` leaves them; the sum's
+    parts, of ``rows`` = B H T, are added in order. Grid: tiles of T, by tiles of S by H by B."""
+    tiles_t = tl.cdiv(T, BT)
+    tiles_s = tl.cdiv(S, BS)
+    o_t = tl.program_id(0) % tiles_t * BT + tl.arange(0, BT)
+    o_s = tl.program_id(0) // tiles_t % tiles_s * BS + tl.arange(0, BS)
+    i_bh = (tl.program_id(0) // tiles_t // tiles_s).to(tl.int64)
     i_b = i_bh // H
     i_h = i_bh % H
-    o_t = (i_row % T).to(tl.int32) + tl.arange(0, 1)
+    m_t = o_t < T
     first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
     p_mask += i_b * mask_b + i_h * mask_h
-    sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [1, BS]
-    inner = tl.load(p_inner + i_row)
+    sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK) & m_t[:, None]  # [BT, BS]
+    p_row = p_inner + i_bh * T + o_t
+    inner = tl.load(p_row, m_t, 0.0)
     for i in range(1, splits):
-        inner += tl.load(p_inner + i * rows + i_row)
-    b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + (i_row % T) * weights_t + o_s[None, :], sees, 0.0)
-    p_tile = p_gradients + i_row * S + o_s[None, :]
+        inner += tl.load(p_row + i * tl.cast(rows, tl.int64), m_t, 0.0)
+    wide_t = o_t.to(tl.int64)[:, None]
+    b_w = tl.load(p_weights + i_b * weights_b + i_h * weights_h + wide_t * weights_t + o_s[None, :], sees, 0.0)
+    p_tile = p_gradients + i_bh * columns * S + wide_t * g_t + o_s.to(tl.int64)[None, :] * g_s
     b_g = tl.load(p_tile, sees, 0.0)
-    tl.store(p_tile, tl.where(sees, b_w * (b_g - inner), 0.0), (o_s < S)[None, :])
+    tl.store(p_tile, tl.where(sees, b_w * (b_g - inner[:, None]), 0.0), m_t[:, None] & (o_s < S)[None, :])
 
 
 @triton.jit

@@ -173,13 +173,18 @@ def score_gradients(
     mask: Tensor | None,
     *,
     of_weights: bool = False,
+    by_source: bool = False,
 ) -> Tensor:
-    """The gradients of scores, ``[B, (H,) T, S]``; or those of weights."""
+    """The gradients of scores, ``[B, (H,) T, S]``; or those of weights. ``by_source``: as ``tanh_gradients`` takes them, ``[B, (H,) S, T]``,
+    with zeros up to whole tiles of T and vectors of any width."""
     rows = grad_weights if grad_context is None else grad_context
     assert rows is not None
     B, H, T, S, D = rows.shape[0], heads_of(values), rows.shape[-2], values.shape[-2], values.shape[-1]
     wide = accumulator(rows.dtype)
-    gradients = rows.new_empty((*rows.shape[:-1], S), dtype=wide)
+    whole = -(-T // tiles.queries_together(T)) * tiles.queries_together(T)
+    columns = -(-whole // 16) * 16 if by_source else T
+    gradients = rows.new_empty((*rows.shape[:-2], *((S, columns) if by_source else (T, S))), dtype=wide)
+    strides = (1, columns) if by_source else (S, 1)
     limits = limits_of(lengths, mask, rows)
     none = (rows, (0, 0, 0))
     (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
@@ -192,15 +197,16 @@ def score_gradients(
     inner = rows.new_empty((splits, B, H, T), dtype=wide)
     constants = {**limits.constants, **arithmetic(rows)}
     launch(
-        backward.weight_gradients, -(-T // tile.BT) * splits * B * H if S else 0, context, values, dense_weights, more, limits.lengths,
-        limits.mask, gradients, inner, *context_strides, *values_strides, *weights_strides, *more_strides, *limits.strides,
-        H, T, S, D, per_split, splits, **constants, ROWS=grad_context is not None, MORE=grad_weights is not None, INNER=not of_weights,
+        backward.weight_gradients, -(-columns // tile.BT) * splits * B * H if S else 0, context, values, dense_weights, more, limits.lengths,
+        limits.mask, gradients, inner, *context_strides, *values_strides, *weights_strides, *more_strides, *strides, *limits.strides,
+        H, T, S, D, columns, per_split, splits, **constants, ROWS=grad_context is not None, MORE=grad_weights is not None, INNER=not of_weights,
         **blocks(tile, "BT", "BS", "BD"),
     )  # fmt: skip
     if not of_weights:
+        BT = min(16, tiles.power_of_2(T))
         launch(
-            backward.softmax_gradients, B * H * T * -(-S // 256), dense_weights, inner, limits.lengths, limits.mask, gradients,
-            *weights_strides, *limits.strides, H, T, S, B * H * T, splits, **limits.constants, BS=256,
+            backward.softmax_gradients, -(-T // BT) * -(-S // (1024 // BT)) * B * H, dense_weights, inner, limits.lengths, limits.mask,
+            gradients, *weights_strides, *strides, *limits.strides, H, T, S, columns, B * H * T, splits, **limits.constants, BT=BT, BS=1024 // BT,
         )  # fmt: skip
     return gradients
 
@@ -237,30 +243,30 @@ def sums(
 def tanh_sums(
     gradients: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, *, only_query: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, keys and v, from those of scores (0 where not visible)."""
+    """Gradients of query, keys and v, from those of scores (0 where not visible), by source; or of the query alone."""
     B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
     dtype, wide = query.dtype, accumulator(query.dtype)
     hides = mask is not None or (lengths is not None and lengths.dim() > 1)
     if hides:
-        counts = gradients != 0
-        query = query.masked_fill(~counts.any(-1)[..., None], 0)
-        keys = keys.masked_fill(~counts.any(-2)[..., None], 0)
-    query, keys = query.to(wide), keys.to(wide)  # rows of two bytes would be spread over a warp in another way, with sums across it
+        counts = (gradients != 0).any(-1 if only_query else -2)[..., :T]
+        query = query.masked_fill(~counts[..., None], 0)
     limits = limits_of(lengths, None, query)
-    tile = tiles.tanh_gradients_tile(B * H, S, A, dtype, device_of(query.device))
+    tile = tiles.tanh_gradients_tile(B * H, T, S, A, device_of(query.device))
     per_group = max(1, -(-S // (tile.BS * tile.parts))) * tile.BS
     groups = max(1, -(-S // per_group))
-    dq = gradients.new_zeros((groups, B, H, T, A))
-    dk = gradients.new_empty((*keys.shape,)) if not only_query else dq
-    dw = gradients.new_empty((groups, B, H, A)) if not only_query else dq
-    totals = gradients.sum(-2) if not only_query else gradients
-    (query, q_strides), (keys, k_strides), (gradients, g_strides) = rows_of(query), rows_of(keys), rows_of(gradients)
+    dq = query.new_empty((groups, B, H, T, A), dtype=wide)
+    dk, dw, totals = dq, dq, gradients
+    gradients, (*g_lead, g_row) = rows_of(gradients)
+    if not only_query:
+        dk = (keys.new_empty if T else keys.new_zeros)(keys.shape, dtype=wide)
+        dw = query.new_empty((groups, B, H, A), dtype=wide)
+        totals = gradients[..., : -(-T // tile.BT) * tile.BT].unflatten(-1, (-(-T // tile.BT), tile.BT)).sum(-1)
+    (query, q_strides), (keys, k_strides) = rows_of(query), rows_of(keys)
     launch(
         tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, totals, limits.lengths, dq, dk, dw,
-        *q_strides, *k_strides, A, *g_strides, *limits.strides[:2], H, T, S, A, per_group, groups,
-        LIMITS=limits.constants["LIMITS"], HIDES=hides, KEYS=not only_query, EVEN=A % tile.BA == 0,
-        FULL=S % tile.BS == 0 and not hides, DIRECT=A <= NARROW or dtype == torch.float64,
-        UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BS", "BA"),
+        *q_strides, *k_strides, A, *g_lead, *((g_row, 1) if only_query else (1, g_row)), *limits.strides[:2], H, T, S, A, per_group, groups,
+        LIMITS=limits.constants["LIMITS"], HIDES=hides, KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
+        UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BT", "BS", "BA"),
     )  # fmt: skip
     grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)
     if only_query:
@@ -279,7 +285,7 @@ def additive_backward(
     lengths: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
+    gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask, by_source=True)
     grad_query, grad_keys, grad_v = tanh_sums(gradients, query, keys, v, lengths, mask)
     return grad_query, grad_keys, values_gradient(weights, grad_context, values, lengths, mask), grad_v
 
@@ -294,7 +300,7 @@ def additive_scores_backward(
     grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, ...]:
     # What arrives where nothing is visible does not count.
-    gradients = score_gradients(None, grad_scores.to(accumulator(query.dtype)), keys, None, lengths, mask, of_weights=True)
+    gradients = score_gradients(None, grad_scores.to(accumulator(query.dtype)), keys, None, lengths, mask, of_weights=True, by_source=True)
     return tanh_sums(gradients, query, keys, v, lengths, mask)
 
 

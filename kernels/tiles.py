@@ -81,10 +81,19 @@ def products_tile(T: int, dtype: torch.dtype) -> Tile:
     return Tile(BT=16 if T <= 16 else 32, BS=64, BD=32, registers=255 if narrow else None)
 
 
-def tanh_gradients_tile(rows: int, S: int, A: int, dtype: torch.dtype, device: Device) -> Tile:
-    """One warp, so that no sum crosses warps; four channels a thread, and 8 positions, fill its registers."""
-    BA = 4 * device.lanes
-    return Tile(BS=8, BA=BA, warps=1, stages=1, parts=parts(rows * -(-A // BA), S, 64, device, 1, most=8), registers=255)
+def tanh_gradients_tile(rows: int, T: int, S: int, A: int, device: Device) -> Tile:
+    """A lane has one channel and up to 64 queries, whose sums fill its registers; where it has few, several positions at a time to wait
+    for. The source is split as long as the parts of dq take no more memory than keys, or 64 positions each."""
+    BT = queries_together(T)
+    BA = min(128, max(device.lanes, power_of_2(A)))
+    warps = BA // device.lanes
+    splits = parts(rows * -(-A // BA), S, min(64, max(16, T)), device, warps)
+    return Tile(BT, BS=max(1, 16 // BT), BA=BA, warps=warps, stages=1, parts=splits, registers=255)
+
+
+def queries_together(T: int) -> int:
+    """Of as many passes over the source as 64 queries at a time make; eights, but for very few."""
+    return max(2, T + T % 2) if T < 7 else 8 * -(-T // (8 * -(-T // 64)))
 
 
 def parts(programs: int, S: int, least: int, device: Device, warps: int, most: int = 64) -> int:

@@ -77,6 +77,13 @@ class Shape:
 
         return [normal(sizes) for sizes in widths]
 
+    def limits(self) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Every kind of lengths, and a mask: of what is there, all is visible."""
+        lengths = torch.full((self.B,), self.S)
+        by_query = lengths[:, None].expand(self.B, self.T).contiguous()
+        spans = torch.stack([torch.zeros_like(by_query), by_query], -1)
+        return [(lengths, None), (by_query, None), (spans, None), (None, torch.ones(self.B, self.T, self.S, dtype=torch.bool))]
+
     def weights(self) -> Tensor:
         return torch.full((self.B, self.T, self.S), 1 / self.S, dtype=torch.promote_types(self.dtype, torch.float32))
 
@@ -95,9 +102,13 @@ def entries(target: str) -> list[Entry]:
         add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
         add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
-    for shape in (Shape(2, 64, 64, 512, 64), Shape(1, 64, 128, 256, 128, half)):
+    for shape in (BAR, Shape(1, 64, 128, 256, 128, half), Shape(2, 20, 64, 128, 64)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
+    for shape in (Shape(1, 64, 64, 128, 64), Shape(1, 64, 64, 128, 64, half)):
+        query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
+        for lengths, mask in shape.limits():
+            add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), lengths, mask)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
         add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)
     step = Shape(2, 1, 512, 256, 256)
@@ -155,7 +166,7 @@ def hot_loop(launch: Launch, warps: int) -> tuple[Any, float | None]:
         return None, None
     if launch.name == "attend":
         return scores.add_reciprocals, constants["BT"] * constants["BS"] * 4 / (32 * warps)
-    return tanh_gradients.merged, constants["BS"] * constants["BA"] / (32 * warps)
+    return tanh_gradients.merged, constants["BT"] * constants["BS"] * constants["BA"] / (32 * warps)
 
 
 def different(launch: Launch) -> list[Tensor]:
