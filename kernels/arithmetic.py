@@ -82,6 +82,12 @@ def hyperbolic_tangent(x, UNIT: tl.constexpr):
 
 
 @triton.jit
+def spread(x):
+    """``x [N]``, laid out anew over all threads: as rows of the tile that it was reduced from, each thread would hold many of it."""
+    return tl.gather(x, tl.arange(0, x.shape[0]), 0)
+
+
+@triton.jit
 def wide(x):
     """In the dtype that it is computed in: float64 its own, all others in float32."""
     if x.dtype == tl.float64:

@@ -5,9 +5,9 @@
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import softmax_term
+from onepass.kernels.arithmetic import multiply_add, softmax_term, spread, wide
 from onepass.kernels.scores import additive_scores, multiplicative_scores, weighting
-from onepass.kernels.visible import add_rows, any_of, reach, visible, window
+from onepass.kernels.visible import add_rows, add_unbounded, any_of, bounded, reach, visible, window
 
 
 @triton.jit
@@ -18,6 +18,29 @@ def softmax_sums(scores, sees, highest, sums, UNIT: tl.constexpr):
     terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
     correction = softmax_term(highest, base, UNIT)
     return higher, tl.fma(sums, correction, tl.sum(terms, 1)), correction
+
+
+@triton.jit
+def softmax_part(scores, sees, UNIT: tl.constexpr):
+    """Of a tile, the highest score of each row, and the sum of ``e^(score - highest)``."""
+    highest = tl.max(scores, 1)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
+    return spread(highest), spread(tl.sum(terms, 1))
+
+
+@triton.jit
+def joined(highest, sums, part_highest, part, UNIT: tl.constexpr):
+    """The highest of two parts, and the sum of both from there."""
+    higher = tl.maximum(highest, part_highest)
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, tl.fma(sums, softmax_term(highest, base, UNIT), part * softmax_term(part_highest, base, UNIT))
+
+
+@triton.jit
+def rows_of_values(p_values, values_s, o_s, o_d, m_tile):
+    """Past the L1, which has what is read more than once: a program reads each value once."""
+    return tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], m_tile, 0.0, cache_modifier=".cg")
 
 
 @triton.jit
@@ -64,12 +87,17 @@ def attend(
     p_weights += (i_bh * T + i_t * BT) * S
     o_w = tl.arange(0, BT) * S  # [BT], of weights from there
 
+    highest = tl.full((BT,), float("-inf"), ACC)
+    sums = tl.zeros((BT,), ACC)
+    seen = tl.zeros((BT,), tl.int32)
     weights_of_v = 0
     if ADDITIVE and not DIRECT:
         weights_of_v = weighting(p_v, A)
     for s in range(begin, end, BS):
         o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
+        # The limits are read again wherever they are wanted: kept, they would take registers from the scores.
+        limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+        sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
         # Rows that see nothing or are not seen are not read: others of the tile stand in for them, and their scores are dropped.
         row_t = tl.minimum(o_t, T - 1)
         row_s = tl.minimum(o_s, end - 1)
@@ -90,21 +118,16 @@ def attend(
                 scores = multiplicative_scores(p_rows_q, p_rows_k, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
             scores = tl.where(sees, scores, float("-inf"))
         tl.store(p_weights + (o_w[:, None] + o_s[None, :]), scores, m_t[:, None] & (o_s < S)[None, :])
+        if not SCORES:
+            part_highest, part = softmax_part(scores, sees, UNIT)
+            seen = tl.maximum(seen, spread(tl.max(sees.to(tl.int32), 1)))
+            highest, sums = joined(highest, sums, part_highest, part, UNIT)
     if SCORES:
         fill_outside(p_weights, o_w, float("-inf"), begin, end, i_split * per_split, tl.minimum((i_split + 1) * per_split, S), m_t, BS)
     elif not SPLIT:
         fill_outside(p_weights, o_w, 0.0, begin, end, 0, S, m_t, BS)
     if not SCORES:
         tl.debug_barrier()
-        highest = tl.full((BT,), float("-inf"), ACC)
-        sums = tl.zeros((BT,), ACC)
-        seen = tl.zeros((BT,), tl.int32)
-        for s in range(begin, end, BS):
-            o_s = s + tl.arange(0, BS)
-            sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
-            scores = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], float("-inf"))
-            seen = tl.maximum(seen, tl.max(sees.to(tl.int32), 1))
-            highest, sums, _ = softmax_sums(scores, sees, highest, sums, UNIT)
         base = tl.where(highest == float("-inf"), 0.0, highest)
         inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
         end_of_tiles = begin + tl.cdiv(tl.maximum(end - begin, 0), BS) * BS  # scores are to be replaced up to there
@@ -116,23 +139,46 @@ def attend(
             tl.store(p_sums + o_row, tl.where(seen > 0, sums, -1.0), m_t)
             p_context = p_parts
             inverse = tl.full((BT,), 1.0, ACC)
+        limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+        unbounded = tl.zeros((BK,), tl.int32)
         for d in range(0, tl.maximum(D, 1), BD):
             o_d = d + tl.arange(0, BD)
             m_d = (o_d < D)[None, :]
             context = tl.zeros((BT, BD), ACC)
             for s in range(begin, end_of_tiles, BK):
                 o_s = s + tl.arange(0, BK)
-                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
+                sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
                 p_tile = p_weights + (o_w[:, None] + o_s[None, :])
                 scores = tl.load(p_tile, sees & m_t[:, None], float("-inf"))
                 b_w = tl.where(sees, softmax_term(scores, base[:, None], UNIT) * inverse[:, None], 0.0)
-                b_values = tl.load(p_values + o_s.to(tl.int64)[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
+                b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & m_d)
                 b_values = b_values.to(p_q.dtype.element_ty)  # [BK, BD]
-                context = add_rows(b_w.to(b_values.dtype), sees, b_values, context, LIMITS, MASK, PRECISION, UNIT)
+                if LIMITS > 1 or MASK:
+                    b_values, found = bounded(b_values)
+                    unbounded = tl.maximum(unbounded, found)
+                context = multiply_add(b_w.to(b_values.dtype), b_values, context, PRECISION, UNIT)
                 if not SPLIT and d + BD >= D:  # scores are not read again
                     tl.store(p_tile, b_w, m_t[:, None] & (o_s < S)[None, :])
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
             tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+        if LIMITS > 1 or MASK:
+            if tl.max(unbounded, 0) > 0:
+                tl.debug_barrier()
+                limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+                for d in range(0, D, BD):
+                    o_d = d + tl.arange(0, BD)
+                    p_tile = p_context + o_row[:, None] * D + o_d[None, :]
+                    m_tile = m_t[:, None] & (o_d < D)[None, :]
+                    context = wide(tl.load(p_tile, m_tile, 0.0))
+                    for s in range(begin, end):
+                        o_s = s + tl.arange(0, 1)
+                        sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
+                        b_w = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], 0.0)
+                        if SPLIT:
+                            b_w = softmax_term(b_w, base[:, None], UNIT)
+                        b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & (o_d < D)[None, :])
+                        context = add_unbounded(b_w, sees, b_values.to(p_q.dtype.element_ty), context)
+                    tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_tile)
 
 
 @triton.jit

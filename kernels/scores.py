@@ -9,7 +9,7 @@ reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d 
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import LOG2_E, SMALL, exponential, hyperbolic_tangent, multiply_add, reciprocal, times, wide
+from onepass.kernels.arithmetic import LOG2_E, SMALL, exponential, hyperbolic_tangent, multiply_add, reciprocal, spread, times, wide
 
 BLANK = tl.constexpr(2.0**-12)  # what a channel whose v is 0 is computed with, at e^(2k) = 0, so that it adds a constant
 BLANK_BITS = tl.constexpr(12.0)
@@ -118,7 +118,7 @@ def additive_scores(p_q, p_k, p_v, weights_of_v, A, BT: tl.constexpr, BS: tl.con
         if not ((tl.max(top_q, 0) + tl.max(top_k, 0) <= limit) & (tl.min(top_q, 0) + tl.min(top_k, 0) >= SMALL)):
             exact, _, _ = channel_sums(p_q, p_k, p_v, 1.0, A, BT, BS, EVEN, False, ACC, UNIT)
             # Pair by pair, so that a key changes no bit of a query that does not see it.
-            top = top_q[:, None] + top_k[None, :]
+            top = spread(top_q)[:, None] + spread(top_k)[None, :]
             scores = tl.where((top >= SMALL) & (top <= limit), scores, exact)
     return scores
 

@@ -7,7 +7,7 @@ anywhere: here they are clamped to ``[0, S]``. ``MASK`` says whether there is a 
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import multiply_add, wide
+from onepass.kernels.arithmetic import multiply_add, spread, wide
 
 
 @triton.jit
@@ -21,10 +21,10 @@ def window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS: tl.constexpr):
         p_rows = p_limits + i_b * limits_b + o_t.to(tl.int64) * limits_t
         m_t = o_t < T
         if LIMITS == 2:
-            return tl.zeros_like(o_t), tl.minimum(tl.maximum(tl.load(p_rows, m_t, 0), 0), S).to(tl.int32)
+            return tl.zeros_like(o_t), spread(tl.minimum(tl.maximum(tl.load(p_rows, m_t, 0), 0), S).to(tl.int32))
         else:
             first = tl.minimum(tl.maximum(tl.load(p_rows, m_t, 0), 0), S).to(tl.int32)
-            return first, tl.minimum(tl.maximum(tl.load(p_rows + 1, m_t, 0), 0), S).to(tl.int32)
+            return spread(first), spread(tl.minimum(tl.maximum(tl.load(p_rows + 1, m_t, 0), 0), S).to(tl.int32))
 
 
 @triton.jit
@@ -69,6 +69,20 @@ def add_rows(b_w, sees, b_rows, total, LIMITS: tl.constexpr, MASK: tl.constexpr,
             total += tl.where(count == 0.0, 0.0, ends)
             b_rows = tl.where(bad, tl.zeros_like(b_rows), b_rows)
     return multiply_add(b_w, b_rows, total, PRECISION, UNIT)
+
+
+@triton.jit
+def bounded(b_rows):
+    """The rows with 0 for what is not finite in them, and in which of them that was: a weight of 0 could not hide it."""
+    finite = tl.abs(wide(b_rows)) < float("inf")
+    return tl.where(finite, b_rows, tl.zeros_like(b_rows)), tl.max((finite == 0).to(tl.int32), 1)
+
+
+@triton.jit
+def add_unbounded(b_w, sees, b_row, total):
+    """``total + b_w b_row`` of what is not finite in one row ``[1, BD]``, for those that see it: ``b_w`` and ``sees [BT, 1]``."""
+    finite = tl.abs(wide(b_row)) < float("inf")
+    return total + tl.where(sees & (finite == 0), wide(b_w.to(b_row.dtype)) * wide(b_row), 0.0)
 
 
 @triton.jit
