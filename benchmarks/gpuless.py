@@ -37,7 +37,7 @@ from gpu.sass import CLASSES
 from gpu.study import EXECUTION, Record, entries, prediction, run
 from gpu.tables import progress, show
 
-CATALOGUE = "gpu.catalogue"
+CATALOGUES = ("gpu.catalogue", "gpu.cuda_catalogue")
 TARGETS = (*(device.target for device in DEVICES), "gfx942")
 WORKERS = 2
 
@@ -56,10 +56,12 @@ def results(jobs: list[tuple[str, int, str]]) -> Iterator[tuple[tuple[str, int, 
 
 
 def study(catalogue: str, only: str | None, targets: list[str], execution: bool) -> list[Record]:
+    targets = [target for target in targets if entries(catalogue, target)]
     listed = entries(catalogue)
     chosen = [number for number, entry in enumerate(listed) if only is None or only in entry.name]
     kernels = {number: described(listed[number]) for number in chosen}
-    jobs = [(catalogue, number, target) for number in chosen for target in ([EXECUTION] if execution else []) + targets]
+    jobs = [(catalogue, number, EXECUTION) for number in chosen if execution and listed[number].arguments is not None]
+    jobs += [(catalogue, number, target) for number in chosen for target in targets]
     for (_, number, target), record in progress(results(jobs), len(jobs), "kernels") if jobs else ():
         (kernels[number] if target == EXECUTION else kernels[number]["targets"])[target] = record
     for number, kernel in kernels.items():
@@ -153,12 +155,15 @@ def main() -> int:
     parser.add_argument("--only", help="kernels with this in their name alone")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="compile for these (default: all)")
     parser.add_argument("--no-execution", action="store_true", help="do not run kernels on the PTX machine")
-    parser.add_argument("--catalogue", default=CATALOGUE, help=f"module whose entries() lists the kernels (default {CATALOGUE})")
+    parser.add_argument(
+        "--catalogue", nargs="+", default=CATALOGUES, help=f"modules whose entries() list the kernels (default {' '.join(CATALOGUES)})"
+    )
     options = parser.parse_args()
 
     import triton
 
-    kernels = study(options.catalogue, options.only, options.targets, not options.no_execution)
+    execution = not options.no_execution
+    kernels = [kernel for name in options.catalogue for kernel in study(name, options.only, options.targets, execution)]
     show_compiled(kernels)
     show_predictions(kernels)
     if not options.no_execution:

@@ -70,7 +70,7 @@ def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) ->
     a_gpu.setattr(ops, "device_of", lambda device: Device(132, capability=90))
     a_gpu.setattr(_backends.Tensor, "device", GPU, raising=False)
     seconds = {"cuda": 1.0, "triton": 2.0}
-    a_gpu.setattr(_probe, "cuda_seconds", lambda *arguments: seconds["cuda"])
+    a_gpu.setattr(_probe, "cuda_launches", lambda *arguments: [{"seconds": seconds["cuda"]}])
     a_gpu.setattr(tiles, "attend_seconds", lambda *arguments: seconds["triton"])
     assert _backends.pick_backend("auto", query, keys, keys) == "cuda"
     seconds["cuda"] = 3.0
@@ -85,9 +85,9 @@ def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) ->
 def test_predictions() -> None:
     """Twice the work takes twice as long, and widths that no kernel takes take forever."""
     sizes = [64, 1, 512, 512, 256, 256]
-    one = _probe.cuda_seconds(True, sizes, 0, 132, 90)
-    assert 1.9 < _probe.cuda_seconds(True, [128, *sizes[1:]], 0, 132, 90) / one < 2.1
-    assert _probe.cuda_seconds(True, [64, 1, 512, 512, 10**6, 256], 0, 132, 90) == float("inf")
+    one, two = (_probe.cuda_launches("additive_forward", [B, *sizes[1:]], 0, 132, 90)[0]["seconds"] for B in (64, 128))
+    assert 1.9 < two / one < 2.1
+    assert _probe.cuda_launches("additive_forward", [64, 1, 512, 512, 10**6, 256], 0, 132, 90) == []
     device = Device(132, capability=90)
     one, two = (tiles.attend_seconds(B, *sizes[1:], torch.float32, True, device) for B in (64, 128))
     assert 1.9 < two / one < 2.1

@@ -44,7 +44,7 @@ class Entry:
     warps: int
     stages: int
     options: dict[str, Any]
-    arguments: Callable[[], list[Any]]
+    arguments: Callable[[], list[Any]] | None  # None: it is not executed here
     grid: tuple[int, int, int]
     necessary: int
     hot: Any = None

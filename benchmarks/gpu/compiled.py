@@ -27,7 +27,7 @@ class Entry(Protocol):
     @property
     def shape(self) -> str: ...
     @property
-    def function(self) -> Any: ...  # the @triton.jit function
+    def function(self) -> Any: ...  # the @triton.jit function, or a CudaKernel
     @property
     def signature(self) -> dict[str, str]: ...  # of all arguments: "*fp32", "i32", ..., "constexpr"
     @property
@@ -49,7 +49,7 @@ class Entry(Protocol):
     @property
     def work(self) -> float | None: ...  # elements that the launch of ``arguments`` has to do
     @property
-    def arguments(self) -> Callable[[], list[Any]]: ...  # for the PTX machine, without constexprs
+    def arguments(self) -> Callable[[], list[Any]] | None: ...  # for the PTX machine, without constexprs; None: it is not executed
     @property
     def grid(self) -> tuple[int, int, int]: ...
     @property
@@ -76,12 +76,40 @@ class Resources:
     shared: int
 
 
+@dataclass(frozen=True)
+class CudaKernel:
+    """A kernel of csrc/cuda by its symbol, with the dynamic shared memory of its launch."""
+
+    source: Path
+    symbol: str
+    shared: int
+
+    def compile(self, target: str) -> Compiled:
+        text, binary = by_nvcc(self.source, target)
+        return Compiled(self.symbol, text, binary, self.shared)
+
+
+@functools.cache
+def by_nvcc(source: Path, target: str) -> tuple[str, bytes]:
+    """PTX and machine code of all kernels in a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = [Path(folder) / f"kernels.{kind}" for kind in ("ptx", "cubin")]
+        for path in made:
+            options = [f"-{path.suffix[1:]}", f"-arch=sm_{target}", "-lineinfo", "-std=c++20", "-O3", "--expt-relaxed-constexpr"]
+            done = subprocess.run(["nvcc", *options, source, "-o", path], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise CompilationError(done.stderr)
+        return made[0].read_text(), made[1].read_bytes()
+
+
 class CompilationError(Exception):
     """What the compiler said."""
 
 
 def compile_entry(entry: Entry, target: str, **options: Any) -> Compiled:
     """For compute capability ``target`` ("80"), or for an AMD architecture ("gfx942"); options come after the entry's own."""
+    if isinstance(entry.function, CudaKernel):
+        return entry.function.compile(target)
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -121,9 +149,9 @@ def messages() -> Iterator[list[str]]:
 
 
 def source_of(function: Any) -> frozenset[str] | None:
-    """The lines of a @triton.jit function, named as by instructions; None of None."""
-    if function is None:
-        return None
+    """The lines of a @triton.jit function, named as by instructions, or those given; None of None."""
+    if function is None or isinstance(function, frozenset):
+        return function
     lines, first = inspect.getsourcelines(function.fn)
     name = Path(inspect.getfile(function.fn)).name
     return frozenset(f"{name}:{number}" for number in range(first, first + len(lines)))
@@ -152,8 +180,7 @@ def resources(compiled: Compiled) -> Resources:
         found = {name: int(value) for name, value in re.findall(r"^[\s-]+\.(\w+):\s+(\d+)$", compiled.text, re.M)}
         # Scalar registers spill to lanes of vector registers, not to memory.
         return Resources(found["vgpr_count"], found["vgpr_spill_count"], found["private_segment_fixed_size"], compiled.shared)
-    found = {
-        name: int(value) for name, value in re.findall(r"(\w+):(\d+)", tool(knobs.nvidia.cuobjdump.path, compiled.binary, "-res-usage"))
-    }
+    usage = tool(knobs.nvidia.cuobjdump.path, compiled.binary, "-res-usage").partition(f"Function {compiled.name}:")[2]
+    found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage.partition("Function ")[0])}
     spills = sum(item.kind == "local" for item in program(compiled))
-    return Resources(found["REG"], spills, found["STACK"], compiled.shared)
+    return Resources(found["REG"], spills, found["STACK"], compiled.shared + found["SHARED"])

@@ -11,9 +11,10 @@ SPECIAL = {"rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh", "div"}  #
 ARITHMETIC = {"fma": "FFMA", "mul": "FMUL", "add": "FADD", "sub": "FADD"}
 
 
-def program(text: str) -> list[Instruction]:
-    """PTX under the names that the machine has for it, as far as it counts it; addresses are the instructions' numbers."""
-    kernel = ptx.parse(text)
+def program(text: str, name: str | None = None) -> list[Instruction]:
+    """PTX of a kernel, or of the only one, under the names that the machine has for it, as far as it counts it; addresses are the
+    instructions' numbers."""
+    kernel = ptx.parse(text, name)
     found = []
     for number, item in enumerate(kernel.instructions):
         target = next((kernel.labels[operand.name] for operand in item.operands if isinstance(operand, Label)), None)
@@ -48,9 +49,9 @@ def executed(counts: Mapping[str, int]) -> tuple[int, int, int]:
     return total[0], total[1], total[2]
 
 
-def unrolled(machine_code: Sequence[Instruction], text: str, source: Collection[str] | None = None) -> int:
-    """How many trips of the hot loop in the PTX ``text`` one trip of the hot loop ``machine_code`` makes."""
-    body = hot_loop(program(text), source)
+def unrolled(machine_code: Sequence[Instruction], text: str, source: Collection[str] | None = None, name: str | None = None) -> int:
+    """How many trips of the hot loop in the PTX ``text`` (of kernel ``name``) one trip of the hot loop ``machine_code`` makes."""
+    body = hot_loop(program(text, name), source)
     if body is None:
         return 1
     pairs = zip(weight(machine_code), weight(body), strict=True)

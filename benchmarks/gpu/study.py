@@ -35,7 +35,7 @@ def study(catalogue: str, number: int, target: str) -> Record:
     body = sass.hot_loop(program(compiled), source)
     if body is None:
         return record
-    counted, trips = sass.issue(body), ptx_loops.unrolled(body, compiled.text, source)
+    counted, trips = sass.issue(body), ptx_loops.unrolled(body, compiled.text, source, compiled.name)
     loop: Record = {"unrolled": trips, "slots": counted.slots, "fp32": counted.fp32}
     if entry.elements is not None:
         each = entry.elements * trips

@@ -13,6 +13,7 @@ TARGET = "80"  # what the machine understands
 
 def execute(entry: Entry) -> dict[str, Any]:
     """Bytes by argument, what was found, and how much of the arithmetic the hot loop has."""
+    assert entry.arguments is not None
     compiled = compile_entry(entry, TARGET)
     cache = l1_of(entry, compiled)
     machine = Machine(parse(compiled.text, compiled.name), cache=cache)
@@ -40,7 +41,7 @@ def l1_of(entry: Entry, compiled: Compiled) -> int:
 
 def hot_share(entry: Entry, compiled: Compiled, machine: Machine) -> float | None:
     """The part of the executed arithmetic that the hot loop must have had to do the entry's work. Above 1, its numbers are wrong."""
-    body = sass.hot_loop(ptx_loops.program(compiled.text), source_of(entry.hot))
+    body = sass.hot_loop(ptx_loops.program(compiled.text, compiled.name), source_of(entry.hot))
     if body is None or entry.elements is None or entry.work is None:
         return None
     trips = entry.work / (32 * entry.elements)  # of warps

@@ -5,14 +5,15 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <limits>
 #include <map>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "../cpu/isa.h"
+#include "../cuda/additive_backward.h"
 #include "../cuda/additive_forward.h"
+#include "../cuda/step_backward.h"
 #include "../cuda/step_forward.h"
 #include "ceilings.h"
 
@@ -95,16 +96,34 @@ std::map<std::string, std::string> build() {
           {"cuda", ONEPASS_CUDA}};
 }
 
-// What the CUDA kernels' launch of a forward pass is predicted to take: forever where none serves.
-double cuda_seconds(bool additive, const std::vector<int64_t>& sizes, int dtype, int processors, int capability) {
-  if (sizes.size() != 6 || dtype < 0 || dtype > 3) throw py::value_error("cuda_seconds needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
+// The launches of an op of CUDA kernels, as a GPU would be given them; none where no kernel takes these sizes.
+py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability) {
+  if (sizes.size() != 6 || dtype < 0 || dtype > 3) throw py::value_error("cuda_launches needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
   const cuda::Device device{processors, capability};
   const auto type = static_cast<Dtype>(dtype);
-  const bool few = !additive || shape.T <= cuda::kFewQueries;
-  const cuda::Launch how =
-      few ? cuda::step_forward_launch(shape, type, additive, device) : cuda::additive_forward_launch(shape, type, device);
-  return how.threads > 0 ? how.seconds : std::numeric_limits<double>::infinity();
+  std::vector<cuda::Launch> found;
+  if (op == "additive_forward") {
+    found = {cuda::additive_forward_launch(shape, type, device)};
+  } else if (op == "additive_backward") {
+    const auto launches = cuda::additive_backward_launch(shape, type, device);
+    found = {launches.gradients, launches.sums};
+  } else if (op == "additive_step_forward" || op == "multiplicative_step_forward") {
+    found = {cuda::step_forward_launch(shape, type, op[0] == 'a', device)};
+  } else if (op == "additive_step_backward" || op == "multiplicative_step_backward") {
+    found = {cuda::step_backward_launch(shape, type, op[0] == 'a', device)};
+  } else {
+    throw py::value_error("no CUDA kernels of '" + op + "'");
+  }
+  py::list launches;
+  for (const cuda::Launch& launch : found) {
+    if (launch.threads == 0) continue;
+    using namespace py::literals;
+    launches.append(py::dict("kernel"_a = launch.kernel, "blocks"_a = launch.blocks, "threads"_a = launch.threads,
+                             "shared"_a = launch.shared, "splits"_a = launch.splits, "resident"_a = launch.resident,
+                             "seconds"_a = launch.seconds));
+  }
+  return launches;
 }
 
 }  // namespace
@@ -117,8 +136,8 @@ PYBIND11_MODULE(_probe, m) {
   m.def("ceilings", &ceilings, py::arg("threads") = 1, py::arg("seconds") = 0.1, py::arg("bytes") = int64_t{1} << 28,
         "Measured: float32 multiply-adds per second ('fma'), accurate float32 reciprocals per second ('reciprocal') and bytes read per "
         "second from `bytes` of memory ('read'), all threads together.");
-  m.def("cuda_seconds", &cuda_seconds, py::arg("additive"), py::arg("sizes"), py::arg("dtype"), py::arg("processors"), py::arg("capability"),
-        "Predicted seconds of the CUDA kernels' forward pass of sizes B, H, T, S, A, D; dtype: 0 float32, 1 float64, 2 bfloat16, 3 float16.");
+  m.def("cuda_launches", &cuda_launches, py::arg("op"), py::arg("sizes"), py::arg("dtype"), py::arg("processors"), py::arg("capability"),
+        "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them.");
   m.def("build", &build, "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
 }
 

@@ -1,6 +1,7 @@
 """Which backends there are, why one cannot serve a call, and which one ``"auto"`` takes."""
 
 import functools
+import math
 import warnings
 
 import torch
@@ -99,15 +100,17 @@ def pick_backend(backend: str, query: Tensor, keys: Tensor, values: Tensor | Non
 
 def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool) -> str:
     """``"cuda"`` or ``"triton"``, by the time that each's launch is predicted to take."""
-    from onepass._probe import cuda_seconds  # there, since the CUDA kernels are
+    from onepass._probe import cuda_launches  # there, since the CUDA kernels are
     from onepass.kernels.ops import device_of
     from onepass.kernels.tiles import attend_seconds
 
     H = query.shape[1] if query.dim() == 4 else 1
     sizes = [query.shape[0], H, query.shape[-2], keys.shape[-2], query.shape[-1], 0 if values is None else values.shape[-1]]
     device = device_of(query.device)
-    cuda = cuda_seconds(additive, sizes, DTYPES.index(query.dtype), device.processors, device.capability)
-    return "cuda" if cuda <= attend_seconds(*sizes, query.dtype, additive, device) else "triton"
+    op = "additive_forward" if additive and sizes[2] > FEW else f"{'additive' if additive else 'multiplicative'}_step_forward"
+    launches = cuda_launches(op, sizes, DTYPES.index(query.dtype), device.processors, device.capability)
+    seconds = sum(launch["seconds"] for launch in launches) if launches else math.inf
+    return "cuda" if seconds <= attend_seconds(*sizes, query.dtype, additive, device) else "triton"
 
 
 @functools.cache

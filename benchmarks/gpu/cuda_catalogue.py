@@ -1,0 +1,76 @@
+"""The launches of the CUDA kernels that ``benchmarks/gpuless.py`` studies, in the tiles for many queries and in decoding steps. What they
+move is counted where they are tested, ``tests/test_cuda_*.py``."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import ptx
+import torch
+
+from onepass import _probe
+
+from . import ptx_loops, sass
+from .catalogue import Entry, Shape
+from .compiled import CudaKernel, by_nvcc
+from .devices import DEVICES
+
+SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as csrc/tensors.h numbers them
+MANY = Shape(1, 64, 512, 512, 512)
+STEPS = (Shape(8, 1, 512, 256, 256), Shape(2, 5, 512, 128, 128))
+
+
+def entries(target: str) -> list[Entry]:
+    """None for AMD, and none without nvcc."""
+    if target.startswith("gfx") or shutil.which("nvcc") is None:
+        return []
+    B, T, S, A, D = MANY.B, MANY.T, MANY.S, MANY.A, MANY.D
+    found = [entry("additive_forward", target, MANY, (T + S) * (A + D) + T * S, 2 if target == "80" else 4)]
+    found.append(entry("additive_backward", target, MANY, 2 * (T + S) * A + T * S, 2))
+    for shape in STEPS:
+        B, T, S, A, D = shape.B, shape.T, shape.S, shape.A, shape.D
+        for family in ("additive", "multiplicative"):
+            found.append(entry(f"{family}_step_forward", target, shape, B * ((T + S) * (A + D) + T * S)))
+            found.append(entry(f"{family}_step_backward", target, shape, B * ((2 * T + S) * (A + D) + 2 * T * S)))
+    return found
+
+
+def entry(op: str, target: str, shape: Shape, necessary: int, merged: int = 0) -> Entry:
+    """The op's first launch, on all of the target's device if it is a step, with so many necessary numbers. ``merged``: how many of the
+    hot loop's elements share a reciprocal."""
+    processors = next(device.sms for device in DEVICES if device.target == target) if shape.T < MANY.T else 1
+    sizes = [shape.B, 1, shape.T, shape.S, shape.A, shape.D]
+    how = _probe.cuda_launches(op, sizes, DTYPES.index(shape.dtype), processors, int(target))[0]
+    source = SOURCES / (f"{op}.cu" if shape is MANY else f"step_{op.rpartition('_')[2]}.cu")
+    reciprocals = hot_reciprocals(source, how["kernel"], target) if merged else []
+    parts = f", {how['splits']} parts" if how["splits"] > 1 else ""
+    return Entry(
+        name=f"CUDA {op}",
+        tile=f"{how['kernel']}, {how['threads'] // 32} warps{parts}",
+        shape=str(shape),
+        function=CudaKernel(source, how["kernel"], how["shared"]),
+        signature={},
+        constants={},
+        divisible=(),
+        warps=how["threads"] // 32,
+        stages=1,
+        options={},
+        arguments=None,
+        grid=(how["blocks"], 1, 1),
+        necessary=necessary * torch.finfo(shape.dtype).bits // 8,
+        hot=frozenset(reciprocals) if merged else None,
+        elements=float(merged * len(reciprocals)) if merged else None,
+        work=float(shape.B * shape.T * shape.S * shape.A) if merged else None,
+    )
+
+
+@functools.cache
+def hot_reciprocals(source: Path, symbol: str, target: str) -> list[str]:
+    """The lines of the reciprocals in the PTX's loop that has most of them and no exponentials: those are of rows, or of the exact way."""
+    text = by_nvcc(source, target)[0]
+    kernel, program = ptx.parse(text, symbol), ptx_loops.program(text, symbol)
+    loops = [[kernel.instructions[item.address] for item in body] for body in sass.loops(program)]
+    merging = [body for body in loops if all(item.opcode != "ex2" for item in body)]
+    found = [[item.line for item in body if item.opcode == "rcp"] for body in merging]
+    return max(found, key=len)
