@@ -38,12 +38,17 @@ class Study:
             for direction in family.directions:
                 prepared = {name: found for name, found in there.items() if name in self.only or name == EAGER}
                 runs, firsts, results, problems = self._tried(prepared, workload, direction)
-                wrongs = wrong(exact[direction], results, workload.dtype)
+                if EAGER not in results:
+                    reason = "its results cannot be judged without eager's"
+                    problems += [Record.of(workload, name, direction, status=MISSING, reason=reason) for name in results]
+                    runs = {}
+                wrongs = wrong(exact[direction], results, workload.dtype) if runs else {}
                 timed = {name: run for name, run in runs.items() if name in self.only and name not in wrongs}
                 problems += [Record.of(workload, name, direction, status=WRONG, reason=reason) for name, reason in wrongs.items()]
                 problems += [Record.of(workload, name, direction, status=MISSING, reason=reason) for name, reason in missing.items()]
                 yield from (record for record in problems if record.provider in self.only)
-                yield from self._timed(workload, direction, timed, {name: firsts[name] for name in timed if there[name].compiles})
+                if timed:
+                    yield from self._timed(workload, direction, timed, {name: firsts[name] for name in timed if there[name].compiles})
         finally:
             torch.set_num_threads(threads)
             workload.tensors.clear()
@@ -63,8 +68,6 @@ class Study:
                 results[name] = as_tensors(runs[name]())
                 firsts[name] = time.perf_counter() - start
             except Exception as problem:
-                if name == EAGER:
-                    raise
                 status, reason = MISSING, str(problem)
                 if not isinstance(problem, UnavailableError):
                     status, reason = FAILED, f"{type(problem).__name__}: {reason.strip().partition(chr(10))[0]}"
