@@ -18,7 +18,9 @@ TURN, QUICK_TURN = 0.2, 0.05  # seconds
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: smallest shapes, short turns, nothing that compiles.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Under a minute: functions alone, smallest shapes, nothing that compiles.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     family: Annotated[list[str] | None, typer.Option(help="Repeatable.", show_default="all")] = None,
     shapes: Annotated[

@@ -14,6 +14,7 @@ class Function(Family):
     """Of query, keys and perhaps values and v, projected already, of the size that a trained model's have."""
 
     bars: tuple[str, ...] = BARS
+    quick = True
 
     def __init__(self) -> None:
         self.shapes = tuple(map(self.fitted, SHAPES))

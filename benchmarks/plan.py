@@ -60,7 +60,7 @@ def jobs(
     bars: bool = False,
 ) -> list[Job]:
     """Raises ``ValueError`` for names that nothing has."""
-    chosen = [_known(FAMILIES, name, "family") for name in families] if families else list(FAMILIES.values())
+    chosen = [_known(FAMILIES, name, "family") for name in families] if families else [f for f in FAMILIES.values() if f.quick or not quick]
     formats = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
     kinds = [_known(formats, name, "dtype") for name in dtypes]
     taken = {family.name: list(_shapes(family, shapes, quick, bars)) for family in chosen}

@@ -76,6 +76,7 @@ class Family:
     bars: tuple[str, ...] = ()  # names of the shapes that the README's tables show
     directions: tuple[str, ...] = (FORWARD, BOTH)
     threads: int | None = None  # on a CPU, if not all
+    quick: bool = False  # in a run of less than a minute too
 
     def fitted(self, shape: Shape) -> Shape:
         """A shape that a user gave, within what the family takes."""

@@ -172,6 +172,8 @@ def test_a_plan_takes_names_and_sizes() -> None:
     titles = [job.title for job in plan.jobs(measured, families=["additive"], bars=True)]
     assert titles[:3] == ["additive, NMT", "additive, summarisation", "additive, torch 128x10"]
     assert {"memory, additive, S 4096", "threads, additive, NMT"} <= set(titles)
+    quick = [job.title for job in plan.jobs(measured, quick=True)]
+    assert [title for title in quick if not title.startswith(("memory", "threads"))] == [f"{family}, G2P" for family in FUNCTIONS]
     for wanted, message in (
         ({"families": ["dot"]}, "no family 'dot'; there are additive"),
         ({"shapes": ["NTM"]}, "no shape 'NTM'; there are NMT"),
