@@ -62,13 +62,13 @@ class Study:
                 start = time.perf_counter()
                 results[name] = as_tensors(runs[name]())
                 firsts[name] = time.perf_counter() - start
-            except UnavailableError as reason:
-                problems.append(Record.of(workload, name, direction, status=MISSING, reason=str(reason)))
             except Exception as problem:
                 if name == EAGER:
                     raise
-                reason_line = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
-                problems.append(Record.of(workload, name, direction, status=FAILED, reason=reason_line))
+                status, reason = MISSING, str(problem)
+                if not isinstance(problem, UnavailableError):
+                    status, reason = FAILED, f"{type(problem).__name__}: {reason.strip().partition(chr(10))[0]}"
+                problems.append(Record.of(workload, name, direction, status=status, reason=reason))
         return {name: runs[name] for name in results}, firsts, results, problems
 
     def _timed(self, workload: Workload, direction: str, runs: dict[str, Run], firsts: dict[str, float]) -> Iterator[Record]:
