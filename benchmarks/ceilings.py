@@ -5,12 +5,14 @@
 moves, both ways counted.
 """
 
+from functools import partial
+
 import torch
 
 from onepass import _info
 
 from .timing import cuda_clock
-from .workloads import Cost
+from .workloads import Cost, Run
 
 IN_CACHE = 1 << 20
 
@@ -35,11 +37,10 @@ def _of_gpu(dtype: torch.dtype, width: int = 8192, size: int = 1 << 30, calls: i
     source = torch.zeros(size, dtype=torch.int8, device="cuda")
     target, out = torch.empty_like(source), torch.empty_like(a)
 
-    def best(run: object) -> float:
-        assert callable(run)
+    def best(run: Run) -> float:
         return min(clock(run) for _ in range(calls))
 
-    return {"fma": width**3 / best(lambda: torch.mm(a, a, out=out)), "read": 2 * size / best(lambda: target.copy_(source))}
+    return {"fma": width**3 / best(partial(torch.mm, a, a, out=out)), "read": 2 * size / best(partial(target.copy_, source))}
 
 
 def share(cost: Cost, seconds: float, ceilings: dict[str, float]) -> float:

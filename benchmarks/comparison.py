@@ -2,7 +2,8 @@
 
 Noise is twofold. Within a run, a median lies somewhere in an interval of order statistics (``timing.interval``); two medians differ
 where their intervals do not overlap. Between runs the machine itself changes: peers whose versions are the same in both files ran the
-same code, so the median of their ratios is the machine's, and is divided out, and the most that one of them still moved is noise.
+same code, so the median of their ratios is the machine's, and is divided out, and the most that one of them still moved is noise: of n that
+did not change, a row like them would move further with probability 1 / (n + 1).
 """
 
 import statistics

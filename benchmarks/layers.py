@@ -14,7 +14,6 @@ class Layer(Family):
     """All T queries, known beforehand, to their results: ``query [B, T, A]``, ``memory [B, S, D]``, which is keys and values alike."""
 
     function: Function
-    bars = BARS
     shapes = tuple(shape._replace(D=shape.A) if shape.name in BARS else shape for shape in SHAPES)
 
     def weights(self, workload: Workload, generator: torch.Generator) -> dict[str, Tensor]:

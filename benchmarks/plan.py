@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from .providers import FLOATS, mine, providers
+from .providers import FLOATS, FUNCTIONS, mine, providers
 from .records import Record
 from .study import Study
 from .workloads import FAMILIES, Family, Shape, Workload
@@ -72,8 +72,10 @@ def jobs(
     found = [speed(study, workload) for workload in every]
     if bars or quick:
         found += [memory(study, workload) for workload in _over_s(chosen, device, quick)]
-        found += [memory(study, workload) for workload in every if bars and workload.shape.name in FAMILIES[workload.family].bars]
-        scaled = [w for w in every if w.family == "additive" or (bars and w.shape.name in FAMILIES[w.family].bars)]
+        of_bars = [workload for workload in every if bars and workload.shape.name in FAMILIES[workload.family].bars]
+        promised = [w for w in of_bars if FAMILIES[w.family].budget(w, FAMILIES[w.family].directions[-1])]
+        found += [memory(study, workload) for workload in promised]
+        scaled = [w for w in every if w.family == "additive" or (w in of_bars and w.family in FUNCTIONS)]
         found += [job for workload in scaled if device == "cpu" for job in threads(study, workload)]
     return found
 

@@ -155,7 +155,7 @@ def table(grid: Grid) -> Table:
     drawn.caption, drawn.caption_justify = grid.note or None, "left"
     for column in grid.columns:
         look = "bold red" if mine(column) else ""
-        drawn.add_column(column, justify="left" if column in TEXT else "right", style=look, no_wrap=column == "shape")
+        drawn.add_column(column, justify="left" if column in TEXT else "right", style=look, overflow="fold", no_wrap=column == "shape")
     for row in grid.rows:
         drawn.add_row(*row)
     return drawn

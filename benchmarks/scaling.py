@@ -27,7 +27,8 @@ KEPT = 3  # tensors of all terms that a formula keeps for its backward, at least
 
 @dataclass(frozen=True)
 class Sweep:
-    """One size, or two that are equal, over powers of two; every ``sparse``-th value also for memory and for what compiles slowly."""
+    """One size, or two that are equal, over powers of two; every ``sparse``-th value also for memory, and every second of these for what
+    compiles slowly."""
 
     axis: str
     kernel: str
@@ -49,12 +50,12 @@ SWEEPS = (
     Sweep("S", "multiplicative", BASE, 32, 32768, 2),
     Sweep("S", "additive layer", BASE, 32, 8192),
     Sweep("S", "additive decoding", BASE._replace(B=8), 32, 32768),
-    Sweep("T", "additive", BASE, 1, 2048),
-    Sweep("T", "multiplicative", BASE, 1, 2048),
+    Sweep("T", "additive", BASE, 1, 1024),
+    Sweep("T", "multiplicative", BASE, 1, 1024),
     Sweep("A", "additive", BASE, 16, 4096),
     Sweep("A", "multiplicative", BASE, 16, 4096),
-    Sweep("T = S", "additive", BASE._replace(A=64, D=64), 32, 1024, 2),
-    Sweep("T = S", "multiplicative", BASE._replace(A=64, D=64), 32, 1024, 2),
+    Sweep("T = S", "additive", BASE._replace(B=1, A=64, D=64), 32, 1024, 2),
+    Sweep("T = S", "multiplicative", BASE._replace(B=1, A=64, D=64), 32, 1024, 2),
 )
 THREADED = Shape("over threads", 8, 100, 400, 256, 256)
 
@@ -72,16 +73,16 @@ class Scaling:
     def jobs(self) -> Iterator[tuple[str, Callable[[], Iterator[Record]]]]:
         for sweep in SWEEPS:
             for number, workload in enumerate(sweep.workloads(self.quick)):
-                sparse = bool(sweep.sparse) and number % sweep.sparse == 0 and not self.quick
-                yield f"{sweep.kernel}, {workload.shape.name}", partial(self.point, workload, sparse)
+                sparse, sparser = (bool(step) and number % step == 0 and not self.quick for step in (sweep.sparse, 2 * sweep.sparse))
+                yield f"{sweep.kernel}, {workload.shape.name}", partial(self.point, workload, sparse, sparser)
         for kernel in ("additive", "multiplicative"):
             yield f"{kernel}, over threads", partial(self.threads, Workload(kernel, THREADED))
 
-    def point(self, workload: Workload, sparse: bool) -> Iterator[Record]:
+    def point(self, workload: Workload, with_memory: bool, with_compilers: bool) -> Iterator[Record]:
         direction = FAMILIES[workload.family].directions[-1]
         chosen = set()
         for name in self.study.only & providers(workload)[0].keys():
-            if not sparse and name in SLOW_COMPILERS:
+            if not with_compilers and name in SLOW_COMPILERS:
                 continue
             if reason := self._reason(name, workload):
                 yield Record.of(workload, name, direction, status=MISSING, reason=reason)
@@ -89,9 +90,9 @@ class Scaling:
                 chosen.add(name)
         for record in replace(self.study, only=chosen).speed(workload):
             if record.seconds and record.direction == direction:
-                self.last[workload.family, workload.shape.name, record.provider] = record.median, terms(workload)
+                self.last[workload.family, workload.shape.name, record.provider] = record.quantiles["0.05"], terms(workload)
             yield record
-        if sparse:
+        if with_memory:
             yield from replace(self.study, only=chosen.difference(SLOW_COMPILERS)).peaks(workload, direction)
 
     def _reason(self, name: str, workload: Workload) -> str:

@@ -1,6 +1,7 @@
 """What ``scaling`` measured: a page of Markdown, and a picture of every sweep."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from .exponents import MEMORY, TIME, Curve, Loss, axis_of, curves, fit, losses, place, theory
 from .pictures import GREY, colours
 from .providers import mine
-from .records import MISSING, Record, Results, caption
+from .records import FAILED, MISSING, WRONG, Record, Results, caption
 from .report import ordered
 
 COMMAND = "python -m onepass.benchmarks.scaling --json scaling.json --pictures docs --page docs/scaling.md"
@@ -34,6 +35,8 @@ def markdown(results: Results) -> str:
     parts += ["\n## Where a peer is faster\n", table(LOSSES, list(loss_rows(results))) if any(losses(results)) else "Nowhere."]
     if left := list(left_out_rows(results)):
         parts += ["\n## Left out\n", table(("kernel", "axis", "provider", "from", "why"), left)]
+    if wrong := list(wrong_rows(results)):
+        parts += ["\n## Wrong, so without times\n", table(("kernel", "direction", "axis", "at", "provider", "why"), wrong)]
     for (axis, quantity, kernel, direction), of in _sweeps(found).items():
         unit = "MiB" if quantity == MEMORY else "milliseconds"
         shape = next(r.shape for r in results.records if axis_of(r) == axis and r.kernel == kernel)
@@ -79,6 +82,13 @@ def left_out_rows(results: Results) -> Iterator[list[str]]:
         yield [kernel, axis, name, str(place(record)), record.reason]
 
 
+def wrong_rows(results: Results) -> Iterator[list[str]]:
+    for record in results.records:
+        if record.status in (WRONG, FAILED) and (axis := axis_of(record)):
+            why = f"{record.status}: {record.reason}"
+            yield [record.kernel, record.direction, axis, str(place(record)), record.provider, why]
+
+
 def _sweeps(found: Sequence[Curve]) -> dict[tuple[str, str, str, str], list[Curve]]:
     of: dict[tuple[str, str, str, str], list[Curve]] = {}
     for curve in found:
@@ -119,7 +129,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         for name in ordered(curve.provider for of in sweeps.values() for curve in of):
             axes.flat[0].plot([], [], "o-", color=palette[name], label=name)
         figure.legend(loc="outside upper center", ncols=6, frameon=False, fontsize=8)
-        figure.supxlabel(caption(results), fontsize=7, color=GREY)
+        figure.supxlabel(textwrap.fill(caption(results), 75 * columns), fontsize=7, color=GREY)
         for suffix, more in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 130})):
             figure.savefig(folder / f"scaling-{quantity}{suffix}", **more)
         plt.close(figure)

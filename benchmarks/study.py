@@ -38,12 +38,17 @@ class Study:
             for direction in family.directions:
                 prepared = {name: found for name, found in there.items() if name in self.only or name == EAGER}
                 runs, firsts, results, problems = self._tried(prepared, workload, direction)
-                wrongs = wrong(exact[direction], results, workload.dtype)
+                if EAGER not in results:
+                    reason = "its results cannot be judged without eager's"
+                    problems += [Record.of(workload, name, direction, status=MISSING, reason=reason) for name in results]
+                    runs = {}
+                wrongs = wrong(exact[direction], results, workload.dtype) if runs else {}
                 timed = {name: run for name, run in runs.items() if name in self.only and name not in wrongs}
                 problems += [Record.of(workload, name, direction, status=WRONG, reason=reason) for name, reason in wrongs.items()]
                 problems += [Record.of(workload, name, direction, status=MISSING, reason=reason) for name, reason in missing.items()]
                 yield from (record for record in problems if record.provider in self.only)
-                yield from self._timed(workload, direction, timed, {name: firsts[name] for name in timed if there[name].compiles})
+                if timed:
+                    yield from self._timed(workload, direction, timed, {name: firsts[name] for name in timed if there[name].compiles})
         finally:
             torch.set_num_threads(threads)
             workload.tensors.clear()
@@ -62,13 +67,11 @@ class Study:
                 start = time.perf_counter()
                 results[name] = as_tensors(runs[name]())
                 firsts[name] = time.perf_counter() - start
-            except UnavailableError as reason:
-                problems.append(Record.of(workload, name, direction, status=MISSING, reason=str(reason)))
             except Exception as problem:
-                if name == EAGER:
-                    raise
-                reason_line = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
-                problems.append(Record.of(workload, name, direction, status=FAILED, reason=reason_line))
+                status, reason = MISSING, str(problem)
+                if not isinstance(problem, UnavailableError):
+                    status, reason = FAILED, f"{type(problem).__name__}: {reason.strip().partition(chr(10))[0]}"
+                problems.append(Record.of(workload, name, direction, status=status, reason=reason))
         return {name: runs[name] for name in results}, firsts, results, problems
 
     def _timed(self, workload: Workload, direction: str, runs: dict[str, Run], firsts: dict[str, float]) -> Iterator[Record]:

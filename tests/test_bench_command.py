@@ -1,6 +1,9 @@
 """``python -m onepass bench``, on sizes of a few elements."""
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +133,14 @@ def test_without_a_gpu_cuda_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().err
     assert "needs a GPU" in said
     assert torch.__version__ in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_script_for_gpus_says_that_there_is_none() -> None:
+    script = Path(__file__).parent.parent / "benchmarks/gpu.sh"
+    done = subprocess.run(["bash", str(script)], env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no GPU here: nothing was run")
 
 
 def test_pictures_need_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

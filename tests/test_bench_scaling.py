@@ -8,7 +8,7 @@ import typer.testing
 
 from onepass.benchmarks import scaling
 from onepass.benchmarks.exponents import MEMORY, TIME, Curve, curves, fit, losses, theory
-from onepass.benchmarks.records import MISSING, Record, Results, load
+from onepass.benchmarks.records import MISSING, WRONG, Record, Results, load
 from onepass.benchmarks.scaling_report import left_out_rows, markdown
 from onepass.benchmarks.study import Study
 from onepass.benchmarks.workloads import BOTH, FORWARD, Shape, Workload
@@ -110,6 +110,11 @@ def test_who_would_take_too_long_or_too_much_is_left_out(monkeypatch: pytest.Mon
     assert "the machine has" in study._reason("eager", small)
     left = [record(S, "eager", [], status=MISSING, reason="too long") for S in (256, 512)]
     assert list(left_out_rows(results_of(*left))) == [["additive", "S", "eager", "256", "too long"]]
+
+
+def test_the_page_says_who_is_wrong() -> None:
+    text = markdown(results_of(record(64, "onepass cpu", [], status=WRONG, reason="output 0: off by 1e-3")))
+    assert "| additive | forward | S | 64 | onepass cpu | wrong: output 0: off by 1e-3 |" in text
 
 
 TINY = (scaling.Sweep("S", "additive", Shape("", 2, 3, 4, 16, 16), 4, 32, 4), scaling.Sweep("T = S", "multiplicative", scaling.BASE, 1, 4))

@@ -1,6 +1,7 @@
 """onepass.benchmarks: who takes part and who is right; what is counted and measured."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,17 @@ def test_who_is_not_there_says_why() -> None:
     assert found["half", FORWARD].status == MEASURED
     assert found["half", BOTH].reason == "it has no backward"
     assert (found["crash", FORWARD].status, found["crash", FORWARD].reason) == (FAILED, "RuntimeError: out of luck")
+
+
+@pytest.mark.usefixtures("more")
+def test_without_eager_nobody_has_a_time() -> None:
+    def out_of_memory(workload: Workload, direction: str) -> Run:
+        raise MemoryError("of 3 TiB")
+
+    PROVIDERS[:] = [replace(p, prepare=out_of_memory) if p.name == EAGER else p for p in PROVIDERS]
+    found = study()
+    assert (found[EAGER, FORWARD].status, found[EAGER, FORWARD].reason) == (FAILED, "MemoryError: of 3 TiB")
+    assert (found["onepass cpu", FORWARD].status, found["onepass cpu", FORWARD].seconds) == (MISSING, [])
 
 
 def test_names_of_providers() -> None:
