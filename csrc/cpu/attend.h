@@ -125,7 +125,7 @@ void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visib
     for (int64_t i = 0; i < visible.count; ++i) safe[i] = rows[i];
     for (int64_t k = 0; k < suspects; ++k) safe[suspect[k]] = zeros;
   }
-  weighted_sums<R>(weights, stride, 1, safe, visible.count, width, out, queries);
+  weighted_sums<R>(weights, stride, 1, safe, visible.count, width, out, queries, false, {visible.first, visible.index});
   for (int64_t k = 0; k < suspects; ++k)
     for (int64_t t = 0; t < queries; ++t)
       if (visible.sees(t, suspect[k]))

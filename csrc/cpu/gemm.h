@@ -9,6 +9,22 @@ namespace onepass::ONEPASS_ISA {
 constexpr int kTileRows = kRegisters == 32 ? 6 : 3;  // times four vectors of columns: sums of a tile, all in registers
 constexpr int64_t kMostQueries = 256;                // that any caller takes at once
 constexpr int64_t kMany = 16;                        // rows for which transposing the others pays
+constexpr int64_t kPanel = 96;                       // positions that are summed by themselves, so that roundings of long sums stay few
+
+// At which positions the terms of a sum lie: where it is cut into panels must not depend on what other terms there are.
+struct Positions {
+  int64_t first = 0;
+  const int32_t* index = nullptr;  // ascending; null: first, first + 1, ...
+
+  // How many of n terms, from the i-th on, belong to its panel.
+  int64_t panel(int64_t i, int64_t n) const {
+    const int64_t position = index == nullptr ? first + i : i < n ? index[i] : 0, end = (position / kPanel + 1) * kPanel;
+    if (index == nullptr) return n - i < end - position ? n - i : end - position;
+    int64_t count = 0;
+    while (i + count < n && index[i + count] < end) ++count;
+    return count;
+  }
+};
 
 // The sums over the lanes of M * N vectors, each passed through f, as an M by N block of `out`.
 template <class R, int M, int N, class F>
@@ -57,7 +73,7 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, cons
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-    for (int k = 0; k < N; ++k) sum[i][k] = add ? in(out[i] + offset, k) : Vec<R>{};
+    for (int k = 0; k < N; ++k) sum[i][k] = Vec<R>{};
   const auto accumulate = [&](const R* w, const Vec<R>* x) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
@@ -76,8 +92,9 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, cons
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) {
-      if (Whole || k < N - 1) store<R>(out[i] + offset + k * W, sum[i][k]);
-      else store_first<R>(out[i] + offset + k * W, sum[i][k], last);
+      const Vec<R> total = add ? in(out[i] + offset, k) + sum[i][k] : sum[i][k];
+      if (Whole || k < N - 1) store<R>(out[i] + offset + k * W, total);
+      else store_first<R>(out[i] + offset + k * W, total, last);
     }
 }
 
@@ -85,11 +102,12 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, cons
 // false where the rows are better read as they lie.
 template <class R, int N, bool Whole, class Fill>
 void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* rows, const Fill& fill, int64_t n, int64_t offset,
-                 int64_t last, R* const* out, int64_t m, bool add) {
-  constexpr int W = kWidth<R>, kPanel = 96;
+                 int64_t last, R* const* out, int64_t m, bool add, const Positions& positions) {
+  constexpr int W = kWidth<R>;
   alignas(64) R panel[kPanel * N * W];
-  for (int64_t first = 0; first == 0 || first < n; first += kPanel) {
-    const int64_t count = n - first < kPanel ? n - first : kPanel;
+  int64_t first = 0;
+  do {
+    const int64_t count = positions.panel(first, n);
     const R* packed = fill(panel, first, count) ? panel : nullptr;
     const auto tile = [&](auto tile_rows, int64_t i) {
       constexpr int M = decltype(tile_rows)::value;
@@ -102,7 +120,8 @@ void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* 
     if (m - i >= 4) tile(std::integral_constant<int, 4>{}, i), i += 4;
     if (m - i >= 2) tile(std::integral_constant<int, 2>{}, i), i += 2;
     if (m - i >= 1) tile(std::integral_constant<int, 1>{}, i);
-  }
+    first += count;
+  } while (first < n);
 }
 
 // All columns, four vectors at a time: f(vectors, whether the last one is whole, first column, columns of the last vector).
@@ -128,7 +147,7 @@ void by_columns(int64_t width, const F& f) {
 // one tile of results the rows are packed: as they lie, often a power of two apart, few of them fit into the first-level cache at once.
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const* rows, int64_t n, int64_t width, R* const* out,
-                   int64_t m, bool add = false) {
+                   int64_t m, bool add = false, const Positions& positions = {}) {
   by_columns<R>(width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
     const auto fill = [&](R* panel, int64_t first, int64_t count) {
@@ -142,7 +161,7 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const
         }
       return true;
     };
-    sum_columns<R, N, decltype(whole)::value>(weights, row, column, rows, fill, n, offset, last, out, m, add);
+    sum_columns<R, N, decltype(whole)::value>(weights, row, column, rows, fill, n, offset, last, out, m, add, positions);
   });
 }
 
@@ -191,7 +210,7 @@ void packed_dot_products(const R* const* left, int64_t m, const R* const* right,
       }
       return true;
     };
-    sum_columns<R, N, decltype(whole)::value>(left[0], m > 1 ? left[1] - left[0] : 0, 1, nullptr, fill, n, offset, last, rows, m, false);
+    sum_columns<R, N, decltype(whole)::value>(left[0], m > 1 ? left[1] - left[0] : 0, 1, nullptr, fill, n, offset, last, rows, m, false, {});
   });
 }
 
