@@ -110,7 +110,8 @@ def attend(
     scores_only = values is None
     values, values_strides = (keys, (0, 0, 0)) if values is None else rows_of(values)
     constants = {**limits.constants, **arithmetic(query)}
-    tile = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, device_of(query.device))
+    hides = limits.constants["LIMITS"] > 1 or limits.constants["MASK"]
+    tile = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, hides, device_of(query.device))
     per_split = -(-S // (tile.BS * (1 if scores_only else tile.parts))) * tile.BS
     splits = -(-S // per_split)
     highest = sums = parts = context

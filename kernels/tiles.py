@@ -37,19 +37,20 @@ class Tile:
     registers: int | None = None
 
 
-def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, device: Device) -> Tile:
+def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, hides: bool, device: Device) -> Tile:
     """Of ``attend``, for ``rows`` = B H. Additive scores live in registers, beside more temporaries: 32 of a thread where there are many
     queries, else 16."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BK=16, BD=32, warps=4, parts=parts(rows * -(-T // 16), S, 32, device, 4))
-    most = 32 if device.capability >= 100 else 64  # packed arithmetic takes pairs of registers, and more of them
+    most = 32 if hides or device.capability >= 100 else 64  # packed arithmetic takes pairs of registers, and more of them
     BT = min(most, 64 if T > 32 else 32 if T > 16 else 16)
     wide = -(-S // 128) * 128 <= 1.1 * (-(-S // 64) * 64)  # the wider tile reads queries half as often
-    BS = 128 if wide and BT == 64 else 64
+    BS = 128 if additive and wide and BT == 64 else 64
     warps = BT * BS // (1024 if BT == 64 else 512) if additive else 4
     BD = min(64, max(16, power_of_2(D)))
     splits = parts(rows * -(-T // BT), S, BS, device, warps)
-    return Tile(BT, BS, 32, 16, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
+    BA, BK = (16, 8) if dtype == torch.float32 else (32, 16)  # without tensor cores a thread holds all of its operands
+    return Tile(BT, BS, BA, BK, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
 
 
 def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:
@@ -57,7 +58,7 @@ def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BD=min(64, max(16, power_of_2(D))))
     BT = 16 if T <= 16 else 64 if D <= 128 else 32
-    return Tile(BT, BS=64 if D <= 128 else 32, BA=32, BD=max(16, min(256, power_of_2(D))))
+    return Tile(BT, BS=64 if D <= 128 else 32, BA=32, BD=max(16, min(256, power_of_2(D))), registers=255)
 
 
 def products_tile(T: int, dtype: torch.dtype) -> Tile:
