@@ -128,7 +128,8 @@ def attend(
             seen = tl.maximum(seen, spread(tl.max(sees.to(tl.int32), 1)))
             highest, sums = joined(highest, sums, part_highest, part, UNIT)
     if SCORES:
-        fill_outside(p_weights, o_w, float("-inf"), begin_of_tiles, end, i_split * per_split, tl.minimum((i_split + 1) * per_split, S), m_t, BS)
+        low = i_split * per_split
+        fill_outside(p_weights, o_w, float("-inf"), begin_of_tiles, end, low, tl.minimum(low + per_split, S), m_t, BS)
     elif not SPLIT:
         fill_outside(p_weights, o_w, 0.0, begin_of_tiles, end, 0, S, m_t, BS)
     if not SCORES:
@@ -166,24 +167,26 @@ def attend(
                     tl.store(p_tile, b_w, m_t[:, None] & (o_s < S)[None, :])
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
             tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+        met = 0
         if LIMITS > 1 or MASK:
-            if tl.max(unbounded, 0) > 0:
-                tl.debug_barrier()
-                limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-                for d in range(0, D, BD):
-                    o_d = d + tl.arange(0, BD)
-                    p_tile = p_context + o_row[:, None] * D + o_d[None, :]
-                    m_tile = m_t[:, None] & (o_d < D)[None, :]
-                    context = wide(tl.load(p_tile, m_tile, 0.0))
-                    for s in range(begin, end):
-                        o_s = s + tl.arange(0, 1)
-                        sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
-                        b_w = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], 0.0)
-                        if SPLIT:
-                            b_w = softmax_term(b_w, base[:, None], UNIT)
-                        b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & (o_d < D)[None, :])
-                        context = add_unbounded(b_w, sees, b_values.to(p_q.dtype.element_ty), context)
-                    tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_tile)
+            met = tl.max(unbounded, 0)
+        if met > 0:
+            tl.debug_barrier()
+            limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+            for d in range(0, D, BD):
+                o_d = d + tl.arange(0, BD)
+                p_tile = p_context + o_row[:, None] * D + o_d[None, :]
+                m_tile = m_t[:, None] & (o_d < D)[None, :]
+                context = wide(tl.load(p_tile, m_tile, 0.0))
+                for s in range(begin, end):
+                    o_s = s + tl.arange(0, 1)
+                    sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
+                    b_w = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], 0.0)
+                    if SPLIT:
+                        b_w = softmax_term(b_w, base[:, None], UNIT)
+                    b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & (o_d < D)[None, :])
+                    context = add_unbounded(b_w, sees, b_values.to(p_q.dtype.element_ty), context)
+                tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_tile)
 
 
 @triton.jit
@@ -240,23 +243,25 @@ def attend_online(
     base = tl.where(highest == float("-inf"), 0.0, highest)
     if i_d == 0:
         tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
+    met = 0
     if LIMITS > 1 or MASK:
-        if tl.max(unbounded, 0) > 0:
-            tl.debug_barrier()
-            context = wide(tl.load(p_tile, m_t[:, None] & m_d, 0.0))
-            for s in range(begin, end):
-                o_s = s + tl.arange(0, 1)
-                sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
-                scores = tl.zeros((BT,), ACC)
-                for a in range(0, A, BA):
-                    o_a = a + tl.arange(0, BA)[None, :]
-                    b_q = wide(tl.load(p_q[:, None] + o_a, o_a < A, 0.0))
-                    b_k = wide(tl.load(p_k + o_s.to(tl.int64)[:, None] * k_s + o_a, o_a < A, 0.0))
-                    scores += tl.sum(b_q * b_k, 1)
-                b_w = softmax_term(times(scores, scale), base, UNIT) * inverse
-                b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & m_d)
-                context = add_unbounded(b_w[:, None], sees, b_values.to(p_context.dtype.element_ty), context)
-            tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+        met = tl.max(unbounded, 0)
+    if met > 0:
+        tl.debug_barrier()
+        context = wide(tl.load(p_tile, m_t[:, None] & m_d, 0.0))
+        for s in range(begin, end):
+            o_s = s + tl.arange(0, 1)
+            sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
+            scores = tl.zeros((BT,), ACC)
+            for a in range(0, A, BA):
+                o_a = a + tl.arange(0, BA)[None, :]
+                b_q = wide(tl.load(p_q[:, None] + o_a, o_a < A, 0.0))
+                b_k = wide(tl.load(p_k + o_s.to(tl.int64)[:, None] * k_s + o_a, o_a < A, 0.0))
+                scores += tl.sum(b_q * b_k, 1)
+            b_w = softmax_term(times(scores, scale), base, UNIT) * inverse
+            b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & m_d)
+            context = add_unbounded(b_w[:, None], sees, b_values.to(p_context.dtype.element_ty), context)
+        tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 
 
 @triton.jit
