@@ -217,7 +217,7 @@ def attend_online(
     highest = tl.full((BT,), float("-inf"), ACC)
     sums = tl.zeros((BT,), ACC)
     seen = tl.zeros((BT,), tl.int32)
-    unbounded = tl.zeros((BS,), tl.int32)
+    met = 0
     context = tl.zeros((BT, BD), ACC)
     for s in range(begin // BS * BS, end, BS):
         o_s = s + tl.arange(0, BS)
@@ -233,7 +233,7 @@ def attend_online(
         b_values = b_values.to(p_context.dtype.element_ty)  # [BS, BD]
         if LIMITS > 1 or MASK:
             b_values, found = bounded(b_values)
-            unbounded = tl.maximum(unbounded, found)
+            met = tl.maximum(met, tl.max(found, 0))
         context *= correction[:, None]
         context = multiply_add(terms.to(b_values.dtype), b_values, context, PRECISION, UNIT)
     inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
@@ -243,9 +243,6 @@ def attend_online(
     base = tl.where(highest == float("-inf"), 0.0, highest)
     if i_d == 0:
         tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
-    met = 0
-    if LIMITS > 1 or MASK:
-        met = tl.max(unbounded, 0)
     if met > 0:
         tl.debug_barrier()
         context = wide(tl.load(p_tile, m_t[:, None] & m_d, 0.0))
