@@ -77,6 +77,12 @@ class Shape:
 
         return [normal(sizes) for sizes in widths]
 
+    def hidden(self, limits: int, mask: bool) -> tuple[Tensor, Tensor | None]:
+        """Lengths of that rank, and perhaps a mask."""
+        last = torch.arange(self.B * self.T).view(self.B, self.T) % self.S + 1
+        lengths = (last[:, 0], last, torch.stack([last // 2, last], -1))[limits - 1]
+        return lengths, torch.rand(self.B, self.T, self.S, generator=torch.Generator().manual_seed(0)) > 0.25 if mask else None
+
     def weights(self) -> Tensor:
         return torch.full((self.B, self.T, self.S), 1 / self.S, dtype=torch.promote_types(self.dtype, torch.float32))
 
@@ -87,6 +93,7 @@ BAR = Shape(1, 64, 512, 512, 512)
 def entries(target: str) -> list[Entry]:
     found: list[Entry] = []
     half = torch.bfloat16
+    step = Shape(2, 1, 512, 256, 256)
 
     def add(op: str, processors: int, shape: Shape, *arguments: Any) -> None:
         found.extend(launches_of(op, device_for(target, processors), shape, *arguments))
@@ -95,12 +102,16 @@ def entries(target: str) -> list[Entry]:
         add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
         add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
+    for limits, mask in ((1, False), (2, False), (3, False), (3, True)):
+        for shape, processors in ((Shape(1, 64, 256, 64, 128), BUSY), (Shape(1, 64, 256, 64, 128, half), BUSY), (step, AMPLE)):
+            add("additive_forward", processors, shape, *shape.tensors("TA", "SA", "SD", "A"), *shape.hidden(limits, mask))
+        for shape in (Shape(1, 64, 64, 64, 256), Shape(1, 64, 64, 64, 256, half)):
+            add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, *shape.hidden(limits, mask), False)
     for shape in (Shape(2, 64, 64, 512, 64), Shape(1, 64, 128, 256, 128, half)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
         add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)
-    step = Shape(2, 1, 512, 256, 256)
     add("multiplicative_forward", AMPLE, step, *step.tensors("TA", "SA", "SD"), 1.0, None, None, True)
     for shape in (Shape(1, 64, 128, 128, 128), Shape(1, 64, 128, 128, 128, half)):
         query, keys, values, gradient = shape.tensors("TA", "SA", "SD", "TD")
