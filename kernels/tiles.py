@@ -57,9 +57,10 @@ def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool) -> Tile:
     """Of ``attend_online``; a program has all of D up to 256, or 128 where masks or spans take registers too."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BD=min(64, max(16, power_of_2(D))))
-    BT = 16 if T <= 16 else 64 if D <= 128 else 32
+    tight = hides and dtype == torch.float32
+    BT = 16 if T <= 16 or tight else 64 if D <= 128 else 32
     BS = 64 if D <= 128 else 32
-    return Tile(BT, BS, BA=32, BD=max(16, min(128 if hides and dtype == torch.float32 else 256, power_of_2(D))), registers=255)
+    return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), registers=255)
 
 
 def products_tile(T: int, dtype: torch.dtype) -> Tile:
