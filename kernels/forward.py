@@ -5,9 +5,9 @@
 import triton
 import triton.language as tl
 
-from onepass.kernels.arithmetic import multiply_add, softmax_term, spread, wide
+from onepass.kernels.arithmetic import multiply_add, softmax_term, spread, times, wide
 from onepass.kernels.scores import additive_scores, multiplicative_scores, weighting
-from onepass.kernels.visible import add_rows, add_unbounded, any_of, bounded, reach, visible, window
+from onepass.kernels.visible import add_unbounded, any_of, bounded, reach, visible, window
 
 
 @triton.jit
@@ -76,8 +76,9 @@ def attend(
     m_t = o_t < T
     first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
     begin, end = reach(first, last, S, LIMITS)
-    begin = tl.maximum(i_split * per_split, begin // BS * BS)
+    begin = tl.maximum(i_split * per_split, begin)
     end = tl.minimum((i_split + 1) * per_split, end)
+    begin_of_tiles = begin // BS * BS
     p_q += i_b * q_b + i_h * q_h
     p_k += i_b * k_b + i_h * k_h
     p_v += i_h * v_h
@@ -93,20 +94,23 @@ def attend(
     weights_of_v = 0
     if ADDITIVE and not DIRECT:
         weights_of_v = weighting(p_v, A)
-    for s in range(begin, end, BS):
+    for s in range(begin_of_tiles, end, BS):
         o_s = s + tl.arange(0, BS)
         # The limits are read again wherever they are wanted: kept, they would take registers from the scores.
         limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-        sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
         # Rows that see nothing or are not seen are not read: others of the tile stand in for them, and their scores are dropped.
         row_t = tl.minimum(o_t, T - 1)
-        row_s = tl.minimum(o_s, end - 1)
+        row_s = tl.minimum(tl.maximum(o_s, begin), end - 1)
         meets = True
         if LIMITS > 1 or MASK:
-            t_sees = any_of(sees, 1)
-            s_seen = any_of(sees, 0)
+            if MASK:
+                sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
+                t_sees = any_of(sees, 1)
+                s_seen = any_of(sees, 0)
+                row_s = tl.where(s_seen, o_s, tl.max(tl.where(s_seen, o_s, 0), 0))
+            else:
+                t_sees = tl.maximum(limits[0], s) < tl.minimum(limits[1], s + BS)
             row_t = tl.where(t_sees, o_t, tl.max(tl.where(t_sees, o_t, 0), 0))
-            row_s = tl.where(s_seen, o_s, tl.max(tl.where(s_seen, o_s, 0), 0))
             meets = tl.max(t_sees.to(tl.int32), 0) > 0
         scores = tl.full((BT, BS), float("-inf"), ACC)
         if meets:
@@ -116,21 +120,23 @@ def attend(
                 scores = additive_scores(p_rows_q, p_rows_k, p_v, weights_of_v, A, BT, BS, EVEN, DIRECT, ACC, UNIT)
             else:
                 scores = multiplicative_scores(p_rows_q, p_rows_k, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
-            scores = tl.where(sees, scores, float("-inf"))
+        sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
+        scores = tl.where(sees, scores, float("-inf"))
         tl.store(p_weights + (o_w[:, None] + o_s[None, :]), scores, m_t[:, None] & (o_s < S)[None, :])
         if not SCORES:
             part_highest, part = softmax_part(scores, sees, UNIT)
             seen = tl.maximum(seen, spread(tl.max(sees.to(tl.int32), 1)))
             highest, sums = joined(highest, sums, part_highest, part, UNIT)
     if SCORES:
-        fill_outside(p_weights, o_w, float("-inf"), begin, end, i_split * per_split, tl.minimum((i_split + 1) * per_split, S), m_t, BS)
+        low = i_split * per_split
+        fill_outside(p_weights, o_w, float("-inf"), begin_of_tiles, end, low, tl.minimum(low + per_split, S), m_t, BS)
     elif not SPLIT:
-        fill_outside(p_weights, o_w, 0.0, begin, end, 0, S, m_t, BS)
+        fill_outside(p_weights, o_w, 0.0, begin_of_tiles, end, 0, S, m_t, BS)
     if not SCORES:
         tl.debug_barrier()
         base = tl.where(highest == float("-inf"), 0.0, highest)
         inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
-        end_of_tiles = begin + tl.cdiv(tl.maximum(end - begin, 0), BS) * BS  # scores are to be replaced up to there
+        end_of_tiles = begin_of_tiles + tl.cdiv(tl.maximum(end - begin_of_tiles, 0), BS) * BS  # scores are to be replaced up to there
         if not (ADDITIVE or SPLIT):
             tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
         if SPLIT:
@@ -145,7 +151,7 @@ def attend(
             o_d = d + tl.arange(0, BD)
             m_d = (o_d < D)[None, :]
             context = tl.zeros((BT, BD), ACC)
-            for s in range(begin, end_of_tiles, BK):
+            for s in range(begin_of_tiles, end_of_tiles, BK):
                 o_s = s + tl.arange(0, BK)
                 sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)
                 p_tile = p_weights + (o_w[:, None] + o_s[None, :])
@@ -161,24 +167,26 @@ def attend(
                     tl.store(p_tile, b_w, m_t[:, None] & (o_s < S)[None, :])
             p_tile = p_context + o_row[:, None] * D + o_d[None, :]
             tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
+        met = 0
         if LIMITS > 1 or MASK:
-            if tl.max(unbounded, 0) > 0:
-                tl.debug_barrier()
-                limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-                for d in range(0, D, BD):
-                    o_d = d + tl.arange(0, BD)
-                    p_tile = p_context + o_row[:, None] * D + o_d[None, :]
-                    m_tile = m_t[:, None] & (o_d < D)[None, :]
-                    context = wide(tl.load(p_tile, m_tile, 0.0))
-                    for s in range(begin, end):
-                        o_s = s + tl.arange(0, 1)
-                        sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
-                        b_w = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], 0.0)
-                        if SPLIT:
-                            b_w = softmax_term(b_w, base[:, None], UNIT)
-                        b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & (o_d < D)[None, :])
-                        context = add_unbounded(b_w, sees, b_values.to(p_q.dtype.element_ty), context)
-                    tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_tile)
+            met = tl.max(unbounded, 0)
+        if met > 0:
+            tl.debug_barrier()
+            limits = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+            for d in range(0, D, BD):
+                o_d = d + tl.arange(0, BD)
+                p_tile = p_context + o_row[:, None] * D + o_d[None, :]
+                m_tile = m_t[:, None] & (o_d < D)[None, :]
+                context = wide(tl.load(p_tile, m_tile, 0.0))
+                for s in range(begin, end):
+                    o_s = s + tl.arange(0, 1)
+                    sees = visible(*limits, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
+                    b_w = tl.load(p_weights + (o_w[:, None] + o_s[None, :]), sees & m_t[:, None], 0.0)
+                    if SPLIT:
+                        b_w = softmax_term(b_w, base[:, None], UNIT)
+                    b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & (o_d < D)[None, :])
+                    context = add_unbounded(b_w, sees, b_values.to(p_q.dtype.element_ty), context)
+                tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_tile)
 
 
 @triton.jit
@@ -209,21 +217,25 @@ def attend_online(
     highest = tl.full((BT,), float("-inf"), ACC)
     sums = tl.zeros((BT,), ACC)
     seen = tl.zeros((BT,), tl.int32)
+    met = 0
     context = tl.zeros((BT, BD), ACC)
     for s in range(begin // BS * BS, end, BS):
         o_s = s + tl.arange(0, BS)
         sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS] or [1, BS]
-        row_s = tl.minimum(o_s, S - 1).to(tl.int64)
-        scores = multiplicative_scores(p_q, p_k + row_s * k_s, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
+        row_s = tl.minimum(o_s, S - 1)
+        scores = multiplicative_scores(p_q, p_k + row_s.to(tl.int64) * k_s, scale, A, BT, BS, BA, ACC, PRECISION, UNIT)
         scores = tl.where(sees, scores, float("-inf"))
         seen = tl.maximum(seen, tl.max(sees.to(tl.int32), 1))
         highest, sums, correction = softmax_sums(scores, sees, highest, sums, UNIT)
         base = tl.where(highest == float("-inf"), 0.0, highest)
         terms = tl.where(sees, softmax_term(scores, base[:, None], UNIT), 0.0)
-        b_values = tl.load(p_values + row_s[:, None] * values_s + o_d[None, :], any_of(sees, 0)[:, None] & m_d, 0.0)
+        b_values = rows_of_values(p_values, values_s, row_s, o_d, any_of(sees, 0)[:, None] & m_d)
         b_values = b_values.to(p_context.dtype.element_ty)  # [BS, BD]
+        if LIMITS > 1 or MASK:
+            b_values, found = bounded(b_values)
+            met = tl.maximum(met, tl.max(found, 0))
         context *= correction[:, None]
-        context = add_rows(terms.to(b_values.dtype), sees, b_values, context, LIMITS, MASK, PRECISION, UNIT)
+        context = multiply_add(terms.to(b_values.dtype), b_values, context, PRECISION, UNIT)
     inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
     o_row = i_bh * T + o_t
     p_tile = p_context + o_row[:, None] * D + o_d[None, :]
@@ -231,6 +243,22 @@ def attend_online(
     base = tl.where(highest == float("-inf"), 0.0, highest)
     if i_d == 0:
         tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
+    if met > 0:
+        tl.debug_barrier()
+        context = wide(tl.load(p_tile, m_t[:, None] & m_d, 0.0))
+        for s in range(begin, end):
+            o_s = s + tl.arange(0, 1)
+            sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, 1]
+            scores = tl.zeros((BT,), ACC)
+            for a in range(0, A, BA):
+                o_a = a + tl.arange(0, BA)[None, :]
+                b_q = wide(tl.load(p_q[:, None] + o_a, o_a < A, 0.0))
+                b_k = wide(tl.load(p_k + o_s.to(tl.int64)[:, None] * k_s + o_a, o_a < A, 0.0))
+                scores += tl.sum(b_q * b_k, 1)
+            b_w = softmax_term(times(scores, scale), base, UNIT) * inverse
+            b_values = rows_of_values(p_values, values_s, o_s, o_d, any_of(sees, 0)[:, None] & m_d)
+            context = add_unbounded(b_w[:, None], sees, b_values.to(p_context.dtype.element_ty), context)
+        tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 
 
 @triton.jit

@@ -31,6 +31,11 @@ class Limits(NamedTuple):
     strides: tuple[int, ...]  # of lengths by B and T, of the mask by B, H, T, S
     constants: dict[str, Any]
 
+    @property
+    def hide(self) -> bool:
+        """Whether some queries may see what others do not."""
+        return self.constants["LIMITS"] > 1 or bool(self.constants["MASK"])
+
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
@@ -110,7 +115,7 @@ def attend(
     scores_only = values is None
     values, values_strides = (keys, (0, 0, 0)) if values is None else rows_of(values)
     constants = {**limits.constants, **arithmetic(query)}
-    tile = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, device_of(query.device))
+    tile = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, limits.hide, device_of(query.device))
     per_split = -(-S // (tile.BS * (1 if scores_only else tile.parts))) * tile.BS
     splits = -(-S // per_split)
     highest = sums = parts = context
@@ -154,7 +159,7 @@ def multiplicative_forward(
     context, logsumexp = query.new_empty((*query.shape[:-1], D)), query.new_empty(query.shape[:-1], dtype=wide)
     limits = limits_of(lengths, mask, query)
     (query, q_strides), (keys, k_strides), (values, values_strides) = rows_of(query), rows_of(keys), rows_of(values)
-    tile = tiles.online_tile(T, D, query.dtype)
+    tile = tiles.online_tile(T, D, query.dtype, limits.hide)
     programs = max(1, -(-D // tile.BD)) * -(-T // tile.BT) * B * H
     launch(
         forward.attend_online, programs, query, keys, values, limits.lengths, limits.mask, context, logsumexp, scale,

@@ -39,38 +39,41 @@ class Tile:
     registers: int | None = None
 
 
-def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, device: Device) -> Tile:
+def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive: bool, hides: bool, device: Device) -> Tile:
     """Of ``attend``, for ``rows`` = B H. Additive scores live in registers, beside more temporaries: 32 of a thread where there are many
-    queries, else 16."""
+    queries, else 16, or where masks or spans take registers too."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BK=16, BD=32, warps=4, parts=parts(rows * -(-T // 16), S, 32, device, 4))
-    most = 32 if device.capability >= 100 else 64  # packed arithmetic takes pairs of registers, and more of them
+    most = 32 if hides or device.capability >= 100 else 64  # packed arithmetic takes pairs of registers, and more of them
     BT = min(most, 64 if T > 32 else 32 if T > 16 else 16)
     wide = -(-S // 128) * 128 <= 1.1 * (-(-S // 64) * 64)  # the wider tile reads queries half as often
-    BS = 128 if wide and BT == 64 else 64
+    BS = 128 if additive and wide and BT == 64 else 64
     warps = BT * BS // (1024 if BT == 64 else 512) if additive else 4
-    BD = min(64, max(16, power_of_2(D)))
+    BD = min(128 if warps == 8 else 64, max(16, power_of_2(D)))  # so that a thread copies 16 bytes of values: fewer go through the L1
     splits = parts(rows * -(-T // BT), S, BS, device, warps)
-    return Tile(BT, BS, 32, 16, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
+    BA, BK = (16, 8) if dtype == torch.float32 else (32, 16)  # without tensor cores a thread holds all of its operands
+    return Tile(BT, BS, BA, BK, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
 
 
 def attend_seconds(
     B: int, H: int, T: int, S: int, A: int, D: int, dtype: torch.dtype, additive: bool, device: Device
 ) -> float:
     """What ``attend`` is predicted to take at least: issue slots of its hot loops over their rate."""
-    tile = attend_tile(B * H, T, S, D, dtype, additive, device)
+    tile = attend_tile(B * H, T, S, D, dtype, additive, False, device)
     slots = 100.0 if dtype == torch.float64 else SLOTS if additive else 1.0
     of_program = tile.BT * -(-S // tile.parts) * (slots * A + D) / (4 * device.lanes)
     waves = -(-B * H * -(-T // tile.BT) * tile.parts // device.processors)
     return waves * of_program / CLOCK
 
 
-def online_tile(T: int, D: int, dtype: torch.dtype) -> Tile:
-    """Of ``attend_online``; a program has all of D up to 256."""
+def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool) -> Tile:
+    """Of ``attend_online``; a program has all of D up to 256, or 128 where masks or spans take registers too."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BD=min(64, max(16, power_of_2(D))))
-    BT = 16 if T <= 16 else 64 if D <= 128 else 32
-    return Tile(BT, BS=64 if D <= 128 else 32, BA=32, BD=max(16, min(256, power_of_2(D))))
+    tight = hides and dtype == torch.float32
+    BT = 16 if T <= 16 or tight else 64 if D <= 128 else 32
+    BS = 64 if D <= 128 else 32
+    return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), registers=255)
 
 
 def products_tile(T: int, dtype: torch.dtype) -> Tile:

@@ -94,6 +94,7 @@ BAR = Shape(1, 64, 512, 512, 512)
 def entries(target: str) -> list[Entry]:
     found: list[Entry] = []
     half = torch.bfloat16
+    step = Shape(2, 1, 512, 256, 256)
 
     def add(op: str, processors: int, shape: Shape, *arguments: Any) -> None:
         found.extend(launches_of(op, device_for(target, processors), shape, *arguments))
@@ -102,16 +103,23 @@ def entries(target: str) -> list[Entry]:
         add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
         add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
+    for shape, processors, kinds in (
+        (Shape(1, 64, 256, 64, 128), BUSY, (0, 1, 2, 3)), (Shape(1, 64, 256, 64, 128, half), BUSY, (2,)), (step, AMPLE, (0, 2)),
+    ):  # fmt: skip
+        for lengths, mask in (shape.limits()[kind] for kind in kinds):
+            add("additive_forward", processors, shape, *shape.tensors("TA", "SA", "SD", "A"), lengths, mask)
+    for shape, kinds in ((Shape(1, 64, 64, 64, 256), (0, 2, 3)), (Shape(1, 64, 64, 64, 256, half), (2,))):
+        for lengths, mask in (shape.limits()[kind] for kind in kinds):
+            add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, lengths, mask, False)
     for shape in (BAR, Shape(1, 64, 128, 256, 128, half), Shape(2, 20, 64, 128, 64)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
-    for shape in (Shape(1, 64, 64, 128, 64), Shape(1, 64, 64, 128, 64, half)):
+    for shape, kinds in ((Shape(1, 64, 64, 128, 64), (0, 1, 2, 3)), (Shape(1, 64, 64, 128, 64, half), (2,))):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
-        for lengths, mask in shape.limits():
+        for lengths, mask in (shape.limits()[kind] for kind in kinds):
             add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), lengths, mask)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
         add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)
-    step = Shape(2, 1, 512, 256, 256)
     add("multiplicative_forward", AMPLE, step, *step.tensors("TA", "SA", "SD"), 1.0, None, None, True)
     for shape in (Shape(1, 64, 128, 128, 128), Shape(1, 64, 128, 128, 128, half)):
         query, keys, values, gradient = shape.tensors("TA", "SA", "SD", "TD")
