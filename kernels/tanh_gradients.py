@@ -86,6 +86,8 @@ def near_sums(
                     dq_0 = dq[2 * i]
                     dq_1 = dq[2 * i + 1]
                     meets = True
+                    if i == BT // RUN // 2:  # the second half may have no queries; all of a tile in one block of code would spill
+                        meets = t + i * RUN < T
                     if LIMITS >= 2:
                         meets = (firsts[i] <= s + j) & (s + j < lasts[i])
                     if meets:
