@@ -232,7 +232,7 @@ def sums(
     out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=accumulator(dtype) if wide else dtype)
     limits = limits_of(lengths, mask, rows)
     (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
-    tile = tiles.products_tile(T, out.dtype)
+    tile = tiles.products_tile(T if over_source else min(T, 16), out.dtype)  # a sum over queries takes few at a time: masks need registers
     tiles_of_out = -(-T // tile.BT) if over_source else -(-S // tile.BS)
     launch(
         kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
