@@ -16,8 +16,8 @@ def weight_gradients(
     PRECISION: tl.constexpr, ACC: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """``dweights[t, s] = dcontext[t] . values[s]`` (ROWS) ``+ more[t, s]`` (MORE), 0 where not visible, and with INNER each split's part of
-    ``sum_s weights dweights``, ``p_inner [splits, B, H, T]``. Gradients have a stride of 1 by s or by t, and so many ``columns`` of t, 0 from T
-    on. Grid: tiles of these, by splits by H by B.
+    ``sum_s weights dweights``, ``p_inner [splits, B, H, T]``. Gradients have a stride of 1 by s or by t, and so many ``columns`` of t, 0
+    from T on. Grid: tiles of these, by splits by H by B.
     """
     tiles = tl.cdiv(columns, BT)
     i_t = tl.program_id(0) % tiles

@@ -180,8 +180,8 @@ def score_gradients(
     of_weights: bool = False,
     by_source: bool = False,
 ) -> Tensor:
-    """The gradients of scores, ``[B, (H,) T, S]``; or those of weights. ``by_source``: as ``tanh_gradients`` takes them, ``[B, (H,) S, T]``,
-    with zeros up to whole tiles of T and vectors of any width."""
+    """The gradients of scores, ``[B, (H,) T, S]``; or those of weights. ``by_source``: as ``tanh_gradients`` takes them,
+    ``[B, (H,) S, T]``, with zeros up to whole tiles of T and vectors of any width."""
     rows = grad_weights if grad_context is None else grad_context
     assert rows is not None
     B, H, T, S, D = rows.shape[0], heads_of(values), rows.shape[-2], values.shape[-2], values.shape[-1]
@@ -202,16 +202,18 @@ def score_gradients(
     inner = rows.new_empty((splits, B, H, T), dtype=wide)
     constants = {**limits.constants, **arithmetic(rows)}
     launch(
-        backward.weight_gradients, -(-columns // tile.BT) * splits * B * H if S else 0, context, values, dense_weights, more, limits.lengths,
-        limits.mask, gradients, inner, *context_strides, *values_strides, *weights_strides, *more_strides, *strides, *limits.strides,
-        H, T, S, D, columns, per_split, splits, **constants, ROWS=grad_context is not None, MORE=grad_weights is not None, INNER=not of_weights,
-        **blocks(tile, "BT", "BS", "BD"),
+        backward.weight_gradients, -(-columns // tile.BT) * splits * B * H if S else 0, context, values, dense_weights, more,
+        limits.lengths, limits.mask, gradients, inner, *context_strides, *values_strides, *weights_strides, *more_strides, *strides,
+        *limits.strides,
+        H, T, S, D, columns, per_split, splits, **constants, ROWS=grad_context is not None, MORE=grad_weights is not None,
+        INNER=not of_weights, **blocks(tile, "BT", "BS", "BD"),
     )  # fmt: skip
     if not of_weights:
         BT = min(16, tiles.power_of_2(T))
         launch(
             backward.softmax_gradients, -(-T // BT) * -(-S // (1024 // BT)) * B * H, dense_weights, inner, limits.lengths, limits.mask,
-            gradients, *weights_strides, *strides, *limits.strides, H, T, S, columns, B * H * T, splits, **limits.constants, BT=BT, BS=1024 // BT,
+            gradients, *weights_strides, *strides, *limits.strides, H, T, S, columns, B * H * T, splits,
+            **limits.constants, BT=BT, BS=1024 // BT,
         )  # fmt: skip
     return gradients
 
@@ -235,7 +237,7 @@ def sums(
     out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=accumulator(dtype) if wide else dtype)
     limits = limits_of(lengths, mask, rows)
     (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
-    tile = tiles.products_tile(T, out.dtype)
+    tile = tiles.products_tile(T if over_source else min(T, 16), out.dtype)  # a sum over queries takes few at a time: masks need registers
     tiles_of_out = -(-T // tile.BT) if over_source else -(-S // tile.BS)
     launch(
         kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,

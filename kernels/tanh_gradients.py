@@ -86,6 +86,8 @@ def near_sums(
                     dq_0 = dq[2 * i]
                     dq_1 = dq[2 * i + 1]
                     meets = True
+                    if i == BT // RUN // 2:  # the second half may have no queries; all of a tile in one block of code would spill
+                        meets = t + i * RUN < T
                     if LIMITS >= 2:
                         meets = (firsts[i] <= s + j) & (s + j < lasts[i])
                     if meets:
@@ -167,11 +169,11 @@ def tanh_gradients(
     LIMITS: tl.constexpr, HIDES: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
-    """A program has BA channels and, of the source, ``per_group`` positions: ``p_dq [groups, B, H, T, A]`` and ``p_dw [groups, B, H, A]``, of
-    ``sum g (r - 1/2)``, are its parts, to be added in order; ``p_dk [B, H, S, A]`` is whole. Without KEYS only dq is asked for; with it,
-    ``p_totals [B, H, S, tiles of T]`` are the gradients' sums, and gradients are 0 from T to a multiple of BT. Gradients of scores, and what q
-    holds where nothing is visible, must be 0 but beyond ``lengths [B]``, which is not read; HIDES says that other positions may be hidden.
-    Grid: tiles of A, by groups by H by B.
+    """A program has BA channels and, of the source, ``per_group`` positions: ``p_dq [groups, B, H, T, A]`` and ``p_dw [groups, B, H, A]``,
+    of ``sum g (r - 1/2)``, are its parts, to be added in order; ``p_dk [B, H, S, A]`` is whole. Without KEYS only dq is asked for; with
+    it, ``p_totals [B, H, S, tiles of T]`` are the gradients' sums, and gradients are 0 from T to a multiple of BT. Gradients of scores,
+    and what q holds where nothing is visible, must be 0 but beyond ``lengths [B]``, which is not read; HIDES says that other positions may
+    be hidden. Grid: tiles of A, by groups by H by B.
     """
     RUN: tl.constexpr = 8 if BT % 8 == 0 else 2
     tiles_a = tl.cdiv(A, BA)
@@ -212,10 +214,9 @@ def tanh_gradients(
                 end = tl.maximum(end, last)
         begin = tl.maximum(begin, s_begin)
         end = tl.maximum(tl.minimum(end, s_end), begin)
-        if KEYS and LIMITS > 0:
-            if t == 0:
-                clear(p_dk, s_begin, tl.minimum(begin, s_end), A, m_a, ACC, BA)
-                clear(p_dk, end, s_end, A, m_a, ACC, BA)
+        if KEYS and LIMITS > 0 and t == 0:
+            clear(p_dk, s_begin, tl.minimum(begin, s_end), A, m_a, ACC, BA)
+            clear(p_dk, end, s_end, A, m_a, ACC, BA)
         t_end = tl.minimum(t + BT, T)
         top_q = tl.zeros((BA,), ACC)
         if DIRECT:
