@@ -44,12 +44,8 @@ def launch(sizes: tuple[int, ...], dtype: torch.dtype, *, processors: int = 1, c
 
 
 def sizes(case: Case) -> tuple[int, ...]:
-    query, keys = case.query, case.keys
-    return query.shape[0], query.shape[1] if query.dim() == 4 else 1, query.shape[-2], keys.shape[-2], query.shape[-1], case.values.shape[-1]
-
-
-def machine_of(code: Kernel, **options: Any) -> Machine:
-    return Machine(code, **options)
+    (*lead, T, A), (S, D) = case.query.shape, (case.keys.shape[-2], case.values.shape[-1])
+    return lead[0], lead[1] if len(lead) > 1 else 1, T, S, A, D
 
 
 def run(case: Case, *, tile: int = 0, architecture: str = "80", code: Kernel | None = None, **options: Any) -> tuple[Results, Machine]:

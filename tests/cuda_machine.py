@@ -2,9 +2,11 @@
 
 import functools
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,40 @@ def ptx(source: str, architecture: str = "80") -> str:
 @functools.cache
 def kernel(source: str, name: str, architecture: str = "80") -> Kernel:
     return parse(ptx(source, architecture), name)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What ptxas says of a kernel, and its machine code as ``nvdisasm -c -g`` prints it."""
+
+    registers: int
+    spills: int  # bytes
+    stack: int
+    shared: int  # bytes, without the dynamic ones
+    code: str
+
+
+@functools.cache
+def compiled(source: str, architecture: str) -> dict[str, Compiled]:
+    """The kernels of ``csrc/cuda/source``, by name."""
+    disassembler = shutil.which("nvdisasm")
+    if disassembler is None:
+        from triton import knobs
+
+        disassembler = knobs.nvidia.nvdisasm.path
+    with tempfile.TemporaryDirectory() as folder:
+        target = f"{folder}/kernels.cubin"
+        options = ["-cubin", f"-arch=sm_{architecture}", "-lineinfo", "-Xptxas", "-v", *FLAGS, "-o", target]
+        command = [str(NVCC), *options, str(SOURCES / source)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        code = subprocess.run([disassembler, "-c", "-g", target], check=True, capture_output=True, text=True).stdout
+    found = {}
+    for part in said.split("Compiling entry function '")[1:]:
+        stack, stores, loads = (int(number) for number in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", part)[:3])
+        registers, shared = re.search(r"Used (\d+) registers", part), re.search(r"(\d+) bytes smem", part)
+        assert registers is not None
+        found[part.split("'")[0]] = Compiled(int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0, code)
+    return found
 
 
 def array(tensor: Tensor, fresh: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""The CUDA forward of additive attention: its compiled code on the PTX machine, right within the contract's bounds and without a finding."""
+"""The CUDA forward of additive attention: its compiled code on the PTX machine, within the contract's bounds and without a finding."""
 
 import dataclasses
 from typing import Any
@@ -60,10 +60,10 @@ def test_heads() -> None:
     checked(build("additive", Dims(batch=1, steps=5, source=20, width=12, value_width=8, heads=2), hidden="holes"))
 
 
-@pytest.mark.parametrize("dims", [Dims(1, 17, 9, 1, 3), Dims(1, 17, 9, 9, 1), Dims(1, 3, 140, 64, 300), Dims(1, 2, 0, 5, 4), Dims(1, 2, 3, 0, 0)])
-def test_sizes(dims: Dims) -> None:
+@pytest.mark.parametrize("sizes", [(17, 9, 1, 3), (17, 9, 9, 1), (3, 140, 64, 300), (2, 0, 5, 4), (2, 3, 0, 0)])
+def test_sizes(sizes: tuple[int, ...]) -> None:
     """Channels too few to merge, numbers that no vector divides, several tiles of values, nothing at all."""
-    checked(build("additive", dims))
+    checked(build("additive", Dims(1, *sizes)))
 
 
 def test_rows_out_of_line() -> None:
@@ -96,7 +96,7 @@ def test_queries_that_do_not_see_a_position_do_not_know_what_is_there() -> None:
     (clean, _), (dirty, machine) = run(case), run(case.replace(keys=keys, values=values))
     assert not machine.findings
     blind = ~case.visible()[:, :, 5]
-    assert blind.any() and not blind.all()
+    assert blind.any()
     for name, expected in clean.items():
         assert torch.equal(dirty[name][blind], expected[blind]), name
         assert dirty[name][~blind].isnan().any(), name

@@ -14,7 +14,7 @@ struct Notes {
   int begin, end;                     // what any of them sees
   float partial[kWarps], sizes[Queries + kSources];
   Weighting weighting;
-  bool seen[Queries];                 // whether a query sees anything
+  bool seen[Queries];                // whether a query sees anything
   W highest[Queries], sum[Queries];  // of scores and of e^(score - highest); in the end 0 for minus infinity, and the sum's inverse
 };
 

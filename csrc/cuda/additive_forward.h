@@ -29,7 +29,7 @@ constexpr int forward_staging(int queries, int value_rows) {
 inline double forward_cycles(int queries, bool exact, const Device& device) {
   if (exact) return 100;
   const double staging = 0.55 * (64.0 / queries - 1);
-  return (device.capability == 100 ? 3.0 : device.capability == 80 ? 5.3 : 3.7) + staging;
+  return (device.capability >= 100 && device.capability < 120 ? 3.0 : device.capability == 80 ? 5.3 : 3.7) + staging;
 }
 
 // Of `queries` to a tile, or of as many as are fastest. There is no kernel, and no name of one, for more channels than kForwardWidest.

@@ -197,7 +197,7 @@ struct ScoreTile {
   __device__ __forceinline__ void add_tangents(int buffer, int a, unsigned wanted, W (&sums)[R][kColumns]) const {
     const char* queries = staging + (buffer * kRows + R * thread_y()) * kPitch;
     const char* positions = staging + (buffer * kRows + kQueries + thread_x()) * kPitch;
-    const int count = min(kStep<T>, A - a);
+    const int count = wanted == 0 ? 0 : min(kStep<T>, A - a);
 #pragma unroll 1
     for (int c = 0; c < count; ++c) {
       const W weight = wide(v[a + c]);

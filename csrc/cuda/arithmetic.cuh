@@ -45,8 +45,8 @@ __device__ __forceinline__ double exponential(double x) {
 using Pair = float2;
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-__device__ __forceinline__ unsigned long long packed(Pair x) { return reinterpret_cast<const unsigned long long&>(x); }
-__device__ __forceinline__ Pair unpacked(unsigned long long x) { return reinterpret_cast<const Pair&>(x); }
+__device__ __forceinline__ unsigned long long packed(Pair x) { return __builtin_bit_cast(unsigned long long, x); }
+__device__ __forceinline__ Pair unpacked(unsigned long long x) { return __builtin_bit_cast(Pair, x); }
 
 __device__ __forceinline__ Pair multiply_add(Pair a, Pair b, Pair c) {
   unsigned long long d;

@@ -211,7 +211,7 @@ class SharedMemory(Space):
             access.block.report("shared access during a copy", "no wait covers the copy that is under way", int(lanes[first]), copy)
 
     def _count(self, access: Access) -> None:
-        """Wavefronts: how often the fullest of the 32 banks is needed. Wider accesses go by half or quarter warps, at least one for each."""
+        """Wavefronts: how often the fullest of the 32 banks is needed. Wider accesses go by half or quarter warps."""
         if not access.lanes.size:
             return
         width = max(access.size, 4)
