@@ -2,7 +2,7 @@
 // score, x = X Y = e^(2q) e^(2k) and r = 1 / (1 + x). With h = g r^2 these are dq = 4 v X sum_s h Y and dk = 4 v Y sum_t h X, in which
 // nothing cancels, and as g r = h + h x, dv = sum g - 2 (sum h + sum_t dq / 4 v).
 //
-// A lane has two channels, whose reciprocals merge into one, and some positions of the source, whose sums over queries it holds in registers.
+// A lane has two channels, whose reciprocals merge into one, and some positions of the source, with their sums over queries, in registers.
 // Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
 #pragma once
 

@@ -6,35 +6,35 @@ namespace onepass::cuda {
 
 extern "C" {
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_f32_64(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f32_64(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<float, 8>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_f32_16(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f32_16(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<float, 2>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_f64_64(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 2) score_gradients_f64_64(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<double, 8>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_f64_16(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 2) score_gradients_f64_16(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<double, 2>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_bf16_64(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_bf16_64(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<__nv_bfloat16, 8>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_bf16_16(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_bf16_16(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<__nv_bfloat16, 2>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_f16_64(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f16_64(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<__half, 8>(args);
 }
 
-__global__ void __launch_bounds__(kProductThreads) score_gradients_f16_16(const __grid_constant__ ScoreGradients args) {
+__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f16_16(const __grid_constant__ ScoreGradients args) {
   score_gradients::products<__half, 2>(args);
 }
 

@@ -7,9 +7,9 @@
 
 namespace onepass::cuda::score_gradients {
 
-constexpr int kDepth = 16;                           // terms of the sums that are staged at a time
-constexpr int kPitch = kProductColumns + 4;          // of a staged row: rows meet other banks, and whole vectors
-constexpr int kAcross = kProductColumns / 4;         // threads across a product, of four columns each
+constexpr int kDepth = 16;                    // terms of the sums that are staged at a time
+constexpr int kPitch = kProductColumns + 4;   // of a staged row: rows meet other banks, and whole vectors
+constexpr int kAcross = kProductColumns / 4;  // threads across a product, of four columns each
 constexpr unsigned kEveryLane = 0xffffffffu;
 
 // Both factors of a product, terms by rows and terms by columns.
@@ -49,7 +49,7 @@ __device__ __forceinline__ void multiply(Tiles<R>& tiles, int terms, const Row& 
     stage(tiles.rows, 8 * N, row);
     stage(tiles.columns, kProductColumns, column);
     __syncthreads();
-#pragma unroll
+#pragma unroll 4
     for (int term = 0; term < kDepth; ++term) {
       R a[N], b[4];
       load(&tiles.rows[term][y], a);
