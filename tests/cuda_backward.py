@@ -14,6 +14,7 @@ import torch
 from cases import Case, Results, accumulator
 from cuda_machine import DTYPES, kernel, shape_struct, tensor_struct, visibility_struct
 from ptx import Buffer, Machine, Struct
+from torch import Tensor
 
 COMPILER = shutil.which("c++")
 PARTS = ("query_parts", "key_parts", "v_parts")
@@ -53,16 +54,29 @@ def launches(sizes: tuple[int, ...], dtype: torch.dtype, processors: int = 1, ca
     return Launches(found[0], found[1], tuple(parts), tuple(scratch))
 
 
+def sizes_of(case: Case) -> tuple[int, ...]:
+    """B, H, T, S, A, D."""
+    query, heads = case.query, case.query.shape[1] if case.query.dim() == 4 else 1
+    return query.shape[0], heads, query.shape[-2], case.keys.shape[-2], query.shape[-1], case.values.shape[-1]
+
+
+def numpy_empty(count: int, dtype: torch.dtype) -> Any:
+    return np.empty(count, np.float64 if dtype == torch.float64 else np.float32)
+
+
+def visibility_of(case: Case) -> Struct:
+    limits = case.spans if case.spans is not None else case.lengths
+    return visibility_struct(None if limits is None else limits.long(), case.mask)
+
+
 def additive_backward(case: Case, processors: int = 1, **options: Any) -> tuple[Results, list[Machine]]:
     """Gradients of a case of the family "scores", whose ``grad_weights`` arrive, and the machines that made them."""
     dtype, wide = case.query.dtype, accumulator(case.query.dtype)
     grad_scores = case.grad_weights.to(wide)
-    heads = case.query.shape[1] if case.query.dim() == 4 else 1
-    sizes = (case.query.shape[0], heads, *case.query.shape[-2:-1], case.keys.shape[-2], case.query.shape[-1], 0)
+    sizes = sizes_of(case)
     how = launches(sizes, dtype, processors)
     found = {f"d_{name}": torch.empty(tensor.shape, dtype=dtype) for name, tensor in case.inputs().items()}
-    scratch = [np.empty(count, np.float64 if wide == torch.float64 else np.float32) for count in how.scratch]
-    limits = case.spans if case.spans is not None else case.lengths
+    scratch = [numpy_empty(count, wide) for count in how.scratch]
     machines = []
     for launch in (how.gradients, how.sums):
         fresh = launch is how.gradients
@@ -71,11 +85,36 @@ def additive_backward(case: Case, processors: int = 1, **options: Any) -> tuple[
         arguments = Struct({
             "shape": shape_struct(*sizes),
             **{name: tensor_struct(tensor) for name, tensor in (*case.inputs().items(), ("grad_scores", grad_scores))},
-            "visibility": visibility_struct(None if limits is None else limits.long(), case.mask),
+            "visibility": visibility_of(case),
             **outputs, **parts,
             **{str(number): np.int32(each) for number, each in enumerate(how.parts)},
         })  # fmt: skip
         machine = Machine(kernel("additive_backward.cu", launch.kernel.decode()), **options)
+        if launch.blocks:
+            machine.launch(launch.blocks, launch.threads, [arguments], launch.shared)
+        machines.append(machine)
+    return found, machines
+
+
+def score_gradients(case: Case, weights: Tensor, **options: Any) -> tuple[Results, list[Machine]]:
+    """Gradients of scores and of values of a case of the family "additive", whose weights are given."""
+    dtype, wide, sizes = case.query.dtype, accumulator(case.query.dtype), sizes_of(case)
+    how, count = (Launch * 2)(), ctypes.c_int64()
+    library().score_gradients((ctypes.c_int64 * 6)(*sizes), DTYPES[dtype], 1, 80, how, ctypes.byref(count))
+    found = {"grad_scores": torch.empty(weights.shape, dtype=wide), "grad_values": torch.empty(case.values.shape, dtype=dtype)}
+    inner = numpy_empty(count.value, wide)
+    more = None if case.grad_weights is None else case.grad_weights.to(wide)
+    given = {"weights": weights.to(wide), "values": case.values, "grad_context": case.grad_context, "grad_weights": more}
+    machines = []
+    for number, launch in enumerate(how):
+        arguments = Struct({
+            "shape": shape_struct(*sizes),
+            **{name: tensor_struct(tensor) for name, tensor in given.items()},
+            "visibility": visibility_of(case),
+            **{name: tensor_struct(tensor, number == 0) for name, tensor in found.items()},
+            "inner": Buffer(inner, 0, number == 0) if inner.size else None,
+        })  # fmt: skip
+        machine = Machine(kernel("score_gradients.cu", launch.kernel.decode()), **options)
         if launch.blocks:
             machine.launch(launch.blocks, launch.threads, [arguments], launch.shared)
         machines.append(machine)

@@ -2,7 +2,7 @@
 // score, x = X Y = e^(2q) e^(2k) and r = 1 / (1 + x). With h = g r^2 these are dq = 4 v X sum_s h Y and dk = 4 v Y sum_t h X, in which
 // nothing cancels, and as g r = h + h x, dv = sum g - 2 (sum h + sum_t dq / 4 v).
 //
-// A lane has two channels, whose reciprocals merge into one, and some positions of the source, whose sums over queries it holds in registers.
+// A lane has two channels, whose reciprocals merge into one, and some positions of the source, with their sums over queries, in registers.
 // Its sums over positions go to shared memory, where those of all warps are added in order, a tile of queries at a time.
 #pragma once
 
@@ -26,6 +26,12 @@ using PairOf = std::conditional_t<sizeof(R) == 4, Pair, Two<R>>;
 constexpr bool kPacked = true;
 #else
 constexpr bool kPacked = false;
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 1000
+constexpr bool kVectors = true;  // whether a thread's factors come at once; from sm_100 on there are no registers for that
+#else
+constexpr bool kVectors = false;
 #endif
 
 // A gradient as the kernel multiplies by it: packed arithmetic by itself, twice by the root of its magnitude, of its sign.
@@ -94,6 +100,12 @@ struct Staged {
         gradients(columns + blockDim.x),
         factors(reinterpret_cast<R*>(gradients + blockDim.x)),
         tops(reinterpret_cast<int*>(factors + kBackwardQueries * kBackwardPositions * (blockDim.x / 32))) {}
+};
+
+// Of a thread's positions, in whole vectors.
+template <class P>
+struct alignas(16) Factors {
+  P pairs[kBackwardPositions / 2];
 };
 
 // This lane's two channels in the rows of one batch and head.
@@ -240,17 +252,21 @@ struct Gradients {
   template <bool Careful>
   __device__ __forceinline__ void sweep(int tile, int count, bool small) {
     const Two<R>* powers = staged.exponentials + lane;
-    const P* factors = reinterpret_cast<const P*>(staged.factors + warp * kBackwardPositions);
+    const R* row = staged.factors + warp * kBackwardPositions;
     Two<R>* sums = staged.sums + threadIdx.x;
 #pragma unroll(Careful ? 1 : 2)
-    for (int t = 0; t < count; ++t, powers += 32, factors += kBackwardPositions / 2 * warps, sums += blockDim.x) {
+    for (int t = 0; t < count; ++t, powers += 32, row += kBackwardPositions * warps, sums += blockDim.x) {
       const Two<R> x = *powers;
+      Factors<P> factors;
+      constexpr bool kAtOnce = kVectors && !Careful;
+      if constexpr (kAtOnce) factors = *reinterpret_cast<const Factors<P>*>(row);
       P query_sums[2] = {{0, 0}, {0, 0}};
       Two<R> whole{0, 0};
 #pragma unroll
       for (int i = 0; i < kBackwardPositions / 2; ++i) {
         P h0{0, 0}, h1{0, 0};
-        const P factor = factors[i], x0{x.x, x.x}, x1{x.y, x.y}, y0 = exponentials[i][0], y1 = exponentials[i][1];
+        const P factor = kAtOnce ? factors.pairs[i] : reinterpret_cast<const P*>(row)[i];
+        const P x0{x.x, x.x}, x1{x.y, x.y}, y0 = exponentials[i][0], y1 = exponentials[i][1];
         if constexpr (kFactored) squares(factor, multiply_add(x0, y0, P{1, 1}), multiply_add(x1, y1, P{1, 1}), h0, h1);
         if constexpr (Careful) {
           const int s = position + 2 * i;

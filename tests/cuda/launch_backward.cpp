@@ -1,5 +1,6 @@
 // The launches of the backward kernels, for tests to read.
 #include "../../csrc/cuda/additive_backward.h"
+#include "../../csrc/cuda/score_gradients.h"
 
 using namespace onepass;
 using namespace onepass::cuda;
@@ -26,4 +27,11 @@ extern "C" void additive_backward(
   scratch[0] = found.query_parts;
   scratch[1] = found.key_parts;
   scratch[2] = found.v_parts;
+}
+
+extern "C" void score_gradients(const Shape* shape, int dtype, int processors, int capability, Plain* launches, int64_t* inner) {
+  const auto found = score_gradients_launch(*shape, static_cast<Dtype>(dtype), {processors, capability});
+  launches[0] = plain(found.products);
+  launches[1] = plain(found.softmax);
+  *inner = found.inner;
 }
