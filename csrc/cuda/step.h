@@ -9,13 +9,13 @@
 
 namespace onepass::cuda {
 
-constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32;
+constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32, kMostQueries = 16;
 
 ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
 ONEPASS_ANYWHERE constexpr int64_t step_padded(int64_t width) { return up_to(width, 8); }  // a row of parts: whole vectors of any dtype
 ONEPASS_ANYWHERE constexpr int step_resident(int Q, int each, int size) { return Q * each == 1 && size == 4 ? 3 : 2; }  // blocks a processor
-ONEPASS_ANYWHERE constexpr int step_queries(int64_t T) { return T <= 1 ? 1 : T <= 4 ? 4 : T <= 8 ? 8 : 16; }  // W: a power of 2
+ONEPASS_ANYWHERE constexpr int step_queries(int64_t T) { return T <= 1 ? 1 : T <= 4 ? 4 : T <= 8 ? 8 : kMostQueries; }  // W: a power of 2
 ONEPASS_ANYWHERE constexpr int wide_size(int size) { return size == 8 ? 8 : 4; }
 
 // How the numbers of a position lie in shared memory: `each` for every query, then a gap that keeps neighbours in other banks.
@@ -35,22 +35,11 @@ struct StepLayout {
     const int64_t fold = kStepThreads * 16 / size, wide = wide_size(size);
     numbers = up_to((factors > fold ? factors : fold) * wide, 16);
     exchange = numbers + up_to(rows * step_stride(W, each) * wide, 16);
-    seen = exchange + (kStepWarps + 2) * W * wide;
+    seen = exchange + (kStepWarps + 2) * kMostQueries * wide;
     windows = seen + up_to(rows * 2, 16);
     total = windows + W * 8;
   }
 };
-
-// Bytes per second that a processor can take from memory: published bandwidth over processors.
-inline double memory_rate(const Device& device) {
-  switch (device.capability) {
-    case 80: return 2.039e12 / 108;
-    case 90: return 3.352e12 / 132;
-    case 100: return 7.672e12 / 148;
-    case 120: return 1.792e12 / 170;
-    default: return 1e10;
-  }
-}
 
 // `each`: numbers of a position and query; `width` and `additive`: of the sums over the width of rows, as step_factors takes them.
 // Where a row of queries is too wide for shared memory there is no kernel: no blocks and no name.
@@ -70,10 +59,11 @@ inline Launch step_launch(const std::string& family, const Shape& shape, Dtype d
   launch.blocks = groups * launch.splits;
   launch.threads = kStepThreads;
   launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, each, factors, size).total);
-  launch.resident = step_resident(Q, each, size);
+  const int fit = rates(device).shared / (launch.shared + 1024);
+  launch.resident = fit < step_resident(Q, each, size) ? fit : step_resident(Q, each, size);
   const double bytes = static_cast<double>(shape.B * shape.H * shape.S) * static_cast<double>(shape.A + shape.D) * size;
-  const double busy = 0.5 * static_cast<double>(launch.blocks);  // it takes two blocks to keep a processor's share of memory busy
-  launch.seconds = bytes / memory_rate(device) / (busy < 1 ? 1 : busy < device.processors ? busy : device.processors);
+  const double busy = 0.5 * static_cast<double>(launch.blocks) / device.processors;  // two blocks keep a processor's share of memory busy
+  launch.seconds = bytes / rates(device).bandwidth / (busy < 1 ? busy : 1);
   return launch;
 }
 

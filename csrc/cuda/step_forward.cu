@@ -24,7 +24,7 @@ ONEPASS_KERNELS(ONEPASS_DEFINE)
 namespace onepass::cuda {
 
 cudaError_t launch(const StepForward& args, const Launch& launch, cudaStream_t stream) {
-  static constexpr NamedKernel kernels[] = {ONEPASS_KERNELS(ONEPASS_LIST)};
+  static const NamedKernel kernels[] = {ONEPASS_KERNELS(ONEPASS_LIST)};
   return launch_named(kernels, args, launch, stream);
 }
 
