@@ -93,7 +93,8 @@ __device__ void step_forward(const StepForward& args) {
     for (int t = 0; t < place.steps; ++t) {
       R* scores = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t)) + place.first;
 #pragma unroll 1
-      for (int row = threadIdx.x; row < place.rows; row += kStepThreads) scores[row] = seen[row] >> t & 1 ? numbers[row * stride + t] : -INFINITY;
+      for (int row = threadIdx.x; row < place.rows; row += kStepThreads)
+        scores[row] = seen[row] >> t & 1 ? numbers[row * stride + t] : -INFINITY;
     }
   const int mine = threadIdx.x % W;
   R highest = -INFINITY, total = 0;
