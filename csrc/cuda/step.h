@@ -16,7 +16,9 @@ ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_
 ONEPASS_ANYWHERE constexpr int64_t step_padded(int64_t width) { return up_to(width, 8); }  // a row of parts: whole vectors of any dtype
 
 // Blocks that a processor is to hold, which bounds their registers.
-ONEPASS_ANYWHERE constexpr int step_resident(int Q, int each, int size) { return Q * each == 1 && size == 4 ? 3 : 2; }
+ONEPASS_ANYWHERE constexpr int step_resident(int Q, int each, int size) {
+  return Q * each == 1 && size == 4 ? 3 : Q == 4 && size == 8 ? 1 : 2;
+}
 
 ONEPASS_ANYWHERE constexpr int step_queries(int64_t T) { return T <= 1 ? 1 : T <= 4 ? 4 : T <= 8 ? 8 : kMostQueries; }  // W: a power of 2
 ONEPASS_ANYWHERE constexpr int wide_size(int size) { return size == 8 ? 8 : 4; }
