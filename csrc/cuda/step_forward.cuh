@@ -52,7 +52,7 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
   for (int t = 0; t < place.steps; ++t) {
     R* weights = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t));
     const R top = tops[t], inverse = inverses[t];
-    const bool finite = fabs(top) < R(INFINITY);
+    const bool finite = fabs(top) < R(INFINITY) && inverse == inverse;
     const Window seen = window(args.visibility, place.b, place.t + t, args.shape.S);
 #pragma unroll 1
     for (int s = threadIdx.x; s < args.shape.S; s += kStepThreads) {
