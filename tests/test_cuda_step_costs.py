@@ -18,7 +18,7 @@ REGISTERS = 64 * 1024  # of a processor, given to warps by 256
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dims", [Dims(1, 1, 512, 256, 256), Dims(2, 4, 128, 256, 256)], ids=str)
+@pytest.mark.parametrize("dims", [Dims(1, 1, 512, 256, 256), Dims(2, 4, 256, 256, 256)], ids=str)
 def test_bytes_and_wavefronts(dims: Dims, dtype: torch.dtype) -> None:
     """Keys and values are read once; what goes with them adds at most a twentieth, in two parts of one query and in one of four, as it is
     asked for and past the L1. Shared memory has no conflicts."""
