@@ -5,19 +5,17 @@ import functools
 import pathlib
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cuda_machine
 import numpy as np
 import torch
+from cases import accumulator
 from cuda_machine import DTYPES, shape_struct, tensor_struct, visibility_struct
 from ptx import Buffer, Kernel, Machine, Output, Struct
 from torch import Tensor
-
-from cases import accumulator
-
-SIZES = {torch.float32: 4, torch.float64: 8, torch.bfloat16: 2, torch.float16: 2}
 
 
 class Launch(NamedTuple):
@@ -36,7 +34,8 @@ def library() -> ctypes.CDLL:
     source = pathlib.Path(__file__).parent / "cuda" / "launch_step.cpp"
     with tempfile.TemporaryDirectory() as folder:
         target = f"{folder}/launch_step.so"
-        subprocess.run(["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", str(source), "-o", target], check=True)
+        options = ("-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
+        subprocess.run(["c++", *options, str(source), "-o", target], check=True)
         return ctypes.CDLL(target)
 
 
@@ -59,10 +58,11 @@ class Steps:
     cache: int | None = None
     machines: list[Machine] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
-    kernel_of = staticmethod(cuda_machine.kernel)
+    kernel_of: Callable[[str, str], Kernel] = cuda_machine.kernel
 
-    def forward(self, query: Tensor, keys: Tensor, values: Tensor, v: Tensor | None, scale: float, lengths: Tensor | None,
-                mask: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        self, query: Tensor, keys: Tensor, values: Tensor, v: Tensor | None, scale: float, lengths: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         sizes = sizes_of(query, keys, values)
         context = torch.empty((*query.shape[:-1], values.shape[-1]), dtype=query.dtype)
         weights = torch.empty((*query.shape[:-1], keys.shape[-2]), dtype=accumulator(query.dtype))
@@ -73,8 +73,10 @@ class Steps:
         }))  # fmt: skip
         return context, weights
 
-    def backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, values: Tensor,
-                 v: Tensor | None, scale: float, weights: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def backward(
+        self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, values: Tensor, v: Tensor | None,
+        scale: float, weights: Tensor, lengths: Tensor | None, mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         sizes = sizes_of(query, keys, values)
         grad_query = torch.empty(query.shape, dtype=query.dtype)
         grad_scores = torch.empty(weights.shape, dtype=weights.dtype)
@@ -86,14 +88,16 @@ class Steps:
         }))  # fmt: skip
         return grad_query, grad_scores
 
-    def launch(self, backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, arguments: Any) -> None:
+    def launch(
+        self, backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, arguments: Callable[[Any], Struct]
+    ) -> None:
         found = launch_of(backward, additive, sizes, dtype, self.processors)
         self.launches.append(found)
         if found.blocks == 0:
             return
         counters = np.zeros(found.blocks // found.splits, np.uint32)
         parts = Output(np.empty(found.parts, np.uint8)) if found.parts else None
-        code: Kernel = self.kernel_of(f"step_{'backward' if backward else 'forward'}.cu", found.kernel)
+        code = self.kernel_of(f"step_{'backward' if backward else 'forward'}.cu", found.kernel)
         machine = Machine(code, approximate=self.approximate, cache=self.cache)
         self.machines.append(machine)
         scratch = {"parts": parts, "counters": Buffer(counters), "splits": np.int32(found.splits)}

@@ -117,19 +117,23 @@ __device__ __forceinline__ void store_row(T* row, int at, int width, bool whole,
 
 // A block's place: batch, head, the first of its queries and how many there are, its part of the source.
 struct Place {
-  int W, b, h, group, split, splits, t, steps, first, rows;
+  int W, b, h, split, splits, t, steps, first, rows;
 
   __device__ __forceinline__ Place(const Shape& shape, int splits, int W) : W(W), splits(splits) {
     const unsigned T = shape.T, S = shape.S, H = shape.H, groups = (T + W - 1) / W, part = (S + splits - 1) / splits;
-    group = blockIdx.x / splits;
+    const unsigned group = blockIdx.x / splits, row = group / groups;
     split = blockIdx.x - group * splits;
-    const unsigned row = group / groups;
     t = (group - row * groups) * W;
     b = row / H;
     h = row - b * H;
     steps = min(static_cast<int>(T) - t, W);
     first = min(split * part, S);
     rows = min(part, S - first);
+  }
+
+  // Which of the groups of queries it has, computed only where it is asked for.
+  __device__ __forceinline__ int64_t group(const Shape& shape) const {
+    return (b * shape.H + h) * ceil_div(shape.T, W) + t / W;
   }
 };
 
@@ -154,11 +158,11 @@ __device__ __forceinline__ R over_threads(R x, int W, R* exchange, F combine) {
 #pragma unroll 1
   for (int distance = 16; distance >= W; distance /= 2) x = combine(x, __shfl_xor_sync(~0u, x, distance));
   __syncthreads();
-  if (threadIdx.x % 32 < W) exchange[threadIdx.x / 32 * W + threadIdx.x % 32] = x;
+  if (threadIdx.x % 32 < W) exchange[threadIdx.x / 32 * kMostQueries + threadIdx.x % 32] = x;
   __syncthreads();
   x = exchange[threadIdx.x % W];
 #pragma unroll
-  for (int warp = 1; warp < kStepWarps; ++warp) x = combine(x, exchange[warp * W + threadIdx.x % W]);
+  for (int warp = 1; warp < kStepWarps; ++warp) x = combine(x, exchange[warp * kMostQueries + threadIdx.x % W]);
   return x;
 }
 
@@ -329,20 +333,17 @@ __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const u
         while (far != 0) {
           const int which = __ffs(far) - 1, row = which / F::kFours;
           far &= far - 1;
-          R found[Q] = {};
           const int four = vector * N + which % F::kFours * F::kFour;
 #pragma unroll 1
-          for (int a = four; a < four + F::kFour && a < rows.width; ++a) {
-            const R key = wide(from[row * step * rows.stride + a]), weight = wide(v[a]);
+          for (int t = 0; t < Q && first + t < steps; ++t) {
+            R found = 0;
+#pragma unroll 1
+            for (int a = four; a < four + F::kFour && a < rows.width; ++a)
+              found += wide(v[a]) * hyperbolic_tangent(wide(queries.at(first + t)[a]) + wide(from[row * step * rows.stride + a]));
 #pragma unroll
-            for (int t = 0; t < Q; ++t)
-              if (first + t < steps) found[t] += weight * hyperbolic_tangent(wide(queries.at(first + t)[a]) + key);
+            for (int i = 0; i < kAtOnce * Q; ++i)
+              if (i / Q == row && i % Q == t) sums[i / Q][i % Q] += found;
           }
-#pragma unroll
-          for (int i = 0; i < kAtOnce; ++i)
-#pragma unroll
-            for (int t = 0; t < Q; ++t)
-              if (i == row) sums[i][t] += found[t];
         }
       }
     }
@@ -364,6 +365,7 @@ __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const u
 template <class T, int Q, int N>
 struct Itself {
   using R = Wide<T>;
+  static constexpr int kAtOnce = 4;
 
   __device__ __forceinline__ void begin(int, int) {}
 
@@ -392,7 +394,7 @@ template <class T, int Q, int Each, int N, class Terms, class Use>
 __device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int steps, const uint16_t* seen, int W,
                                             const Wide<T>* numbers, Wide<T>* fold, Terms terms, Use use) {
   using R = Wide<T>;
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = Terms::kAtOnce;
   const int vectors = static_cast<int>(ceil_div(rows.width, N)), stride = step_stride(W, Each), sets = W / Q;
   const int first = threadIdx.x % sets * Q, most = kStepThreads / sets;
   const unsigned everyone = (1u << Q) - 1;

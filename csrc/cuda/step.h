@@ -9,13 +9,18 @@
 
 namespace onepass::cuda {
 
-constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32;
+constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32, kMostQueries = 16;
 
 ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
 ONEPASS_ANYWHERE constexpr int64_t step_padded(int64_t width) { return up_to(width, 8); }  // a row of parts: whole vectors of any dtype
-ONEPASS_ANYWHERE constexpr int step_resident(int Q, int each, int size) { return Q * each == 1 && size == 4 ? 3 : 2; }  // blocks a processor
-ONEPASS_ANYWHERE constexpr int step_queries(int64_t T) { return T <= 1 ? 1 : T <= 4 ? 4 : T <= 8 ? 8 : 16; }  // W: a power of 2
+
+// Blocks that a processor is to hold, which bounds their registers.
+ONEPASS_ANYWHERE constexpr int step_resident(int Q, int each, int size) {
+  return Q * each == 1 && size == 4 ? 3 : Q == 4 && size == 8 ? 1 : 2;
+}
+
+ONEPASS_ANYWHERE constexpr int step_queries(int64_t T) { return T <= 1 ? 1 : T <= 4 ? 4 : T <= 8 ? 8 : kMostQueries; }  // W: a power of 2
 ONEPASS_ANYWHERE constexpr int wide_size(int size) { return size == 8 ? 8 : 4; }
 
 // How the numbers of a position lie in shared memory: `each` for every query, then a gap that keeps neighbours in other banks.
@@ -35,45 +40,45 @@ struct StepLayout {
     const int64_t fold = kStepThreads * 16 / size, wide = wide_size(size);
     numbers = up_to((factors > fold ? factors : fold) * wide, 16);
     exchange = numbers + up_to(rows * step_stride(W, each) * wide, 16);
-    seen = exchange + (kStepWarps + 2) * W * wide;
+    seen = exchange + (kStepWarps + 2) * kMostQueries * wide;
     windows = seen + up_to(rows * 2, 16);
     total = windows + W * 8;
   }
 };
 
-// Bytes per second that a processor can take from memory: published bandwidth over processors.
-inline double memory_rate(const Device& device) {
-  switch (device.capability) {
-    case 80: return 2.039e12 / 108;
-    case 90: return 3.352e12 / 132;
-    case 100: return 7.672e12 / 148;
-    case 120: return 1.792e12 / 170;
-    default: return 1e10;
-  }
-}
+// What a kernel of a step does: sums over the width of rows, then over rows. `each`: numbers of a position and query.
+struct StepWork {
+  std::string family;
+  int each;
+  bool additive;                     // the sums over the width
+  int64_t row_width, column_width;
+  double row_slots, column_slots;    // issue slots of an element and thread, as compiled for sm_90
+};
 
-// `each`: numbers of a position and query; `width` and `additive`: of the sums over the width of rows, as step_factors takes them.
 // Where a row of queries is too wide for shared memory there is no kernel: no blocks and no name.
-inline Launch step_launch(const std::string& family, const Shape& shape, Dtype dtype, int each, int64_t width, bool additive,
-                          const Device& device) {
+inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work, const Device& device) {
   static const char* const names[] = {"f32", "f64", "bf16", "f16"};
   const int size = size_of(dtype), W = step_queries(shape.T), Q = W == 1 ? 1 : 4;
-  const int64_t factors = step_factors(width, W, size, additive), per_row = step_stride(W, each) * wide_size(size);
+  const int64_t factors = step_factors(work.row_width, W, size, work.additive), per_row = step_stride(W, work.each) * wide_size(size);
   const int64_t most = 16 * 1024 / per_row;  // positions of a part
   Launch launch;
-  if (StepLayout(most, W, each, factors, size).total > 99 * 1024) return launch;
+  if (StepLayout(most, W, work.each, factors, size).total > 99 * 1024) return launch;
   const int64_t groups = shape.B * shape.H * ceil_div(shape.T, W);
   const int64_t wanted = ceil_div(2 * device.processors, groups > 0 ? groups : 1), useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
   const int64_t fewest = ceil_div(shape.S, most), splits = wanted < useful ? wanted : useful;
-  launch.kernel = family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(Q);
+  launch.kernel = work.family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(Q);
   launch.splits = static_cast<int>(splits > fewest ? splits : fewest > 1 ? fewest : 1);
   launch.blocks = groups * launch.splits;
   launch.threads = kStepThreads;
-  launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, each, factors, size).total);
-  launch.resident = step_resident(Q, each, size);
-  const double bytes = static_cast<double>(shape.B * shape.H * shape.S) * static_cast<double>(shape.A + shape.D) * size;
-  const double busy = 0.5 * static_cast<double>(launch.blocks);  // it takes two blocks to keep a processor's share of memory busy
-  launch.seconds = bytes / memory_rate(device) / (busy < 1 ? 1 : busy < device.processors ? busy : device.processors);
+  launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, work.each, factors, size).total);
+  const Rates rate = rates(device);
+  const int fit = rate.shared / (launch.shared + 1024), meant = step_resident(Q, work.each, size);
+  launch.resident = fit < meant ? fit : meant;
+  const double rows = static_cast<double>(shape.B * shape.H * shape.S), wide = static_cast<double>(work.row_width);
+  const double across = static_cast<double>(work.column_width), busy = 0.5 * static_cast<double>(launch.blocks) / device.processors;
+  const double bytes = rows * (wide + across) * size / rate.bandwidth;
+  const double slots = rows * (wide * work.row_slots + across * work.column_slots) * (W / Q) / (128 * rate.clock * device.processors);
+  launch.seconds = (bytes > slots ? bytes : slots) / (busy < 1 ? busy : 1);  // two blocks keep a processor's share of memory busy
   return launch;
 }
 

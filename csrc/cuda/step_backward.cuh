@@ -12,6 +12,7 @@ namespace onepass::cuda {
 template <class T, int Q, int N>
 struct Slopes {
   using R = Wide<T>;
+  static constexpr int kAtOnce = Q == 1 ? 4 : 3;  // rows in flight, as registers allow
   const Rows<T> queries;
   const int steps;
   R powers[Q][N];
@@ -120,7 +121,7 @@ __device__ __forceinline__ void combine_backward(const StepBackward& args, const
 #pragma unroll 1
     for (int i = threadIdx.x / W; i < place.splits; i += kStepThreads / W) mean += parts.pair(i, mine)[0];
   mean = over_threads(mean, W, exchange, plus<R>);
-  R* means = exchange + kStepWarps * W;
+  R* means = exchange + kStepWarps * kMostQueries;
   if (threadIdx.x < W) means[mine] = mean;
   __syncthreads();
 #pragma unroll 1
@@ -235,7 +236,7 @@ __device__ void step_backward(const StepBackward& args) {
                               store_row<R, N>(row + parts.padded / 2, at, query.width, true, sums(1));
                             }
                           });
-  if (!alone && comes_last(args.counters + place.group, args.splits)) combine_backward<T, Additive>(args, place, exchange);
+  if (!alone && comes_last(args.counters + place.group(shape), args.splits)) combine_backward<T, Additive>(args, place, exchange);
 }
 
 }  // namespace onepass::cuda

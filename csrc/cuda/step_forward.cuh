@@ -24,7 +24,7 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
     if (sum != R(0)) total += sum * softmax_term(parts.pair(i, mine)[0], highest);
   }
   total = over_threads(total, W, exchange, plus<R>);
-  R *tops = exchange + kStepWarps * W, *inverses = tops + W;
+  R *tops = exchange + kStepWarps * kMostQueries, *inverses = tops + kMostQueries;
   if (threadIdx.x < W) {
     tops[mine] = highest;
     inverses[mine] = total == R(0) ? R(0) : R(1) / total;
@@ -52,7 +52,7 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
   for (int t = 0; t < place.steps; ++t) {
     R* weights = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t));
     const R top = tops[t], inverse = inverses[t];
-    const bool finite = fabs(top) < R(INFINITY);
+    const bool finite = fabs(top) < R(INFINITY) && inverse == inverse;
     const Window seen = window(args.visibility, place.b, place.t + t, args.shape.S);
 #pragma unroll 1
     for (int s = threadIdx.x; s < args.shape.S; s += kStepThreads) {
@@ -75,7 +75,7 @@ __device__ void step_forward(const StepForward& args) {
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
   const Rows<T> query(args.query, place.b, place.h, place.t, shape.A);
-  const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A), values(args.values, place.b, place.h, place.first, shape.D);
+  const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A);
   const Factors<T, Additive> factors(reinterpret_cast<R*>(shared), W, query.width);
   const T* v = static_cast<const T*>(args.v.data) + place.h * args.v.head;
 
@@ -93,7 +93,8 @@ __device__ void step_forward(const StepForward& args) {
     for (int t = 0; t < place.steps; ++t) {
       R* scores = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t)) + place.first;
 #pragma unroll 1
-      for (int row = threadIdx.x; row < place.rows; row += kStepThreads) scores[row] = seen[row] >> t & 1 ? numbers[row * stride + t] : -INFINITY;
+      for (int row = threadIdx.x; row < place.rows; row += kStepThreads)
+        scores[row] = seen[row] >> t & 1 ? numbers[row * stride + t] : -INFINITY;
     }
   const int mine = threadIdx.x % W;
   R highest = -INFINITY, total = 0;
@@ -112,7 +113,7 @@ __device__ void step_forward(const StepForward& args) {
     total += term;
   }
   total = over_threads(total, W, exchange, plus<R>);
-  R* inverses = exchange + kStepWarps * W;
+  R* inverses = exchange + kStepWarps * kMostQueries;
   if (threadIdx.x < W) {
     inverses[mine] = total == R(0) ? R(0) : softmax_term(highest, highest) / total;
     if (!alone && mine < place.steps) {
@@ -123,6 +124,7 @@ __device__ void step_forward(const StepForward& args) {
   }
   __syncthreads();
 
+  const Rows<T> values(args.values, place.b, place.h, place.first, shape.D);
   column_sums<T, Q, 1, N>(values, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), Itself<T, Q, N>{},
                           [&](int t, int at, auto sums) {
                             R(&context)[N] = sums(0);
@@ -143,7 +145,7 @@ __device__ void step_forward(const StepForward& args) {
       for (int row = threadIdx.x; row < place.rows; row += kStepThreads)
         weights[row] = seen[row] >> t & 1 ? numbers[row * stride + t] * inverses[t] : R(0);
     }
-  } else if (comes_last(args.counters + place.group, args.splits)) {
+  } else if (comes_last(args.counters + place.group(shape), args.splits)) {
     combine_forward<T>(args, place, exchange);
   }
 }

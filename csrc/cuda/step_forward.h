@@ -17,7 +17,10 @@ struct StepForward {
 };
 
 inline Launch step_forward_launch(const Shape& shape, Dtype dtype, bool additive, const Device& device) {
-  return step_launch(additive ? "additive_step_forward" : "multiplicative_step_forward", shape, dtype, 1, shape.A, additive, device);
+  const bool one = shape.T <= 1;
+  const double row = additive ? (one ? 20 : 34) : one ? 5.5 : 9, column = one ? 7 : 12.5;
+  const StepWork work{additive ? "additive_step_forward" : "multiplicative_step_forward", 1, additive, shape.A, shape.D, row, column};
+  return step_launch(shape, dtype, work, device);
 }
 
 inline int64_t step_forward_parts(const Shape& shape, Dtype dtype, const Launch& launch) {

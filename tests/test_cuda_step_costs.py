@@ -1,0 +1,78 @@
+"""What the CUDA kernels of steps promise of their costs: bytes, shared memory without conflicts, no spills, blocks side by side, slots."""
+
+import pathlib
+import re
+import subprocess
+from collections.abc import Sequence
+
+import cuda_machine
+import pytest
+import torch
+from cases import Dims, build
+from cuda_step import Steps, launch_of
+
+pytestmark = pytest.mark.skipif(cuda_machine.NVCC is None, reason="needs nvcc, to compile kernels")
+
+ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+REGISTERS = 64 * 1024  # of a processor, given to warps by 256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dims", [Dims(1, 1, 512, 256, 256), Dims(2, 4, 256, 256, 256)], ids=str)
+def test_bytes_and_wavefronts(dims: Dims, dtype: torch.dtype) -> None:
+    """Keys and values are read once; what goes with them adds at most a twentieth, in two parts of one query and in one of four, as it is
+    asked for and past the L1. Shared memory has no conflicts."""
+    case = build("additive", dims, dtype)
+    device = Steps(cache=32 * 1024)
+    context, weights = device.forward(case.query, case.keys, case.values, case.v, 1.0, None, None)
+    grads = torch.ones_like(context), torch.ones_like(weights)
+    grad_query, grad_scores = device.backward(*grads, case.query, case.keys, case.values, case.v, 1.0, weights, None, None)
+    assert [launch.splits for launch in device.launches] == [3 - dims.batch] * 2
+    inputs = [case.query, case.keys, case.values, case.v]
+    needs = (total([*inputs, context, weights]), total([*inputs, *grads, weights, grad_query, grad_scores]))
+    for machine, necessary in zip(device.machines, needs, strict=True):
+        traffic = list(machine.global_bytes.values())
+        asked, moved = sum(each.loaded + each.stored for each in traffic), sum(each.fetched + each.written for each in traffic)
+        assert max(asked, moved) <= 1.05 * necessary, f"{machine.kernel.name}: {asked} bytes, {moved} past L1, {necessary} necessary"
+        assert machine.counts["shared wavefronts"] <= 1.05 * machine.counts["shared wavefronts at least"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_registers(direction: str, architecture: str, tmp_path: pathlib.Path) -> None:
+    """No spills, and as many blocks on a processor as launches say."""
+    (tmp_path / "step.ptx").write_text(cuda_machine.ptx(f"step_{direction}.cu"))
+    command = [str(cuda_machine.NVCC), "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", "step.ptx", "-o", "step.cubin"]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    kernels = re.findall(
+        r"function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", said.stderr + said.stdout, re.S
+    )
+    assert len(kernels) == 16
+    for name, stores, loads, registers in kernels:
+        dtype = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}[name.split("_")[3]]
+        sizes = (1, 1, 1 if name.endswith("_1") else 4, 500, 512, 512)
+        launch = launch_of(direction == "backward", name.startswith("additive"), sizes, dtype, 132, int(architecture))
+        assert launch.kernel == name
+        assert (stores, loads) == ("0", "0"), name
+        per_warp = -(-int(registers) * 32 // 256) * 256
+        assert REGISTERS // per_warp // (launch.threads // 32) >= launch.resident, f"{name}: {registers} registers"
+
+
+def test_arithmetic_hides_behind_memory() -> None:
+    """With one query, on an A100 and an H100, the issue slots that launches count take less time than their bytes."""
+    for capability, processors, bandwidth in ((80, 108, 2.039e12), (90, 132, 3.352e12)):
+        for backward in (False, True):
+            for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+                sizes = (4 * processors, 1, 1, 400, 512, 512)
+                launch = launch_of(backward, True, sizes, dtype, processors, capability)
+                assert launch.seconds == pytest.approx(sizes[0] * 400 * 1024 * size / bandwidth)
+
+
+def test_widths_that_no_kernel_takes() -> None:
+    for backward, sizes in ((False, (1, 1, 1, 5, 30000, 8)), (True, (1, 1, 1, 5, 8, 30000))):
+        found = launch_of(backward, True, sizes, torch.float32, 132)
+        assert (found.kernel, found.blocks) == ("", 0)
+
+
+def total(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
