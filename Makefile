@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both first make .venv and install the package into it.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+ARCHS ?= 80
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -32,12 +33,13 @@ peers:
 	.venv-peers/bin/python -m pip install -q --no-deps -r benchmarks/peers.txt
 	.venv-peers/bin/python -m onepass.benchmarks.check_peers
 
-# torch first and by itself: the build takes its headers from the environment (see setup.py).
+# torch first and by itself: the build takes its headers from the environment (see setup.py). CUDA kernels, where there is nvcc, are built for
+# one architecture here, which newer GPUs translate.
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=2.13" wheel
-	ONEPASS_CPU=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,seq2seq]"
+	ONEPASS_CPU=1 ONEPASS_CUDA_ARCHS="$(ARCHS)" $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,seq2seq]"
 	touch $@
 
 clean:

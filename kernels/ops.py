@@ -297,23 +297,6 @@ def additive_backward(
     return grad_query, grad_keys, values_gradient(weights, grad_context, values, lengths, mask), grad_v
 
 
-def additive_backward_on_cuda(
-    grad_context: Tensor | None,
-    grad_weights: Tensor | None,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    v: Tensor,
-    weights: Tensor,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """:func:`additive_backward`, from the gradients of scores on by the CUDA kernels."""
-    gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
-    grad_query, grad_keys, grad_v = torch.ops.onepass_cuda.additive_scores_backward(gradients, query, keys, v, lengths, mask)
-    return grad_query, grad_keys, values_gradient(weights, grad_context, values, lengths, mask), grad_v
-
-
 def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     if grad_context is None:
         return values.new_zeros(values.shape)

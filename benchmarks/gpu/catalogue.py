@@ -103,20 +103,21 @@ def entries(target: str) -> list[Entry]:
         add("additive_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
     for shape in (Shape(2, 5, 512, 128, 128), Shape(2, 1, 512, 256, 256)):
         add("additive_forward", AMPLE, shape, *shape.tensors("TA", "SA", "SD", "A"), None, None)
-    for shape, processors, kinds in (
-        (Shape(1, 64, 256, 64, 128), BUSY, (0, 1, 2, 3)), (Shape(1, 64, 256, 64, 128, half), BUSY, (2,)), (step, AMPLE, (0, 2)),
+    every: tuple[int, ...] = (0, 1, 2, 3)
+    for shape, processors, some in (
+        (Shape(1, 64, 256, 64, 128), BUSY, every), (Shape(1, 64, 256, 64, 128, half), BUSY, (2,)), (step, AMPLE, (0, 2)),
     ):  # fmt: skip
-        for lengths, mask in (shape.limits()[kind] for kind in kinds):
+        for lengths, mask in (shape.limits()[kind] for kind in some):
             add("additive_forward", processors, shape, *shape.tensors("TA", "SA", "SD", "A"), lengths, mask)
-    for shape, kinds in ((Shape(1, 64, 64, 64, 256), (0, 2, 3)), (Shape(1, 64, 64, 64, 256, half), (2,))):
-        for lengths, mask in (shape.limits()[kind] for kind in kinds):
+    for shape, some in ((Shape(1, 64, 64, 64, 256), (0, 2, 3)), (Shape(1, 64, 64, 64, 256, half), (2,))):
+        for lengths, mask in (shape.limits()[kind] for kind in some):
             add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, lengths, mask, False)
     for shape in (BAR, Shape(1, 64, 128, 256, 128, half), Shape(2, 20, 64, 128, 64)):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), None, None)
-    for shape, kinds in ((Shape(1, 64, 64, 128, 64), (0, 1, 2, 3)), (Shape(1, 64, 64, 128, 64, half), (2,))):
+    for shape, some in ((Shape(1, 64, 64, 128, 64), (0, 1, 2, 3)), (Shape(1, 64, 64, 128, 64, half), (2,))):
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
-        for lengths, mask in (shape.limits()[kind] for kind in kinds):
+        for lengths, mask in (shape.limits()[kind] for kind in some):
             add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), lengths, mask)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
         add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)

@@ -9,6 +9,7 @@
 #include "../ops/named.h"
 #include "additive_backward.h"
 #include "additive_forward.h"
+#include "score_gradients.h"
 #include "step_backward.h"
 #include "step_forward.h"
 
@@ -16,6 +17,7 @@ namespace onepass::cuda {
 
 cudaError_t launch(const AdditiveForward& args, const Launch& how, cudaStream_t stream);
 cudaError_t launch(const AdditiveBackward& args, const Launch& how, cudaStream_t stream);
+cudaError_t launch(const ScoreGradients& args, const Launch& how, cudaStream_t stream);
 cudaError_t launch(const StepForward& args, const Launch& how, cudaStream_t stream);
 cudaError_t launch(const StepBackward& args, const Launch& how, cudaStream_t stream);
 
@@ -23,6 +25,7 @@ namespace {
 
 using Two = std::tuple<TorchTensor, TorchTensor>;
 using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
+using Four = std::tuple<TorchTensor, TorchTensor, TorchTensor, TorchTensor>;
 
 void check(cudaError_t code, const char* what) {
   ONEPASS_CHECK(code == cudaSuccess, what, ": ", cudaGetErrorString(code));
@@ -76,9 +79,13 @@ class Call {
   }
 
   // What a profiler sees of the op, until the name goes out of scope; the current stream's kernels count as its own.
+  Named named(const char* op, const Shape& shape, const Visibility& visibility, Dtype dtype) const {
+    return {op, shape, visibility, dtype, dtype, "cuda"};
+  }
+
   template <class Args>
   Named named(const char* op, const Args& args) const {
-    return {op, args.shape, args.visibility, args.query.dtype, args.query.dtype, "cuda"};
+    return named(op, args.shape, args.visibility, args.query.dtype);
   }
 
   template <class Args>
@@ -111,9 +118,10 @@ void step(Call& call, StepForward& args, bool additive) {
 }
 
 void attend(Call& call, const AdditiveForward& args) {
-  if (args.context.data != nullptr && args.shape.T <= kFewQueries) {
-    StepForward few{args.shape, args.query, args.keys, args.values, args.v, 1.0, args.visibility, args.context, args.weights};
-    return step(call, few, true);
+  const bool few = args.context.data != nullptr && args.shape.T <= kFewQueries;
+  if (few && step_forward_launch(args.shape, args.query.dtype, true, call.device()).threads > 0) {
+    StepForward taken{args.shape, args.query, args.keys, args.values, args.v, 1.0, args.visibility, args.context, args.weights};
+    return step(call, taken, true);
   }
   call.run(args, additive_forward_launch(args.shape, args.query.dtype, call.device()));
 }
@@ -156,34 +164,69 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
   return scores;
 }
 
-Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths,
-                      OptionalTensor mask) {
-  Call call(query);
-  Arguments in(query);
+int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }  // of a number that it is computed in
+
+// From gradients of scores on.
+Three tanh_gradients(Call& call, Arguments& in, const Shape& s, const Tensor& grad_scores, const TorchTensor& query, const TorchTensor& keys,
+                     const TorchTensor& v, const Visibility& visibility) {
   AdditiveBackward args;
-  args.shape = shape_of_call(query, keys, 0);
-  const Shape& s = args.shape;
+  args.shape = s;
   TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
   TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
   TorchTensor grad_v = empty(query, in.width_of_v(s));
   args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
   args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
   args.v = in.in("v", v, in.width_of_v(s));
-  args.grad_scores = in.in("grad_scores", grad_scores, in.with_heads(s, s.T, s.S), accumulator(query));
-  args.visibility = in.visibility(lengths, mask, s);
+  args.grad_scores = grad_scores;
+  args.visibility = visibility;
   args.grad_query = in.view("grad_query", grad_query);
   args.grad_keys = in.view("grad_keys", grad_keys);
   args.grad_v = in.view("grad_v", grad_v);
-  const Named named = call.named("additive_scores_backward", args);
   const BackwardLaunch how = additive_backward_launch(s, args.query.dtype, call.device());
-  const int64_t wide = args.query.dtype == Dtype::f64 ? 8 : 4;
   args.parts = how.parts;
-  args.query_parts = call.scratch(how.query_parts * wide);
-  args.key_parts = call.scratch(how.key_parts * wide);
-  args.v_parts = call.scratch(how.v_parts * wide);
+  args.query_parts = call.scratch(how.query_parts * bytes_of(args.query.dtype));
+  args.key_parts = call.scratch(how.key_parts * bytes_of(args.query.dtype));
+  args.v_parts = call.scratch(how.v_parts * bytes_of(args.query.dtype));
   call.run(args, how.gradients);
   call.run(args, how.sums);
   return {grad_query, grad_keys, grad_v};
+}
+
+Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths,
+                      OptionalTensor mask) {
+  Call call(query);
+  Arguments in(query);
+  const Shape s = shape_of_call(query, keys, 0);
+  const Visibility visibility = in.visibility(lengths, mask, s);
+  const TorchTensor wide = grad_scores.scalar_type() == accumulator(query) ? grad_scores : torch::stable::to(grad_scores, accumulator(query));
+  const Tensor gradients = in.in("grad_scores", wide, in.with_heads(s, s.T, s.S), accumulator(query));
+  const Named named = call.named("additive_scores_backward", s, visibility, dtype_of("query", query));
+  return tanh_gradients(call, in, s, gradients, query, keys, v, visibility);
+}
+
+Four backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys, TorchTensor values,
+              TorchTensor v, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
+  Call call(query);
+  Arguments in(query);
+  ScoreGradients args;
+  args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
+  const Shape& s = args.shape;
+  TorchTensor grad_scores = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
+  TorchTensor grad_values = empty(query, in.with_heads(s, s.S, s.D));
+  args.weights = in.in("weights", weights, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+  args.grad_context = in.in("grad_context", grad_context, in.with_heads(s, s.T, s.D));
+  args.grad_weights = in.in("grad_weights", grad_weights, in.with_heads(s, s.T, s.S), accumulator(query));
+  args.visibility = in.visibility(lengths, mask, s);
+  args.grad_scores = in.view("grad_scores", grad_scores);
+  args.grad_values = in.view("grad_values", grad_values);
+  const Named named = call.named("additive_backward", s, args.visibility, args.values.dtype);
+  const ScoreGradientsLaunch how = score_gradients_launch(s, args.values.dtype, call.device());
+  args.inner = call.scratch(how.inner * bytes_of(args.values.dtype));
+  call.run(args, how.products);
+  call.run(args, how.softmax);
+  auto [grad_query, grad_keys, grad_v] = tanh_gradients(call, in, s, args.grad_scores, query, keys, v, args.visibility);
+  return {grad_query, grad_keys, grad_values, grad_v};
 }
 
 // Arguments of a step over a memory.
@@ -284,6 +327,7 @@ std::tuple<int64_t, int64_t> versions() {
 
 STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CUDA, library) {
   library.impl("additive_forward", TORCH_BOX(&forward));
+  library.impl("additive_backward", TORCH_BOX(&backward));
   library.impl("additive_scores", TORCH_BOX(&scores));
   library.impl("additive_scores_backward", TORCH_BOX(&scores_backward));
   library.impl("additive_step", TORCH_BOX(&additive_step));

@@ -17,8 +17,8 @@ from onepass._calls import call_of
 from onepass._schemas import SCHEMAS
 
 IN_CUDA = {  # the ops that onepass/_cuda has
-    "additive_forward", "additive_scores", "additive_scores_backward", "additive_step", "additive_step_backward", "multiplicative_step",
-    "multiplicative_step_backward",
+    "additive_forward", "additive_backward", "additive_scores", "additive_scores_backward", "additive_step", "additive_step_backward",
+    "multiplicative_step", "multiplicative_step_backward",
 }  # fmt: skip
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -69,11 +69,11 @@ def cuda_build() -> str:
         return "no C++ compiler when onepass was installed"
 
 
-def _in_triton(name: str, function: str) -> Callable[..., Any]:
-    """The op by a function of onepass.kernels.ops, which is imported when the first call comes."""
+def _in_triton(name: str) -> Callable[..., Any]:
+    """The op on Triton, which is imported when the first call comes."""
 
     def call(*arguments: Any) -> Any:
-        op = getattr(importlib.import_module("onepass.kernels.ops"), function)
+        op = importlib.import_module("onepass.kernels.ops").OPS[name]
         if not torch.autograd.profiler._is_profiler_enabled:
             return op(*arguments)
         with torch._C._profiler._RecordFunctionFast(str(call_of(name, arguments))):  # an op, so that kernels count as its own
@@ -91,10 +91,9 @@ def _register_triton() -> str | None:
             continue
         if missing is None:
             for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-                _ops.impl(name, _in_triton(name, name), key)  # type: ignore[no-untyped-call]
+                _ops.impl(name, _in_triton(name), key)  # type: ignore[no-untyped-call]
         if name not in IN_CUDA or cuda_error is not None:
-            by_both = name == "additive_backward" and cuda_error is None
-            call = _in_triton(name, f"{name}_on_cuda" if by_both else name) if missing is None else _refuses(name, missing)
+            call = _in_triton(name) if missing is None else _refuses(name, missing)
             _cuda_ops.impl(name, call, "CUDA")  # type: ignore[no-untyped-call]
     return missing
 

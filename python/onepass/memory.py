@@ -350,6 +350,10 @@ def _checked(
     kept = torch.bfloat16 if dtype == torch.bfloat16 != keys.dtype else None
     family = "multiplicative" if v is None else "additive"
     taken = pick_backend(backend, inputs.query, keys, values, family)
+    if taken == "cuda" and kept is not None:
+        if backend == "cuda":
+            raise RuntimeError(f"backend 'cuda' cannot serve this call: it has no kernels of {keys.dtype} over memories kept in {kept}")
+        taken = pick_backend("triton", inputs.query, keys, values, family)
     return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, taken)
 
 
