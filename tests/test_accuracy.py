@@ -128,3 +128,17 @@ def test_one_step(family: str, heads: int, hidden: str, backend: str) -> None:
     stepped = call(case.replace(query=case.query.squeeze(-2), mask=mask), backend)
     for got, expected in zip(stepped, call(case, backend), strict=True):
         assert torch.equal(got, expected.squeeze(-2))
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("steps", [1, 9])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_long_sums(family: str, steps: int, backend: str, isa: str) -> None:
+    """A context of 2^14 equal weights rounds no oftener than eager's, twice over, and once more."""
+    source = 2**14
+    case = build(family, Dims(batch=1, steps=steps, source=source, width=9, value_width=32))
+    values = torch.rand(case.values.shape, generator=torch.Generator().manual_seed(0))
+    case = case.replace(query=torch.zeros_like(case.query), keys=torch.zeros_like(case.keys), values=values)
+    exact = values.double().mean(1, keepdim=True)
+    mine, eager = ((call(case, name)[0].double() - exact).abs() for name in (backend, "reference"))
+    assert (mine <= 2 * eager.max() + torch.finfo(torch.float32).eps * exact).all()
