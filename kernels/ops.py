@@ -195,7 +195,7 @@ def score_gradients(
     (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
     context, context_strides = none if grad_context is None else rows_of(grad_context)
     more, more_strides = none if grad_weights is None else rows_of(grad_weights)
-    tile = tiles.products_tile(T, rows.dtype)
+    tile = tiles.products_tile(T, rows.dtype, by_query=lengths is not None and lengths.dim() > 1)
     splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device), tile.warps)
     per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS
     splits = max(1, -(-S // per_split))

@@ -76,12 +76,13 @@ def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool) -> Tile:
     return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), registers=255)
 
 
-def products_tile(T: int, dtype: torch.dtype) -> Tile:
-    """Of the kernels that are matrix products: gradients of weights, sums over the source and over queries."""
+def products_tile(T: int, dtype: torch.dtype, by_query: bool = False) -> Tile:
+    """Of the kernels that are matrix products: gradients of weights, sums over the source and over queries. What queries see by themselves
+    takes registers too."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BD=32)
-    narrow = dtype != torch.float32  # whose products, left to themselves, are given 96 registers on sm_100, and spill
-    return Tile(BT=16 if T <= 16 else 32, BS=64, BD=32, registers=255 if narrow else None)
+    BT, wide = 16 if T <= 16 else 32, dtype == torch.float32
+    return Tile(BT, BS=64, BD=16 if by_query and wide else 32, registers=255 if BT == 16 or not wide else None)
 
 
 def tanh_gradients_tile(rows: int, T: int, S: int, A: int, device: Device) -> Tile:
