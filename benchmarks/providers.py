@@ -136,12 +136,11 @@ FORMULAE: dict[str, Formula] = {"additive": eager_additive, "multiplicative": ea
 
 
 def _backend(name: str) -> None:
-    @provider(
-        f"onepass {name}",
-        FUNCTIONS,
-        optional=name == "reference",  # as eager
-        more_reasons=lambda workload: _backends.not_supported_reasons(name, torch.device(workload.device)),
-    )
+    def reasons(workload: Workload) -> list[str]:
+        family = "multiplicative" if workload.family == "multiplicative" else "additive"
+        return _backends.not_supported_reasons(name, torch.device(workload.device), family, workload.shape.T)
+
+    @provider(f"onepass {name}", FUNCTIONS, optional=name == "reference", more_reasons=reasons)  # the reference is as eager
     def prepare(workload: Workload, direction: str) -> Run:
         function = FUNCTIONS[workload.family]
         return differentiated(lambda *inputs: function(*inputs, backend=name), workload, direction)

@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: the contract's bounds, padding, repeatability, CUDA graphs. Where there is no GPU they skip, and say so."""
+"""The Triton and CUDA kernels on a GPU: bounds of the contract, padding, repeatability, CUDA graphs. Without one they skip, and say so."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from cases import DTYPES, FAMILIES, Case, Dims, build, garbage, results
 from torch import Tensor
 
 import onepass
+from onepass._backends import not_supported_reasons
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 SHAPES = [Dims(2, 3, 37, 12, 20), Dims(2, 70, 130, 64, 48), Dims(1, 1, 1000, 256, 256), Dims(2, 5, 64, 33, 17, heads=3)]
@@ -20,30 +21,40 @@ def on_gpu(case: Case) -> Case:
     return case.replace(**{name: value.cuda() for name, value in fields.items() if isinstance(value, Tensor)})
 
 
-def found(case: Case) -> dict[str, Tensor]:
-    return {name: result.cpu() for name, result in results(on_gpu(case), "triton").items()}
+@pytest.fixture(params=["triton", "cuda"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def found(case: Case, name: str) -> dict[str, Tensor]:
+    """On the backend, or a skip with the reasons why it does not serve the call."""
+    family = "multiplicative" if case.family == "multiplicative" else "additive"
+    reasons = not_supported_reasons(name, torch.device("cuda", torch.cuda.current_device()), family, case.steps())
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    return {output: result.cpu() for output, result in results(on_gpu(case), name).items()}
 
 
 @pytest.mark.parametrize("dims", SHAPES, ids=str)
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bounds(family: str, dtype: torch.dtype, hidden: str, dims: Dims, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds(family: str, dtype: torch.dtype, hidden: str, dims: Dims, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result within twice eager's error and the roundings that the contract grants."""
     monkeypatch.setattr(tolerance, "factors_are_rounded", True)
     case = build(family, dims, dtype, hidden=hidden)
-    tolerance.check(found(case), case)
+    tolerance.check(found(case, name), case)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN[1:])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_and_repetition(family: str, hidden: str) -> None:
+def test_padding_and_repetition(family: str, hidden: str, name: str) -> None:
     """The same bits again, and with NaN where nothing is visible."""
     case = build(family, SHAPES[1], hidden=hidden)
-    first = found(case)
-    for other in (found(case), found(garbage(case, float("nan")))):
-        for name, expected in first.items():
-            assert torch.equal(other[name], expected), name
+    first = found(case, name)
+    for other in (found(case, name), found(garbage(case, float("nan")), name)):
+        for output, expected in first.items():
+            assert torch.equal(other[output], expected), output
 
 
 def test_graph_capture() -> None:
