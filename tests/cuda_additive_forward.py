@@ -1,57 +1,19 @@
 """The forward kernels of additive attention on the PTX machine, launched as ``csrc/cuda/additive_forward.h`` says."""
 
-import ctypes
-import functools
-import pathlib
-import subprocess
-import tempfile
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from cases import Case, Results, accumulator
-from cuda_machine import DTYPES, SOURCES, kernel, shape_struct, tensor_struct, visibility_struct
+from cuda_machine import kernel, launches, shape_struct, sizes_of, tensor_struct, visibility_struct
 from ptx import Kernel, Machine, Struct
 
 SOURCE = "additive_forward.cu"
-HERE = pathlib.Path(__file__).parent / "cuda"
-
-
-@dataclass(frozen=True)
-class Launch:
-    kernel: str
-    blocks: int
-    threads: int
-    shared: int
-    resident: int
-    seconds: float
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:
-        target = f"{folder}/launch.so"
-        command = ["c++", "-std=c++20", "-shared", "-fPIC", f"-I{SOURCES}", str(HERE / "launch_additive_forward.cpp"), "-o", target]
-        subprocess.run(command, check=True)
-        return ctypes.CDLL(target)
-
-
-def launch(sizes: tuple[int, ...], dtype: torch.dtype, *, processors: int = 1, capability: int = 90, tile: int = 0) -> Launch:
-    """Of sizes B, H, T, S, A, D; ``tile`` overrules how many queries a block has."""
-    name, numbers, seconds = ctypes.create_string_buffer(100), (ctypes.c_int64 * 4)(), ctypes.c_double()
-    library().launch((ctypes.c_int64 * 6)(*sizes), DTYPES[dtype], processors, capability, tile, name, numbers, ctypes.byref(seconds))
-    return Launch(name.value.decode(), *numbers, seconds.value)
-
-
-def sizes(case: Case) -> tuple[int, ...]:
-    (*lead, T, A), (S, D) = case.query.shape, (case.keys.shape[-2], case.values.shape[-1])
-    return lead[0], lead[1] if len(lead) > 1 else 1, T, S, A, D
 
 
 def run(case: Case, *, tile: int = 0, architecture: str = "80", code: Kernel | None = None, **options: Any) -> tuple[Results, Machine]:
     """Context and weights, or scores."""
-    shape, dtype = sizes(case), case.query.dtype
-    chosen = launch(shape, dtype, tile=tile)
+    shape, dtype = sizes_of(case), case.query.dtype
+    (chosen,) = launches("additive_forward", shape, dtype, capability=90, queries=tile)
     alone = case.family == "scores"
     lead = case.query.shape[:-1]
     weights = torch.full((*lead, shape[3]), torch.nan, dtype=dtype if alone else accumulator(dtype))

@@ -5,68 +5,90 @@ import pathlib
 import re
 import shutil
 import subprocess
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from cases import Case
+from gpu import sass
+from gpu.compiled import by_nvcc
 from ptx import Buffer, Kernel, Struct, parse
 from torch import Tensor
 
+from onepass import _probe
+
 NVCC = shutil.which("nvcc")
-SOURCES = pathlib.Path(__file__).parent.parent / "csrc" / "cuda"
-FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr")
+SOURCES = pathlib.Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 @functools.cache
-def ptx(source: str, architecture: str = "80") -> str:
-    """What ``csrc/cuda/source`` compiles to."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = pathlib.Path(folder) / "kernels.ptx"
-        command = [str(NVCC), "-ptx", f"-arch=sm_{architecture}", "-lineinfo", *FLAGS, str(SOURCES / source), "-o", str(target)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        return target.read_text()
-
-
-@functools.cache
 def kernel(source: str, name: str, architecture: str = "80") -> Kernel:
-    return parse(ptx(source, architecture), name)
+    return parse((by_nvcc(SOURCES / source, architecture) / "kernels.ptx").read_text(), name)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What ptxas says of a kernel, and its machine code as ``nvdisasm -c -g`` prints it."""
+    """What ptxas says of a kernel, and the cubin that it is in."""
 
     registers: int
     spills: int  # bytes
     stack: int
     shared: int  # bytes, without the dynamic ones
-    code: str
+    cubin: pathlib.Path
+
+    def program(self, name: str) -> list[sass.Instruction]:
+        """The machine code of the kernel."""
+        disassembler = shutil.which("nvdisasm")
+        if disassembler is None:
+            knobs = pytest.importorskip("triton", reason="needs nvdisasm, which triton brings").knobs
+            disassembler = knobs.nvidia.nvdisasm.path
+        return sass.parse(subprocess.run([disassembler, "-c", "-g", self.cubin], check=True, capture_output=True, text=True).stdout, name)
 
 
-@functools.cache
 def compiled(source: str, architecture: str) -> dict[str, Compiled]:
     """The kernels of ``csrc/cuda/source``, by name."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        from triton import knobs
-
-        disassembler = knobs.nvidia.nvdisasm.path
-    with tempfile.TemporaryDirectory() as folder:
-        target = f"{folder}/kernels.cubin"
-        options = ["-cubin", f"-arch=sm_{architecture}", "-lineinfo", "-Xptxas", "-v", *FLAGS, "-o", target]
-        command = [str(NVCC), *options, str(SOURCES / source)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        code = subprocess.run([disassembler, "-c", "-g", target], check=True, capture_output=True, text=True).stdout
+    folder = by_nvcc(SOURCES / source, architecture)
     found = {}
-    for part in said.split("Compiling entry function '")[1:]:
+    for part in (folder / "said").read_text().split("Compiling entry function '")[1:]:
         stack, stores, loads = (int(number) for number in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", part)[:3])
         registers, shared = re.search(r"Used (\d+) registers", part), re.search(r"(\d+) bytes smem", part)
         assert registers is not None
-        found[part.split("'")[0]] = Compiled(int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0, code)
+        found[part.split("'")[0]] = Compiled(
+            int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0, folder / "kernels.cubin"
+        )
     return found
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch as the host gives it to a GPU; ``scratch`` and ``cut`` are those of the whole op."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int
+    splits: int
+    resident: int
+    seconds: float
+    scratch: list[int]
+    cut: list[int]
+
+
+def launches(
+    op: str, sizes: Sequence[int], dtype: torch.dtype, *, processors: int = 1, capability: int = 80, queries: int = 0
+) -> list[Launch]:
+    """Of sizes B, H, T, S, A, D; none where no kernel takes them. ``queries`` overrules how many a tile of the forward has."""
+    return [Launch(**found) for found in _probe.cuda_launches(op, list(sizes), DTYPES[dtype], processors, capability, queries)]
+
+
+def sizes_of(case: Case) -> tuple[int, ...]:
+    """B, H, T, S, A, D."""
+    query, heads = case.query, case.query.shape[1] if case.query.dim() == 4 else 1
+    return query.shape[0], heads, query.shape[-2], case.keys.shape[-2], query.shape[-1], case.values.shape[-1]
 
 
 def array(tensor: Tensor, fresh: bool = False) -> Any:

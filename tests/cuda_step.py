@@ -1,52 +1,24 @@
 """A decoding step's CUDA kernels on the PTX machine: launched as a GPU would be, on the tensors of the ops."""
 
-import ctypes
-import functools
-import pathlib
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import cuda_machine
 import numpy as np
 import torch
 from cases import accumulator
-from cuda_machine import DTYPES, shape_struct, tensor_struct, visibility_struct
+from cuda_machine import Launch, launches, shape_struct, tensor_struct, visibility_struct
 from ptx import Buffer, Kernel, Machine, Output, Struct
 from torch import Tensor
 
 
-class Launch(NamedTuple):
-    kernel: str
-    blocks: int
-    threads: int
-    shared: int
-    splits: int
-    resident: int
-    parts: int
-    seconds: float
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    source = pathlib.Path(__file__).parent / "cuda" / "launch_step.cpp"
-    with tempfile.TemporaryDirectory() as folder:
-        target = f"{folder}/launch_step.so"
-        options = ("-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
-        subprocess.run(["c++", *options, str(source), "-o", target], check=True)
-        return ctypes.CDLL(target)
-
-
-def launch_of(backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, processors: int, capability: int = 80) -> Launch:
-    """``sizes`` are B, H, T, S, A, D."""
-    kernel, numbers, seconds = ctypes.create_string_buffer(64), (ctypes.c_int64 * 6)(), ctypes.c_double()
-    library().step_launch_of(
-        int(backward), int(additive), (ctypes.c_int64 * 6)(*sizes), DTYPES[dtype], processors, capability, kernel, numbers,
-        ctypes.byref(seconds),
-    )  # fmt: skip
-    return Launch(kernel.value.decode(), *numbers, seconds.value)
+def launches_of(
+    backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, processors: int, capability: int = 80
+) -> list[Launch]:
+    """The only one, or none."""
+    op = f"{'additive' if additive else 'multiplicative'}_step_{'backward' if backward else 'forward'}"
+    return launches(op, sizes, dtype, processors=processors, capability=capability)
 
 
 @dataclass
@@ -91,12 +63,12 @@ class Steps:
     def launch(
         self, backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, arguments: Callable[[Any], Struct]
     ) -> None:
-        found = launch_of(backward, additive, sizes, dtype, self.processors)
+        (found,) = launches_of(backward, additive, sizes, dtype, self.processors)
         self.launches.append(found)
         if found.blocks == 0:
             return
         counters = np.zeros(found.blocks // found.splits, np.uint32)
-        parts = Output(np.empty(found.parts, np.uint8)) if found.parts else None
+        parts = Output(np.empty(found.scratch[0], np.uint8)) if found.scratch[0] else None
         code = self.kernel_of(f"step_{'backward' if backward else 'forward'}.cu", found.kernel)
         machine = Machine(code, approximate=self.approximate, cache=self.cache)
         self.machines.append(machine)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, Dims, build, garbage
-from cuda_machine import NVCC, kernel
+from cuda_machine import NVCC, kernel, launches, sizes_of
 from ptx import Kernel
 from tolerance import check
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, to compile kernels")
 
-from cuda_additive_forward import SOURCE, Results, launch, run, sizes  # noqa: E402 - compiles when called
+from cuda_additive_forward import SOURCE, Results, run  # noqa: E402 - compiles when called
 
 SMALL = Dims(batch=2, steps=3, source=37, width=12, value_width=20)
 
@@ -135,6 +135,6 @@ def test_a_deleted_barrier_is_found(number: int) -> None:
     """Of those in the loops: over channels, merged and not, over positions, and over values."""
     case = build("additive", Dims(batch=1, steps=20, source=150, width=20, value_width=150))
     case.query[0, 3] *= 60
-    whole = kernel(SOURCE, launch(sizes(case), case.query.dtype).kernel)
+    whole = kernel(SOURCE, launches("additive_forward", sizes_of(case), case.query.dtype, capability=90)[0].kernel)
     _, machine = run(case, code=without_barrier(whole, number))
     assert "shared race" in {finding.kind for finding in machine.findings}

@@ -1,20 +1,17 @@
 """The CUDA forward of additive attention as compiled for each architecture: registers, occupancy, issue slots; and what it moves."""
 
 import dataclasses
-import shutil
 
 import pytest
 import torch
 from cases import Dims, build
-from cuda_machine import NVCC, SOURCES, Compiled, compiled
+from cuda_machine import NVCC, SOURCES, Compiled, compiled, launches
 from gpu import sass
 from gpu.devices import Device, device_of, occupancy
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, to compile kernels")
-if shutil.which("nvdisasm") is None:
-    pytest.importorskip("triton", reason="needs nvdisasm, which triton brings")
 
-from cuda_additive_forward import SOURCE, launch, run  # noqa: E402 - compiles when called
+from cuda_additive_forward import SOURCE, run  # noqa: E402 - compiles when called
 
 WIDE = (64, 1, 512, 512, 512, 512)
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
@@ -33,7 +30,7 @@ def slots(kernel: Compiled, name: str, architecture: str) -> float:
     within, which has a reciprocal for each number of elements that merge."""
     lines = enumerate((SOURCES / "additive_scores.cuh").read_text().splitlines(), 1)
     merging = {f"additive_scores.cuh:{number}" for number, line in lines if "multiply_add(" in line or "reciprocal(" in line}
-    program = sass.parse(kernel.code, name)
+    program = kernel.program(name)
     inner = sass.hot_loop(program, merging)
     assert inner is not None
     outer = min((body for body in sass.loops(program) if set(inner) < set(body)), key=len)
@@ -52,7 +49,7 @@ def test_resources(architecture: str) -> None:
     assert len(kernels) == 10
     for dtype, short in NAMES.items():
         for tile in (16,) if dtype == torch.float64 else (16, 32, 64):
-            found = launch(WIDE, dtype, capability=int(architecture), tile=tile)
+            (found,) = launches("additive_forward", WIDE, dtype, capability=int(architecture), queries=tile)
             assert found.kernel == f"additive_forward_{short}_{tile}"
             kernel = kernels[found.kernel]
             fits = occupancy(device(architecture), kernel.registers, kernel.shared + found.shared, found.threads // 32)
@@ -79,13 +76,14 @@ def test_bytes() -> None:
 
 @pytest.mark.parametrize(("queries", "tile"), [(512, 64), (30, 32), (17, 32), (9, 16)])
 def test_tiles_fit_the_queries(queries: int, tile: int) -> None:
-    assert launch((264, 1, queries, 512, 512, 512), torch.float32, processors=132).kernel.endswith(f"_{tile}")
+    (found,) = launches("additive_forward", (264, 1, queries, 512, 512, 512), torch.float32, processors=132, capability=90)
+    assert found.kernel.endswith(f"_{tile}")
 
 
 def test_small_batches_take_small_tiles() -> None:
     """So that more processors have a block."""
-    assert launch((2, 1, 128, 512, 512, 512), torch.float32, processors=132).kernel.endswith("_16")
+    assert launches("additive_forward", (2, 1, 128, 512, 512, 512), torch.float32, processors=132, capability=90)[0].kernel.endswith("_16")
 
 
 def test_too_many_channels_have_no_kernel() -> None:
-    assert launch((1, 1, 64, 64, 8193, 64), torch.float32).kernel == ""
+    assert launches("additive_forward", (1, 1, 64, 64, 8193, 64), torch.float32) == []

@@ -2,20 +2,18 @@
 what compilers make of it for each architecture."""
 
 import dataclasses
-import re
-import subprocess
-from pathlib import Path
 
 import cuda_backward
 import pytest
 import torch
 from cases import Case, Dims, Results, assert_same_bits, build, garbage, results
-from cuda_backward import additive_backward, launches
-from cuda_machine import FLAGS, NVCC, SOURCES
+from cuda_backward import additive_backward
+from cuda_machine import NVCC, compiled, launches
+from gpu import sass
 from ptx import Kernel
 from tolerance import check
 
-pytestmark = pytest.mark.skipif(NVCC is None or cuda_backward.COMPILER is None, reason="needs nvcc and c++, to compile kernels")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, to compile kernels")
 
 SMALL = Dims(batch=2, steps=3, source=37, width=12)
 ARCHITECTURES = {"80": 164, "86": 100, "89": 100, "90": 228, "100": 228, "120": 100}  # and the KB of shared memory of a processor
@@ -63,7 +61,8 @@ def test_nothing_there(dims: Dims) -> None:
 )
 def test_parts(dims: Dims, processors: int, parts: tuple[int, int]) -> None:
     """The source is split where it is too long for a block, queries where processors are idle; parts are added in order."""
-    assert launches((1, 1, dims.steps, dims.source, dims.width, 0), torch.float32, processors).parts[:2] == parts
+    sizes = (1, 1, dims.steps, dims.source, dims.width, 0)
+    assert tuple(launches("additive_backward", sizes, torch.float32, processors=processors)[0].cut[:2]) == parts
     checked(build("scores", dims, hidden="lengths"), processors)
 
 
@@ -118,10 +117,10 @@ def test_repeats() -> None:
 
 
 def test_a_deleted_barrier_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = cuda_backward.kernel
+    whole = cuda_backward.kernel
 
     def without_barriers(source: str, name: str) -> Kernel:
-        kernel = compiled(source, name)
+        kernel = whole(source, name)
         keeps = [item.opcode not in ("bar", "barrier") for item in kernel.instructions]
         assert not all(keeps)
         kept = [item for item, keep in zip(kernel.instructions, keeps, strict=True) if keep]
@@ -142,40 +141,27 @@ def test_traffic() -> None:
     assert sum(moved.values()) / (4 * rows + scores) <= 1.3
 
 
-def compile_for(target: str, folder: Path) -> str:
-    """What ptxas says of registers and spills; the cubin is in the folder."""
-    command = [str(NVCC), "-cubin", f"-arch=sm_{target}", "-lineinfo", "-Xptxas", "-v", *FLAGS, str(SOURCES / "additive_backward.cu")]
-    return subprocess.run([*command, "-o", str(folder / "kernels.cubin")], check=True, capture_output=True, text=True).stderr
-
-
 @pytest.mark.parametrize("target", ARCHITECTURES)
-def test_fits(target: str, tmp_path: Path) -> None:
+def test_fits(target: str) -> None:
     """No spills, and as many blocks on a processor as launches count on."""
-    said = compile_for(target, tmp_path)
-    spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert len(spilled) == 8
-    assert set(spilled) == {("0", "0", "0")}
-    used = {name: int(registers) for name, registers in re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", said, re.S)}
+    kernels = compiled("additive_backward.cu", target)
+    assert len(kernels) == 8
+    assert all((kernel.spills, kernel.stack) == (0, 0) for kernel in kernels.values())
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         for source in (5, 48, 100, 128, 400):
-            found = launches((32, 1, 64, source, 512, 0), dtype, 132, int(target)).gradients
-            registers = -(-used[found.kernel.decode()] // 8) * 8 * found.threads
+            found = launches("additive_backward", (32, 1, 64, source, 512, 0), dtype, processors=132, capability=int(target))[0]
+            registers = -(-kernels[found.kernel].registers // 8) * 8 * found.threads
             assert found.resident * registers <= 65536
             assert found.resident * (found.shared + 1024) <= ARCHITECTURES[target] * 1024
 
 
 @pytest.mark.parametrize("target", SLOTS)
-def test_issue_slots(target: str, tmp_path: Path) -> None:
+def test_issue_slots(target: str) -> None:
     """Of the hot loop, whose trips have two queries with a lane's two channels and eight positions."""
-    pytest.importorskip("triton", reason="needs the disassembler in Triton's wheel")
-    from gpu import sass
-    from gpu.compiled import tool
-    from triton import knobs
-
-    compile_for(target, tmp_path)
-    text = tool(knobs.nvidia.nvdisasm.path, (tmp_path / "kernels.cubin").read_bytes(), "-c", "-g")
-    loops = [sass.issue(body) for body in sass.loops(sass.parse(text, "additive_backward_f32"))]
+    name = "additive_backward_f32"
+    loops = [sass.issue(body) for body in sass.loops(compiled("additive_backward.cu", target)[name].program(name))]
     reciprocals = 2 * 2 * 8 // 2
     hot = [loop for loop in loops if loop.slots["mufu"] == reciprocals and loop.slots["global"] == 0]
     assert len(hot) == 1
+    print(f"sm_{target}: {hot[0].total} slots for {2 * reciprocals} elements")
     assert hot[0].total / (2 * reciprocals) <= SLOTS[target]

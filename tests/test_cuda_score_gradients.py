@@ -1,19 +1,14 @@
 """The CUDA kernels before those of ``test_cuda_backward``, gradients of scores and of values, and both together: all gradients of additive
 attention, from its weights."""
 
-import re
-import subprocess
-from pathlib import Path
-
-import cuda_backward
 import pytest
 import torch
 from cases import Case, Dims, Results, accumulator, assert_same_bits, build, garbage, results
 from cuda_backward import additive_backward, score_gradients
-from cuda_machine import FLAGS, NVCC, SOURCES
+from cuda_machine import NVCC, compiled
 from tolerance import check
 
-pytestmark = pytest.mark.skipif(NVCC is None or cuda_backward.COMPILER is None, reason="needs nvcc and c++, to compile kernels")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc, to compile kernels")
 
 SMALL = Dims(batch=2, steps=3, source=37, width=12, value_width=20)
 
@@ -64,13 +59,11 @@ def test_garbage_changes_no_bit() -> None:
 
 
 @pytest.mark.parametrize("target", ["80", "86", "89", "90", "100", "120"])
-def test_fits(target: str, tmp_path: Path) -> None:
+def test_fits(target: str) -> None:
     """No spills, and registers for as many blocks on a processor as launches count on."""
-    command = [str(NVCC), "-cubin", f"-arch=sm_{target}", "-Xptxas", "-v", *FLAGS, str(SOURCES / "score_gradients.cu")]
-    said = subprocess.run([*command, "-o", str(tmp_path / "kernels.cubin")], check=True, capture_output=True, text=True).stderr
-    spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert len(spilled) == 10
-    assert set(spilled) == {("0", "0", "0")}
-    for name, registers in re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", said, re.S):
+    kernels = compiled("score_gradients.cu", target)
+    assert len(kernels) == 10
+    for name, kernel in kernels.items():
+        assert (kernel.spills, kernel.stack) == (0, 0), name
         blocks, threads = (4, 256) if "softmax" in name else (2 if "f64" in name else 4, 128)
-        assert blocks * threads * -(-int(registers) // 8) * 8 <= 65536, name
+        assert blocks * threads * -(-kernel.registers // 8) * 8 <= 65536, name

@@ -1,15 +1,12 @@
 """What the CUDA kernels of steps promise of their costs: bytes, shared memory without conflicts, no spills, blocks side by side, slots."""
 
-import pathlib
-import re
-import subprocess
 from collections.abc import Sequence
 
 import cuda_machine
 import pytest
 import torch
 from cases import Dims, build
-from cuda_step import Steps, launch_of
+from cuda_step import Steps, launches_of
 
 pytestmark = pytest.mark.skipif(cuda_machine.NVCC is None, reason="needs nvcc, to compile kernels")
 
@@ -39,23 +36,18 @@ def test_bytes_and_wavefronts(dims: Dims, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_registers(direction: str, architecture: str, tmp_path: pathlib.Path) -> None:
+def test_registers(direction: str, architecture: str) -> None:
     """No spills, and as many blocks on a processor as launches say."""
-    (tmp_path / "step.ptx").write_text(cuda_machine.ptx(f"step_{direction}.cu"))
-    command = [str(cuda_machine.NVCC), "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", "step.ptx", "-o", "step.cubin"]
-    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    kernels = re.findall(
-        r"function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", said.stderr + said.stdout, re.S
-    )
+    kernels = cuda_machine.compiled(f"step_{direction}.cu", architecture)
     assert len(kernels) == 16
-    for name, stores, loads, registers in kernels:
+    for name, kernel in kernels.items():
         dtype = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}[name.split("_")[3]]
         sizes = (1, 1, 1 if name.endswith("_1") else 4, 500, 512, 512)
-        launch = launch_of(direction == "backward", name.startswith("additive"), sizes, dtype, 132, int(architecture))
+        (launch,) = launches_of(direction == "backward", name.startswith("additive"), sizes, dtype, 132, int(architecture))
         assert launch.kernel == name
-        assert (stores, loads) == ("0", "0"), name
-        per_warp = -(-int(registers) * 32 // 256) * 256
-        assert REGISTERS // per_warp // (launch.threads // 32) >= launch.resident, f"{name}: {registers} registers"
+        assert kernel.spills == 0, name
+        per_warp = -(-kernel.registers * 32 // 256) * 256
+        assert REGISTERS // per_warp // (launch.threads // 32) >= launch.resident, f"{name}: {kernel.registers} registers"
 
 
 def test_arithmetic_hides_behind_memory() -> None:
@@ -64,14 +56,13 @@ def test_arithmetic_hides_behind_memory() -> None:
         for backward in (False, True):
             for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
                 sizes = (4 * processors, 1, 1, 400, 512, 512)
-                launch = launch_of(backward, True, sizes, dtype, processors, capability)
+                (launch,) = launches_of(backward, True, sizes, dtype, processors, capability)
                 assert launch.seconds == pytest.approx(sizes[0] * 400 * 1024 * size / bandwidth)
 
 
 def test_widths_that_no_kernel_takes() -> None:
     for backward, sizes in ((False, (1, 1, 1, 5, 30000, 8)), (True, (1, 1, 1, 5, 8, 30000))):
-        found = launch_of(backward, True, sizes, torch.float32, 132)
-        assert (found.kernel, found.blocks) == ("", 0)
+        assert launches_of(backward, True, sizes, torch.float32, 132) == []
 
 
 def total(tensors: Sequence[torch.Tensor]) -> int:

@@ -1,11 +1,14 @@
 """Kernels compiled for GPUs that are not here: what a catalogue lists, and what comes out for a target."""
 
 import contextlib
+import fcntl
 import functools
+import hashlib
 import inspect
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import sass
+
+NVCC_FLAGS = ("-cubin", "-lineinfo", "-Xptxas", "-v", "--keep", "-std=c++20", "-O3", "--expt-relaxed-constexpr")
 
 
 class Entry(Protocol):
@@ -85,21 +90,36 @@ class CudaKernel:
     shared: int
 
     def compile(self, target: str) -> Compiled:
-        text, binary = by_nvcc(self.source, target)
-        return Compiled(self.symbol, text, binary, self.shared)
+        made = by_nvcc(self.source, target)
+        return Compiled(self.symbol, (made / "kernels.ptx").read_text(), (made / "kernels.cubin").read_bytes(), self.shared)
 
 
-@functools.cache
-def by_nvcc(source: Path, target: str) -> tuple[str, bytes]:
-    """PTX and machine code of all kernels in a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = [Path(folder) / f"kernels.{kind}" for kind in ("ptx", "cubin")]
-        for path in made:
-            options = [f"-{path.suffix[1:]}", f"-arch=sm_{target}", "-lineinfo", "-std=c++20", "-O3", "--expt-relaxed-constexpr"]
-            done = subprocess.run(["nvcc", *options, source, "-o", path], capture_output=True, text=True, check=False)
+def by_nvcc(source: Path, target: str) -> Path:
+    """A folder with the PTX and the cubin of a file of csrc/cuda and ``said``, what ptxas says of them: made once for all processes that
+    ask, until a source or the compiler changes."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise CompilationError("there is no nvcc")
+    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    files = sorted(path for path in source.parents[1].rglob("*") if path.suffix in (".h", ".cuh", ".cu"))
+    content = b"".join(path.read_bytes() for path in files)
+    key = hashlib.sha256(content + f"{version} {NVCC_FLAGS} {source.name} {target}".encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"onepass-cuda-{os.getuid()}" / key
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            command = [nvcc, f"-arch=sm_{target}", *NVCC_FLAGS, "--keep-dir", made, str(source), "-o", f"{made}/kernels.cubin"]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode != 0:
                 raise CompilationError(done.stderr)
-        return made[0].read_text(), made[1].read_bytes()
+            Path(made, "said").write_text(done.stderr)
+            Path(made, source.name).with_suffix(".ptx").rename(f"{made}/kernels.ptx")
+            kept = ("kernels.cubin", "kernels.ptx", "said")
+            shutil.copytree(made, folder, ignore=lambda _, names: [name for name in names if name not in kept])
+    return folder
 
 
 class CompilationError(Exception):

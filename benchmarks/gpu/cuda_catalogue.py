@@ -68,7 +68,7 @@ def entry(op: str, target: str, shape: Shape, necessary: int, merged: int = 0) -
 @functools.cache
 def hot_reciprocals(source: Path, symbol: str, target: str) -> list[str]:
     """The lines of the reciprocals in the PTX's loop that has most of them and no exponentials: those are of rows, or of the exact way."""
-    text = by_nvcc(source, target)[0]
+    text = (by_nvcc(source, target) / "kernels.ptx").read_text()
     kernel, program = ptx.parse(text, symbol), ptx_loops.program(text, symbol)
     loops = [[kernel.instructions[item.address] for item in body] for body in sass.loops(program)]
     merging = [body for body in loops if all(item.opcode != "ex2" for item in body)]

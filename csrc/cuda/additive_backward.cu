@@ -1,63 +1,14 @@
 #include "additive_backward.cuh"
 #include "additive_backward_sums.cuh"
+#include "kernel_table.cuh"
 
-namespace onepass::cuda {
+#define KERNELS_OF(MAKE, name, T, bounds) \
+  MAKE(additive_backward_##name, bounds, backward::gradients<T>) \
+  MAKE(additive_backward_sums_##name, (kBackwardSumThreads), backward::sums<T>)
+#define KERNELS(MAKE) \
+  KERNELS_OF(MAKE, f32, float, (512)) \
+  KERNELS_OF(MAKE, bf16, __nv_bfloat16, (512)) \
+  KERNELS_OF(MAKE, f16, __half, (512)) \
+  KERNELS_OF(MAKE, f64, double, (256, 1))
 
-extern "C" {
-
-__global__ void __launch_bounds__(512) additive_backward_f32(const __grid_constant__ AdditiveBackward args) {
-  backward::gradients<float>(args);
-}
-
-__global__ void __launch_bounds__(256, 1) additive_backward_f64(const __grid_constant__ AdditiveBackward args) {
-  backward::gradients<double>(args);
-}
-
-__global__ void __launch_bounds__(512) additive_backward_bf16(const __grid_constant__ AdditiveBackward args) {
-  backward::gradients<__nv_bfloat16>(args);
-}
-
-__global__ void __launch_bounds__(512) additive_backward_f16(const __grid_constant__ AdditiveBackward args) {
-  backward::gradients<__half>(args);
-}
-
-__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_f32(const __grid_constant__ AdditiveBackward args) {
-  backward::sums<float>(args);
-}
-
-__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_f64(const __grid_constant__ AdditiveBackward args) {
-  backward::sums<double>(args);
-}
-
-__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_bf16(const __grid_constant__ AdditiveBackward args) {
-  backward::sums<__nv_bfloat16>(args);
-}
-
-__global__ void __launch_bounds__(kBackwardSumThreads) additive_backward_sums_f16(const __grid_constant__ AdditiveBackward args) {
-  backward::sums<__half>(args);
-}
-
-}  // extern "C"
-
-cudaError_t launch(const AdditiveBackward& args, const Launch& how, cudaStream_t stream) {
-  using Kernel = void (*)(AdditiveBackward);
-  constexpr std::pair<const char*, Kernel> kernels[] = {
-      {"additive_backward_f32", additive_backward_f32},           {"additive_backward_f64", additive_backward_f64},
-      {"additive_backward_bf16", additive_backward_bf16},         {"additive_backward_f16", additive_backward_f16},
-      {"additive_backward_sums_f32", additive_backward_sums_f32}, {"additive_backward_sums_f64", additive_backward_sums_f64},
-      {"additive_backward_sums_bf16", additive_backward_sums_bf16}, {"additive_backward_sums_f16", additive_backward_sums_f16},
-  };
-  for (const auto& [name, kernel] : kernels) {
-    if (how.kernel != name) continue;
-    if (how.blocks == 0) return cudaSuccess;
-    if (how.shared > 48 * 1024) {
-      const auto code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared);
-      if (code != cudaSuccess) return code;
-    }
-    kernel<<<static_cast<unsigned>(how.blocks), how.threads, how.shared, stream>>>(args);
-    return cudaGetLastError();
-  }
-  return cudaErrorInvalidDeviceFunction;
-}
-
-}  // namespace onepass::cuda
+ONEPASS_KERNELS_OF(AdditiveBackward, KERNELS)

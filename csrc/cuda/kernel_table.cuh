@@ -1,4 +1,5 @@
-// Kernels by their symbols, for launches that name them.
+// Kernels by their symbols. A file lists its own, KERNELS(MAKE) as MAKE(symbol, (launch bounds), function) ..., and ONEPASS_KERNELS_OF makes the
+// entry points and the launch that finds them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,8 +12,6 @@ struct NamedKernel {
   const char* name;
   const void* kernel;
 };
-
-#define ONEPASS_KERNEL(symbol) {#symbol, reinterpret_cast<const void*>(&symbol)}
 
 template <class Args, int Count>
 cudaError_t launch_named(const NamedKernel (&kernels)[Count], const Args& args, const Launch& launch, cudaStream_t stream) {
@@ -29,3 +28,16 @@ cudaError_t launch_named(const NamedKernel (&kernels)[Count], const Args& args, 
 }
 
 }  // namespace onepass::cuda
+
+#define ONEPASS_ENTRY(symbol, bounds, ...) \
+  extern "C" __global__ void __launch_bounds__ bounds symbol(const __grid_constant__ KernelArguments args) { __VA_ARGS__(args); }
+#define ONEPASS_NAME(symbol, bounds, ...) {#symbol, reinterpret_cast<const void*>(&symbol)},
+#define ONEPASS_KERNELS_OF(Args, KERNELS) \
+  namespace onepass::cuda { \
+  using KernelArguments = Args; \
+  KERNELS(ONEPASS_ENTRY) \
+  cudaError_t launch(const Args& args, const Launch& launch, cudaStream_t stream) { \
+    static const NamedKernel kernels[] = {KERNELS(ONEPASS_NAME)}; \
+    return launch_named(kernels, args, launch, stream); \
+  } \
+  }

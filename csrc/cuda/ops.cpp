@@ -91,7 +91,7 @@ class Call {
   template <class Args>
   void run(const Args& args, const Launch& how) {
     const Shape& s = args.shape;
-    ONEPASS_CHECK(how.threads > 0, "no CUDA kernel takes widths of A = ", s.A, " and D = ", s.D, "; backend 'triton' does");
+    ONEPASS_CHECK(!how.kernel.empty(), "no CUDA kernel takes widths of A = ", s.A, " and D = ", s.D, "; backend 'triton' does");
     if (how.blocks > 0) check(launch(args, how, current_stream(query_.get_device_index())), how.kernel.c_str());
   }
 
@@ -119,7 +119,7 @@ void step(Call& call, StepForward& args, bool additive) {
 
 void attend(Call& call, const AdditiveForward& args) {
   const bool few = args.context.data != nullptr && args.shape.T <= kFewQueries;
-  if (few && step_forward_launch(args.shape, args.query.dtype, true, call.device()).threads > 0) {
+  if (few && !step_forward_launch(args.shape, args.query.dtype, true, call.device()).kernel.empty()) {
     StepForward taken{args.shape, args.query, args.keys, args.values, args.v, 1.0, args.visibility, args.context, args.weights};
     return step(call, taken, true);
   }
@@ -134,10 +134,8 @@ Two forward(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor
   const Shape& s = args.shape;
   TorchTensor context = empty(query, in.with_heads(s, s.T, s.D));
   TorchTensor weights = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  set_scored(in, args, query, keys, v);
   args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
-  args.v = in.in("v", v, in.width_of_v(s));
   args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
@@ -154,9 +152,7 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
   args.shape = shape_of_call(query, keys, 0);
   const Shape& s = args.shape;
   TorchTensor scores = empty(query, in.with_heads(s, s.T, s.S));
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-  args.v = in.in("v", v, in.width_of_v(s));
+  set_scored(in, args, query, keys, v);
   args.visibility = in.visibility(lengths, mask, s);
   args.weights = in.view("scores", scores);
   const Named named = call.named("additive_scores", args);
@@ -174,9 +170,7 @@ Three tanh_gradients(Call& call, Arguments& in, const Shape& s, const Tensor& gr
   TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
   TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
   TorchTensor grad_v = empty(query, in.width_of_v(s));
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-  args.v = in.in("v", v, in.width_of_v(s));
+  set_scored(in, args, query, keys, v);
   args.grad_scores = grad_scores;
   args.visibility = visibility;
   args.grad_query = in.view("grad_query", grad_query);

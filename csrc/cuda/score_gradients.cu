@@ -1,73 +1,15 @@
+#include "kernel_table.cuh"
 #include "score_gradients.cuh"
 
-#include <utility>
+#define KERNELS_OF(MAKE, name, T, blocks) \
+  MAKE(score_gradients_##name##_64, (kProductThreads, blocks), score_gradients::products<T, 8>) \
+  MAKE(score_gradients_##name##_16, (kProductThreads, blocks), score_gradients::products<T, 2>)
+#define KERNELS(MAKE) \
+  KERNELS_OF(MAKE, f32, float, 4) \
+  KERNELS_OF(MAKE, bf16, __nv_bfloat16, 4) \
+  KERNELS_OF(MAKE, f16, __half, 4) \
+  KERNELS_OF(MAKE, f64, double, 2) \
+  MAKE(score_gradients_softmax_f32, (kSoftmaxThreads), score_gradients::softmax<float>) \
+  MAKE(score_gradients_softmax_f64, (kSoftmaxThreads), score_gradients::softmax<double>)
 
-namespace onepass::cuda {
-
-extern "C" {
-
-__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f32_64(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<float, 8>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f32_16(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<float, 2>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 2) score_gradients_f64_64(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<double, 8>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 2) score_gradients_f64_16(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<double, 2>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_bf16_64(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<__nv_bfloat16, 8>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_bf16_16(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<__nv_bfloat16, 2>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f16_64(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<__half, 8>(args);
-}
-
-__global__ void __launch_bounds__(kProductThreads, 4) score_gradients_f16_16(const __grid_constant__ ScoreGradients args) {
-  score_gradients::products<__half, 2>(args);
-}
-
-__global__ void __launch_bounds__(kSoftmaxThreads) score_gradients_softmax_f32(const __grid_constant__ ScoreGradients args) {
-  score_gradients::softmax<float>(args);
-}
-
-__global__ void __launch_bounds__(kSoftmaxThreads) score_gradients_softmax_f64(const __grid_constant__ ScoreGradients args) {
-  score_gradients::softmax<double>(args);
-}
-
-}  // extern "C"
-
-cudaError_t launch(const ScoreGradients& args, const Launch& how, cudaStream_t stream) {
-  using Kernel = void (*)(ScoreGradients);
-  constexpr std::pair<const char*, Kernel> kernels[] = {
-      {"score_gradients_f32_64", score_gradients_f32_64},
-      {"score_gradients_f32_16", score_gradients_f32_16},
-      {"score_gradients_f64_64", score_gradients_f64_64},
-      {"score_gradients_f64_16", score_gradients_f64_16},
-      {"score_gradients_bf16_64", score_gradients_bf16_64},
-      {"score_gradients_bf16_16", score_gradients_bf16_16},
-      {"score_gradients_f16_64", score_gradients_f16_64},
-      {"score_gradients_f16_16", score_gradients_f16_16},
-      {"score_gradients_softmax_f32", score_gradients_softmax_f32},
-      {"score_gradients_softmax_f64", score_gradients_softmax_f64},
-  };
-  for (const auto& [name, kernel] : kernels) {
-    if (how.kernel != name) continue;
-    if (how.blocks > 0) kernel<<<static_cast<unsigned>(how.blocks), how.threads, how.shared, stream>>>(args);
-    return cudaGetLastError();
-  }
-  return cudaErrorInvalidDeviceFunction;
-}
-
-}  // namespace onepass::cuda
+ONEPASS_KERNELS_OF(ScoreGradients, KERNELS)

@@ -16,10 +16,8 @@ std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys
   const Shape& s = args.shape;
   TorchTensor context = empty(query, in.with_heads(s, s.T, s.D));
   TorchTensor weights = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  set_scored(in, args, query, keys, v);
   args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
-  args.v = in.in("v", v, in.width_of_v(s));
   args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
@@ -35,9 +33,7 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
   args.shape = shape_of_call(query, keys, 0);
   const Shape& s = args.shape;
   TorchTensor scores = empty(query, in.with_heads(s, s.T, s.S));
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-  args.v = in.in("v", v, in.width_of_v(s));
+  set_scored(in, args, query, keys, v);
   args.visibility = in.visibility(lengths, mask, s);
   args.weights = in.view("scores", scores);
   const Named named("additive_scores", s, args.visibility, args.query.dtype);
@@ -53,9 +49,7 @@ Grads3 score_gradients(const char* op, Arguments& in, AdditiveBackward& args, co
   TorchTensor grad_v = empty(query, in.width_of_v(s));
   TorchTensor grad_scores = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
   TorchTensor partial_v = empty(query, {s.B, s.H, 1, s.A}, accumulator(query));
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-  args.v = in.in("v", v, in.width_of_v(s));
+  set_scored(in, args, query, keys, v);
   args.visibility = in.visibility(lengths, mask, s);
   args.grad_query = in.view("grad_query", grad_query);
   args.grad_keys = in.view("grad_keys", grad_keys);

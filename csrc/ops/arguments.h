@@ -198,4 +198,13 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
   return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
 }
 
+// What additive scores are made of, into the arguments of kernels on any device.
+template <class Args>
+void set_scored(Arguments& in, Args& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v) {
+  const Shape& s = args.shape;
+  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+}
+
 }  // namespace onepass

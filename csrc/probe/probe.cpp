@@ -13,6 +13,7 @@
 #include "../cpu/isa.h"
 #include "../cuda/additive_backward.h"
 #include "../cuda/additive_forward.h"
+#include "../cuda/score_gradients.h"
 #include "../cuda/step_backward.h"
 #include "../cuda/step_forward.h"
 #include "ceilings.h"
@@ -97,31 +98,40 @@ std::map<std::string, std::string> build() {
 }
 
 // The launches of an op of CUDA kernels, as a GPU would be given them; none where no kernel takes these sizes.
-py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability) {
+py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability, int queries) {
   if (sizes.size() != 6 || dtype < 0 || dtype > 3) throw py::value_error("cuda_launches needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
   const cuda::Device device{processors, capability};
   const auto type = static_cast<Dtype>(dtype);
   std::vector<cuda::Launch> found;
+  std::vector<int64_t> scratch, cut;
   if (op == "additive_forward") {
-    found = {cuda::additive_forward_launch(shape, type, device)};
+    found = {cuda::additive_forward_launch(shape, type, device, queries)};
   } else if (op == "additive_backward") {
-    const auto launches = cuda::additive_backward_launch(shape, type, device);
-    found = {launches.gradients, launches.sums};
+    const auto how = cuda::additive_backward_launch(shape, type, device);
+    found = {how.gradients, how.sums};
+    scratch = {how.query_parts, how.key_parts, how.v_parts};
+    cut = {how.parts.splits, how.parts.query_splits, how.parts.positions, how.parts.queries};
+  } else if (op == "score_gradients") {
+    const auto how = cuda::score_gradients_launch(shape, type, device);
+    found = {how.products, how.softmax};
+    scratch = {how.inner};
   } else if (op == "additive_step_forward" || op == "multiplicative_step_forward") {
     found = {cuda::step_forward_launch(shape, type, op[0] == 'a', device)};
+    scratch = {cuda::step_forward_parts(shape, type, found[0])};
   } else if (op == "additive_step_backward" || op == "multiplicative_step_backward") {
     found = {cuda::step_backward_launch(shape, type, op[0] == 'a', device)};
+    scratch = {cuda::step_backward_parts(shape, type, found[0])};
   } else {
     throw py::value_error("no CUDA kernels of '" + op + "'");
   }
   py::list launches;
   for (const cuda::Launch& launch : found) {
-    if (launch.threads == 0) continue;
+    if (launch.kernel.empty()) continue;
     using namespace py::literals;
     launches.append(py::dict("kernel"_a = launch.kernel, "blocks"_a = launch.blocks, "threads"_a = launch.threads,
                              "shared"_a = launch.shared, "splits"_a = launch.splits, "resident"_a = launch.resident,
-                             "seconds"_a = launch.seconds));
+                             "seconds"_a = launch.seconds, "scratch"_a = scratch, "cut"_a = cut));
   }
   return launches;
 }
@@ -137,7 +147,7 @@ PYBIND11_MODULE(_probe, m) {
         "Measured: float32 multiply-adds per second ('fma'), accurate float32 reciprocals per second ('reciprocal') and bytes read per "
         "second from `bytes` of memory ('read'), all threads together.");
   m.def("cuda_launches", &cuda_launches, py::arg("op"), py::arg("sizes"), py::arg("dtype"), py::arg("processors"), py::arg("capability"),
-        "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them.");
+        py::arg("queries") = 0, "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them.");
   m.def("build", &build, "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
 }
 
