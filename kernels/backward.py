@@ -93,68 +93,56 @@ def softmax_gradients(
 
 
 @triton.jit
-def query_sums(
+def sums(
     p_weights, p_rows, p_limits, p_mask, p_sums, factor: tl.float64,
-    weights_b, weights_h, weights_t, rows_b, rows_h, rows_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
-    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FACTOR: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    weights_b, weights_h, weights_t, rows_b, rows_h, rows_n, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D, per_program,
+    OVER_SOURCE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, FACTOR: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the visible positions, of factors that are rounded to FACTOR.
-    Grid: tiles of D, by tiles of T by H by B."""
-    tiles_d = tl.cdiv(D, BD)
-    tiles_t = tl.cdiv(T, BT)
-    o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
-    o_t = tl.program_id(0) // tiles_d % tiles_t * BT + tl.arange(0, BT)
-    i_bh = (tl.program_id(0) // tiles_d // tiles_t).to(tl.int64)
+    """``sums[t] = factor sum_s weights[t, s] rows[s]`` over the positions that t sees (OVER_SOURCE), or ``sums[s] = factor sum_t
+    weights[t, s] rows[t]`` over the queries that see s, of factors that are rounded to FACTOR. Grid: groups of tiles of D,
+    ``per_program`` columns in all, by tiles of T or S by H by B."""
+    BN: tl.constexpr = BT if OVER_SOURCE else BS
+    N = T if OVER_SOURCE else S
+    groups = tl.cdiv(D, per_program)
+    tiles_n = tl.cdiv(N, BN)
+    i_d = tl.program_id(0) % groups * per_program
+    o_n = tl.program_id(0) // groups % tiles_n * BN + tl.arange(0, BN)
+    i_bh = (tl.program_id(0) // groups // tiles_n).to(tl.int64)
     i_b = i_bh // H
     i_h = i_bh % H
-    m_t = o_t < T
-    m_d = (o_d < D)[None, :]
-    first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-    p_mask += i_b * mask_b + i_h * mask_h
-    p_row = p_weights + i_b * weights_b + i_h * weights_h + o_t.to(tl.int64) * weights_t
-    p_rows += i_b * rows_b + i_h * rows_h
-    sums = tl.zeros((BT, BD), ACC)
-    begin, end = reach(first, last, S, LIMITS)
-    for s in range(begin // BS * BS, end, BS):
-        o_s = s + tl.arange(0, BS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS]
-        s_seen = any_of(sees, 0)[:, None]
-        b_w = tl.load(p_row[:, None] + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
-        b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_s + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
-        sums = add_rows(b_w.to(FACTOR), sees, b_rows.to(FACTOR), sums, LIMITS, MASK, PRECISION, UNIT)
-    p_tile = p_sums + (i_bh * T + o_t)[:, None] * D + o_d[None, :]
-    tl.store(p_tile, times(sums, factor).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
-
-
-@triton.jit
-def source_sums(
-    p_weights, p_rows, p_limits, p_mask, p_sums, factor: tl.float64,
-    weights_b, weights_h, weights_t, rows_b, rows_h, rows_t, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D,
-    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, FACTOR: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """``sums[s] = factor sum_t weights[t, s] rows[t]`` over the queries that see s, of factors that are rounded to FACTOR.
-    Grid: tiles of D, by tiles of S by H by B."""
-    tiles_d = tl.cdiv(D, BD)
-    tiles_s = tl.cdiv(S, BS)
-    o_d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
-    o_s = tl.program_id(0) // tiles_d % tiles_s * BS + tl.arange(0, BS)
-    i_bh = (tl.program_id(0) // tiles_d // tiles_s).to(tl.int64)
-    i_b = i_bh // H
-    i_h = i_bh % H
-    m_d = (o_d < D)[None, :]
     p_mask += i_b * mask_b + i_h * mask_h
     p_weights += i_b * weights_b + i_h * weights_h
     p_rows += i_b * rows_b + i_h * rows_h
-    sums = tl.zeros((BS, BD), ACC)
-    for t in range(0, T, BT):
-        o_t = t + tl.arange(0, BT)
+    p_tile = p_sums + (i_bh * N + o_n)[:, None] * D
+    if OVER_SOURCE:
+        o_t = o_n
         first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
-        sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS]
-        t_sees = any_of(sees, 1)[:, None] & (o_t < T)[:, None]
-        b_rows = tl.load(p_rows + o_t.to(tl.int64)[:, None] * rows_t + o_d[None, :], t_sees & m_d, 0.0)  # [BT, BD]
-        b_w = tl.load(p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :], sees & (o_t < T)[:, None], 0.0)
-        sums = multiply_add(tl.trans(b_w.to(FACTOR)), b_rows.to(FACTOR), sums, PRECISION, UNIT)
-    p_tile = p_sums + (i_bh * S + o_s)[:, None] * D + o_d[None, :]
-    tl.store(p_tile, times(sums, factor).to(p_tile.dtype.element_ty), (o_s < S)[:, None] & m_d)
+        begin, end = reach(first, last, S, LIMITS)
+        begin = begin // BS * BS
+    else:
+        o_s = o_n
+        begin, end = 0, T
+    for d in range(i_d, tl.minimum(i_d + per_program, D), BD):
+        o_d = d + tl.arange(0, BD)
+        m_d = (o_d < D)[None, :]
+        total = tl.zeros((BN, BD), ACC)
+        for i in range(begin, end, BS if OVER_SOURCE else BT):
+            if OVER_SOURCE:
+                o_s = i + tl.arange(0, BS)
+            else:
+                o_t = i + tl.arange(0, BT)
+                first, last = window(p_limits, limits_b, limits_t, i_b, o_t, T, S, LIMITS)
+            m_t = (o_t < T)[:, None]
+            sees = visible(first, last, p_mask, mask_t, mask_s, o_t, o_s, T, LIMITS, MASK)  # [BT, BS]
+            p_w = p_weights + o_t.to(tl.int64)[:, None] * weights_t + o_s[None, :]
+            b_w = tl.load(p_w, sees & m_t, 0.0, cache_modifier=".ca").to(FACTOR)
+            if OVER_SOURCE:
+                s_seen = any_of(sees, 0)[:, None]
+                b_rows = tl.load(p_rows + o_s.to(tl.int64)[:, None] * rows_n + o_d[None, :], s_seen & m_d, 0.0)  # [BS, BD]
+                total = add_rows(b_w, sees, b_rows.to(FACTOR), total, LIMITS, MASK, PRECISION, UNIT)
+            else:
+                t_sees = any_of(sees, 1)[:, None] & m_t
+                b_rows = tl.load(p_rows + o_t.to(tl.int64)[:, None] * rows_n + o_d[None, :], t_sees & m_d, 0.0)  # [BT, BD]
+                total = multiply_add(tl.trans(b_w), b_rows.to(FACTOR), total, PRECISION, UNIT)
+        tl.store(p_tile + o_d[None, :], times(total, factor).to(p_tile.dtype.element_ty), (o_n < N)[:, None] & m_d)

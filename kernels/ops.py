@@ -14,9 +14,11 @@ from torch import Tensor
 
 from onepass.kernels import backward, forward, tiles
 from onepass.kernels.tanh_gradients import tanh_gradients
+from onepass.kernels.tuning import chosen, tuned
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 CHUNK = 16  # queries, of which a multiple is taken at a time where weights are computed again
+OVER_SOURCE, OVER_QUERIES = True, False  # what is summed over
 NARROW = 8  # channels up to which merging reciprocals gains nothing, and would cost accuracy
 
 
@@ -115,7 +117,8 @@ def attend(
     scores_only = values is None
     values, values_strides = (keys, (0, 0, 0)) if values is None else rows_of(values)
     constants = {**limits.constants, **arithmetic(query)}
-    tile = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, limits.hide, device_of(query.device))
+    rule = tiles.attend_tile(B * H, T, S, D, query.dtype, v is not None, limits.hide, device_of(query.device))
+    tile = chosen("attend", rule, "BT", "BS", "BD")
     per_split = -(-S // (tile.BS * (1 if scores_only else tile.parts))) * tile.BS
     splits = -(-S // per_split)
     highest = sums = parts = context
@@ -159,7 +162,7 @@ def multiplicative_forward(
     context, logsumexp = query.new_empty((*query.shape[:-1], D)), query.new_empty(query.shape[:-1], dtype=wide)
     limits = limits_of(lengths, mask, query)
     (query, q_strides), (keys, k_strides), (values, values_strides) = rows_of(query), rows_of(keys), rows_of(values)
-    tile = tiles.online_tile(T, D, query.dtype, limits.hide)
+    tile = chosen("attend_online", tiles.online_tile(T, D, query.dtype, limits.hide), "BT", "BS")
     programs = max(1, -(-D // tile.BD)) * -(-T // tile.BT) * B * H
     launch(
         forward.attend_online, programs, query, keys, values, limits.lengths, limits.mask, context, logsumexp, scale,
@@ -195,9 +198,10 @@ def score_gradients(
     (values, values_strides), (dense_weights, weights_strides) = rows_of(values), none if weights is None else rows_of(weights)
     context, context_strides = none if grad_context is None else rows_of(grad_context)
     more, more_strides = none if grad_weights is None else rows_of(grad_weights)
-    tile = tiles.products_tile(T, rows.dtype, by_query=lengths is not None and lengths.dim() > 1)
-    splits = tiles.parts(-(-T // tile.BT) * B * H, S, tile.BS, device_of(rows.device), tile.warps)
-    per_split = max(1, -(-S // (tile.BS * splits))) * tile.BS
+    by_query = lengths is not None and lengths.dim() > 1
+    rule = tiles.products_tile(B * H, T, S, rows.dtype, limits.hide, by_query, device_of(rows.device))
+    tile = chosen("weight_gradients", rule, "BT", "BS", "BD")
+    per_split = max(1, -(-S // (tile.BS * tile.parts))) * tile.BS
     splits = max(1, -(-S // per_split))
     inner = rows.new_empty((splits, B, H, T), dtype=wide)
     constants = {**limits.constants, **arithmetic(rows)}
@@ -219,7 +223,7 @@ def score_gradients(
 
 
 def sums(
-    kernel: Any,
+    over_source: bool,
     weights: Tensor,
     rows: Tensor,
     lengths: Tensor | None,
@@ -229,19 +233,20 @@ def sums(
     *,
     wide: bool = False,
 ) -> Tensor:
-    """``query_sums`` or ``source_sums`` of ``weights [B, (H,) T, S]`` and rows, with factors in the rows' dtype or the one that is given;
-    so are the sums, or as they accumulate."""
+    """Of ``weights [B, (H,) T, S]`` times rows, of S or of T, with factors in the rows' dtype or the one that is given; so are the sums, or
+    as they accumulate."""
     dtype = dtype or rows.dtype
     B, H, (T, S), D = weights.shape[0], heads_of(weights), weights.shape[-2:], rows.shape[-1]
-    over_source = kernel is backward.query_sums
     out = rows.new_empty((*weights.shape[:-2], T if over_source else S, D), dtype=accumulator(dtype) if wide else dtype)
     limits = limits_of(lengths, mask, rows)
     (weights, weights_strides), (rows, rows_strides) = rows_of(weights), rows_of(rows)
-    tile = tiles.products_tile(T if over_source else min(T, 16), out.dtype)  # a sum over queries takes few at a time: masks need registers
+    rule = tiles.sums_tile(over_source, B * H, T, S, D, out.dtype, limits.hide, device_of(rows.device))
+    tile = chosen("sums over the source" if over_source else "sums over queries", rule, "BT", "BS", "BD")
     tiles_of_out = -(-T // tile.BT) if over_source else -(-S // tile.BS)
+    per_program = tile.BD * max(1, -(-D // (tile.BD * tile.parts)))
     launch(
-        kernel, -(-D // tile.BD) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
-        *weights_strides, *rows_strides, *limits.strides, H, T, S, D,
+        backward.sums, -(-D // per_program) * tiles_of_out * B * H, weights, rows, limits.lengths, limits.mask, out, factor,
+        *weights_strides, *rows_strides, *limits.strides, H, T, S, D, per_program, OVER_SOURCE=over_source,
         **limits.constants, **arithmetic(out), FACTOR=TYPES[dtype], **blocks(tile, "BT", "BS", "BD"),
     )  # fmt: skip
     return out
@@ -258,7 +263,7 @@ def tanh_sums(
         counts = (gradients != 0).any(-1 if only_query else -2)[..., :T]
         query = query.masked_fill(~counts[..., None], 0)
     limits = limits_of(lengths, None, query)
-    tile = tiles.tanh_gradients_tile(B * H, T, S, A, device_of(query.device))
+    tile = chosen("tanh_gradients", tiles.tanh_gradients_tile(B * H, T, S, A, device_of(query.device)), "BA")
     per_group = max(1, -(-S // (tile.BS * tile.parts))) * tile.BS
     groups = max(1, -(-S // per_group))
     dq = query.new_empty((groups, B, H, T, A), dtype=wide)
@@ -300,7 +305,7 @@ def additive_backward(
 def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     if grad_context is None:
         return values.new_zeros(values.shape)
-    return sums(backward.source_sums, weights, grad_context, lengths, mask)
+    return sums(OVER_QUERIES, weights, grad_context, lengths, mask)
 
 
 def additive_scores_backward(
@@ -327,8 +332,8 @@ def multiplicative_backward(
         return without_weights(grad_context, grad_weights, query, keys, values, scale, lengths, mask)
     gradients = score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
     return (
-        sums(backward.query_sums, gradients, keys, lengths, mask, scale),
-        sums(backward.source_sums, gradients, query, lengths, mask, scale),
+        sums(OVER_SOURCE, gradients, keys, lengths, mask, scale),
+        sums(OVER_QUERIES, gradients, query, lengths, mask, scale),
         values_gradient(weights, grad_context, values, lengths, mask),
     )
 
@@ -356,10 +361,10 @@ def without_weights(
         rows = query[..., some, :]
         weights = attend(rows, keys, values[..., :0], None, scale, limits, shown)[1]
         gradients = score_gradients(context, more, values, weights, limits, shown)
-        grad_query[..., some, :] = sums(backward.query_sums, gradients, keys, limits, shown, scale)
-        parts = [sums(backward.source_sums, gradients, rows, limits, shown, scale, wide=True)]
+        grad_query[..., some, :] = sums(OVER_SOURCE, gradients, keys, limits, shown, scale)
+        parts = [sums(OVER_QUERIES, gradients, rows, limits, shown, scale, wide=True)]
         if context is not None:
-            parts.append(sums(backward.source_sums, weights, context, limits, shown, wide=True))
+            parts.append(sums(OVER_QUERIES, weights, context, limits, shown, wide=True))
         of_source = [total.add_(part) for total, part in zip(of_source, parts, strict=True)] if of_source else parts
     grad_keys, *of_values = (total.to(keys.dtype) for total in of_source)
     return grad_query, grad_keys, of_values[0] if of_values else values.new_zeros(values.shape)
@@ -436,18 +441,18 @@ def multiplicative_step_backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     gradients = step_score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
-    grad_query = sums(backward.query_sums, gradients, keys, lengths, mask, scale, query.dtype)
+    grad_query = sums(OVER_SOURCE, gradients, keys, lengths, mask, scale, query.dtype)
     return grad_query.view(query.shape), gradients.view(weights.shape).mul_(scale)
 
 
 def source_sums(weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
-    return sums(backward.source_sums, weights, rows, lengths, mask)
+    return sums(OVER_QUERIES, weights, rows, lengths, mask)
 
 
 def weighted_values(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     rows = several(weights, values)
     assert rows is not None
-    return sums(backward.query_sums, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], values.shape[-1])
+    return sums(OVER_SOURCE, rows, values, lengths, mask, 1.0, weights.dtype).view(*weights.shape[:-1], values.shape[-1])
 
 
 def weighted_values_backward(grad_context: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -460,7 +465,7 @@ def stack_steps(steps: list[Tensor], several: bool) -> Tensor:
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
+    function.__name__: tuned(function)
     for function in (
         additive_forward, additive_backward, additive_scores, additive_scores_backward, multiplicative_forward, multiplicative_backward,
         additive_step, additive_step_backward, multiplicative_step, multiplicative_step_backward, source_sums, weighted_values,

@@ -76,13 +76,30 @@ def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool) -> Tile:
     return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), registers=255)
 
 
-def products_tile(T: int, dtype: torch.dtype, by_query: bool = False) -> Tile:
-    """Of the kernels that are matrix products: gradients of weights, sums over the source and over queries. What queries see by themselves
-    takes registers too."""
+def products_tile(rows: int, T: int, S: int, dtype: torch.dtype, hides: bool, by_query: bool, device: Device) -> Tile:
+    """Of ``weight_gradients``, for ``rows`` = B H: as large as registers allow, so that rows and values are read few times. Masks and what
+    queries see by themselves take registers too."""
     if dtype == torch.float64:
-        return Tile(BT=16, BS=32, BD=32)
+        return Tile(BT=16, BS=32, BD=32, parts=parts(rows * -(-T // 16), S, 32, device, 4))
     BT, wide = 16 if T <= 16 else 32, dtype == torch.float32
-    return Tile(BT, BS=64, BD=16 if by_query and wide else 32, registers=255 if BT == 16 or not wide else None)
+    if T > 32 and S > 64 and not hides and rows * -(-T // 64) * -(-S // 128) >= device.processors:
+        return Tile(BT=64, BS=128, BD=16 if wide else 32, warps=8, parts=parts(rows * -(-T // 64), S, 128, device, 8), registers=255)
+    splits = parts(rows * -(-T // BT), S, 64, device, 4)
+    return Tile(BT, BS=64, BD=16 if by_query and wide else 32, parts=splits, registers=255 if BT == 16 or not wide else None)
+
+
+def sums_tile(over_source: bool, rows: int, T: int, S: int, D: int, dtype: torch.dtype, hides: bool, device: Device) -> Tile:
+    """Of ``sums``, for ``rows`` = B H; ``parts`` is into how many the columns go. Where enough programs remain, one has all columns of its
+    positions, and finds their weights in the cache after the first."""
+    wide = dtype == torch.float32
+    if dtype == torch.float64:
+        return Tile(BT=16, BS=32, BD=32, parts=max(1, -(-D // 32)))
+    if over_source and T > 32 and D > 64 and not hides and rows * -(-T // 64) * -(-D // 128) >= device.processors:
+        return Tile(BT=64, BS=16 if wide else 32, BD=128, warps=8, parts=-(-D // 128), registers=255)
+    if not over_source and S > 64 and not hides and rows * -(-S // 128) >= device.processors:
+        return Tile(BT=8 if wide else 16, BS=128, BD=64, warps=8, parts=1, registers=255)
+    BT = 16 if T <= 16 or not over_source else 32  # a sum over queries takes few at a time: masks need registers
+    return Tile(BT, BS=64, BD=32, parts=max(1, -(-D // 32)), registers=255 if BT == 16 or not wide else None)
 
 
 def tanh_gradients_tile(rows: int, T: int, S: int, A: int, device: Device) -> Tile:

@@ -53,7 +53,7 @@ def machine(on_the_machine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 def checked(machine: Callable[..., Any], case: Case, **options: Any) -> None:
-    check(machine(lambda: results(case, "cpu"), **options), case)
+    check(machine(lambda: results(case, "cpu"), **options), case, approximate=options.get("approximate", False))
 
 
 @pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "holes", "spans"])
@@ -75,6 +75,13 @@ def test_split_source(machine: Callable[..., Any], family: str) -> None:
     """Few queries on many processors: parts of the source, combined."""
     case = build(family, Dims(batch=1, steps=1, source=150, width=16, value_width=24), hidden="lengths")
     checked(machine, case, processors=4, kernels={"attend", "combine"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_large_tiles(machine: Callable[..., Any], family: str, dtype: torch.dtype) -> None:
+    """Those of many queries, neither dimension whole."""
+    checked(machine, build(family, Dims(batch=1, steps=40, source=130, width=12, value_width=70), dtype, hidden="lengths"))
 
 
 def test_heads(machine: Callable[..., Any]) -> None:

@@ -24,8 +24,7 @@ OUTPUTS = {  # arguments that hold nothing before the launch
     "combine": {"p_context", "p_logsumexp"},
     "weight_gradients": {"p_gradients", "p_inner"},
     "softmax_gradients": set(),
-    "query_sums": {"p_sums"},
-    "source_sums": {"p_sums"},
+    "sums": {"p_sums"},
     "tanh_gradients": {"p_dk", "p_dw"},
 }
 
