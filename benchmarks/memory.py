@@ -1,4 +1,4 @@
-"""Peak memory, measured in a process of its own, where nothing was before: beyond the inputs, the results and what a compiler takes."""
+"""Peak memory, measured in a process of its own, where nothing was before: beyond inputs, results, gradients and what a compiler takes."""
 
 import gc
 import json
@@ -68,18 +68,16 @@ def main(question: str) -> None:
     family = FAMILIES[kind]
     (provider,) = (p for p in PROVIDERS if p.name == name and kind in p.families)
 
-    def run_of(shape: Shape) -> Run:
-        return provider.prepare(Workload(kind, shape, getattr(torch, dtype), device).make(), direction)
-
     try:
-        run_of(family.small)()  # threads, allocator and code pages
-        run = run_of(Shape(*sizes))
+        provider.prepare(Workload(kind, family.small, getattr(torch, dtype), device).make(), direction)()  # threads, allocator, code pages
+        workload = Workload(kind, Shape(*sizes), getattr(torch, dtype), device).make()
+        run = provider.prepare(workload, direction)
     except UnavailableError as reason:
         print("unavailable", reason)
         return
     if provider.compiles:
         run()
-    print("peak", beyond_results(run, device))
+    print("peak", beyond_results(run, device) - family.outputs_apart(workload, direction))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,9 @@ class Training(Stepwise):
         whole = super().cost(workload, direction)
         return Cost(whole.elements, whole.multiply_adds, 2 * workload.shape.T * whole.bytes)
 
+    def outputs_apart(self, workload: Workload, direction: str) -> int:
+        return 0
+
     def budget(self, workload: Workload, direction: str) -> int:
         """1.3 of what there is to keep: keys, their exponentials and values, and of each step the query, scores and weights, a context."""
         _, B, T, S, A, D = workload.shape

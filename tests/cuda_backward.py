@@ -21,7 +21,7 @@ def visibility_of(case: Case) -> Struct:
     return visibility_struct(None if limits is None else limits.long(), case.mask)
 
 
-def additive_backward(case: Case, processors: int = 1, **options: Any) -> tuple[Results, list[Machine]]:
+def additive_backward(case: Case, processors: int = 1, architecture: str = "80", **options: Any) -> tuple[Results, list[Machine]]:
     """Gradients of a case of the family "scores", whose ``grad_weights`` arrive, and the machines that made them."""
     dtype, wide = case.query.dtype, accumulator(case.query.dtype)
     grad_scores = case.grad_weights.to(wide)
@@ -41,7 +41,7 @@ def additive_backward(case: Case, processors: int = 1, **options: Any) -> tuple[
             **outputs, **parts,
             **{str(number): np.int32(each) for number, each in enumerate(launch.cut)},
         })  # fmt: skip
-        machine = Machine(kernel("additive_backward.cu", launch.kernel), **options)
+        machine = Machine(kernel("additive_backward.cu", launch.kernel, architecture), **options)
         if launch.blocks:
             machine.launch(launch.blocks, launch.threads, [arguments], launch.shared)
         machines.append(machine)

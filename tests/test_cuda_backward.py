@@ -2,6 +2,7 @@
 what compilers make of it for each architecture."""
 
 import dataclasses
+from typing import Any
 
 import cuda_backward
 import pytest
@@ -20,15 +21,16 @@ ARCHITECTURES = {"80": 164, "86": 100, "89": 100, "90": 228, "100": 228, "120": 
 SLOTS = {"90": 8.5, "100": 5.5}  # of an element
 
 
-def clean(case: Case, processors: int = 1, approximate: bool = False) -> Results:
-    found, machines = additive_backward(case, processors, approximate=approximate)
+def clean(case: Case, processors: int = 1, architecture: str = "80", **options: Any) -> Results:
+    found, machines = additive_backward(case, processors, architecture, **options)
     for machine in machines:
         assert not machine.findings, "\n".join(map(str, machine.findings))
     return found
 
 
-def checked(case: Case, processors: int = 1, approximate: bool = False) -> None:
-    check(clean(case, processors, approximate) | {"scores": results(case, "cpu")["scores"]}, case)
+def checked(case: Case, *where: Any, approximate: bool = False) -> None:
+    found = clean(case, *where, approximate=approximate) | {"scores": results(case, "cpu")["scores"]}
+    check(found, case, approximate=approximate)
 
 
 @pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "holes", "shared", "spans", "one row hidden", "nothing"])
@@ -76,7 +78,13 @@ def test_ranges(span: str) -> None:
 
 def test_approximate_instructions() -> None:
     """``rcp.approx`` and ``ex2.approx`` as far off as they may be."""
-    checked(build("scores", Dims(batch=1, steps=17, source=20, width=12)), approximate=True)
+    checked(build("scores", SMALL), approximate=True)
+
+
+@pytest.mark.parametrize("architecture", ["90", "100"])
+def test_architectures(architecture: str) -> None:
+    """That of 10.0 packs two numbers into an instruction."""
+    checked(build("scores", SMALL, hidden="lengths"), 1, architecture)
 
 
 @pytest.mark.parametrize("hidden", ["lengths", "padding", "holes"])
@@ -119,8 +127,8 @@ def test_repeats() -> None:
 def test_a_deleted_barrier_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = cuda_backward.kernel
 
-    def without_barriers(source: str, name: str) -> Kernel:
-        kernel = whole(source, name)
+    def without_barriers(*of: str) -> Kernel:
+        kernel = whole(*of)
         keeps = [item.opcode not in ("bar", "barrier") for item in kernel.instructions]
         assert not all(keeps)
         kept = [item for item, keep in zip(kernel.instructions, keeps, strict=True) if keep]
@@ -129,6 +137,13 @@ def test_a_deleted_barrier_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_backward, "kernel", without_barriers)
     _, machines = additive_backward(build("scores", Dims(batch=1, steps=20, source=20, width=12)))
     assert all(any("race" in finding.kind for finding in machine.findings) for machine in machines)
+
+
+def test_wavefronts() -> None:
+    """Nothing meets a bank of shared memory twice."""
+    _, machines = additive_backward(build("scores", Dims(batch=1, steps=64, source=128, width=64)))
+    for machine in machines:
+        assert machine.counts["shared wavefronts"] == machine.counts["shared wavefronts at least"] > 0
 
 
 def test_traffic() -> None:

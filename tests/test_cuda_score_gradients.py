@@ -58,6 +58,14 @@ def test_garbage_changes_no_bit() -> None:
     assert_same_bits(clean(garbage(case, float("nan"))), clean(case))
 
 
+def test_wavefronts() -> None:
+    """Full tiles meet next to no bank of shared memory twice."""
+    case = build("additive", Dims(batch=1, steps=64, source=128, width=12, value_width=128))
+    _, machines = score_gradients(case, torch.full((1, 64, 128), 1 / 128))
+    counts = machines[0].counts
+    assert counts["shared wavefronts at least"] <= counts["shared wavefronts"] <= 1.05 * counts["shared wavefronts at least"]
+
+
 @pytest.mark.parametrize("target", ["80", "86", "89", "90", "100", "120"])
 def test_fits(target: str) -> None:
     """No spills, and registers for as many blocks on a processor as launches count on."""

@@ -16,7 +16,7 @@ constexpr float kWidest = 10.0f;  // |q| and |k| up to which exponentials, their
 constexpr unsigned kEveryLane = 0xffffffffu;
 
 template <class R>
-struct Two {
+struct alignas(2 * sizeof(R)) Two {
   R x, y;
 };
 template <class R>
@@ -89,7 +89,8 @@ struct Staged {
   Two<R>* exponentials;  // [kBackwardQueries][32]: e^(2q), or 1 where that is out of range
   Two<R>* sums;          // [kBackwardQueries][threads]: of each lane over its positions
   Two<R>* columns;       // [threads]: what each has added up of dq / 4 v, over queries
-  Two<R>* gradients;     // [threads]: sums of the scores' gradients that each has staged, of this tile and of all
+  R* gradients;          // [threads]: sums of the scores' gradients that each has staged of this tile
+  R* all_gradients;      // [threads]: and of all
   R* factors;            // [kBackwardQueries][positions]: of the scores' gradients
   int* tops;             // [2]: the bits of the largest |q|, of this tile and of the next
 
@@ -97,8 +98,9 @@ struct Staged {
       : exponentials(static_cast<Two<R>*>(memory)),
         sums(exponentials + kBackwardQueries * 32),
         columns(sums + kBackwardQueries * blockDim.x),
-        gradients(columns + blockDim.x),
-        factors(reinterpret_cast<R*>(gradients + blockDim.x)),
+        gradients(reinterpret_cast<R*>(columns + blockDim.x)),
+        all_gradients(gradients + blockDim.x),
+        factors(all_gradients + blockDim.x),
         tops(reinterpret_cast<int*>(factors + kBackwardQueries * kBackwardPositions * (blockDim.x / 32))) {}
 };
 
@@ -219,7 +221,7 @@ struct Gradients {
     }
     const int bits = __reduce_max_sync(kEveryLane, __float_as_int(top));
     if (lane == 0) atomicMax(top_query, bits);
-    staged.gradients[threadIdx.x].x = (g[0] + g[1]) + (g[2] + g[3]);
+    staged.gradients[threadIdx.x] = (g[0] + g[1]) + (g[2] + g[3]);
     R* to = staged.factors + row * kBackwardPositions * warps + column;
     if constexpr (kFactored) *reinterpret_cast<float4*>(to) = {as_factor(g[0]), as_factor(g[1]), as_factor(g[2]), as_factor(g[3])};
     else for (int i = 0; i < 4; ++i) to[i] = g[i];
@@ -297,7 +299,8 @@ struct Gradients {
   __device__ void run() {
     load_keys();
     if (threadIdx.x < 2) staged.tops[threadIdx.x] = 0;
-    staged.columns[threadIdx.x] = staged.gradients[threadIdx.x] = {0, 0};
+    staged.columns[threadIdx.x] = {0, 0};
+    staged.gradients[threadIdx.x] = staged.all_gradients[threadIdx.x] = 0;
     __syncthreads();
     int tile = query_split * args.parts.queries, number = 0;
     const int first = split * args.parts.positions;
@@ -310,8 +313,7 @@ struct Gradients {
       __syncthreads();
       const float top_query = __int_as_float(staged.tops[number % 2]);
       const bool small = !kFactored || top_query < kSmall;
-      Two<R>& gradients = staged.gradients[threadIdx.x];
-      if (!small) gradients.y += gradients.x;
+      if (!small) staged.all_gradients[threadIdx.x] += staged.gradients[threadIdx.x];
       if (threadIdx.x == 0) staged.tops[(number + 1) % 2] = 0;
       if (from <= warp && warp < to) {
         if (kFactored && !small && top_query <= kWidest && near) sweep<false>(tile, count, false);
@@ -362,7 +364,7 @@ struct Gradients {
 
   // dv's part: the warps' sums in order, and the gradients' own.
   __device__ void store_v() {
-    R gradients = staged.gradients[threadIdx.x].y;
+    R gradients = staged.all_gradients[threadIdx.x];
     const Two<R> column = staged.columns[threadIdx.x];
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) gradients += __shfl_xor_sync(kEveryLane, gradients, distance);
