@@ -29,8 +29,8 @@ Tensor cores take both factors of a product in the inputs' dtype. With ``factors
 gradients of scores are granted one rounding to a half-width dtype before they multiply values, queries, keys or dcontext.
 
 With ``approximate``, on a machine whose ``ex2.approx`` and ``rcp.approx`` are off by all that PTX grants them, 2^-22 = 2 eps and
-2^-23 = eps of their results: ``x = e^2q e^2k`` is off by 4 eps of itself, ``r = 1 / (1 + x)`` by ``tol(r) = eps r (1 + 4 (1 - r))``. A tanh is granted
-``2 tol(r)`` more, ``1 - tanh^2 = 4 (r - r^2)`` ``4 |tanh| tol(r)``, and a weight, a quotient of exponentials, ``5 eps w``.
+2^-23 = eps of their results: ``x = e^2q e^2k`` is off by 4 eps of itself, ``r = 1 / (1 + x)`` by ``tol(r) = eps r (1 + 4 (1 - r))``. A
+tanh is granted ``2 tol(r)`` more, ``1 - tanh^2 = 4 (r - r^2)`` ``4 |tanh| tol(r)``, and a weight, a quotient of exponentials, ``5 eps w``.
 
 In fp64 the reference is eager itself: its error is what eager has in fp32 on the same inputs, scaled by the ratio of the
 epsilons, and since the reference rounds as the result does, that error counts three times and the floors twice.
