@@ -137,8 +137,9 @@ def main() -> None:
     folder = torch_folder()
     reason = why_not(folder)
     if reason is not None:
-        if os.environ.get("ONEPASS_CPU", "auto") == "1":
-            raise SystemExit(f"onepass: ONEPASS_CPU=1, but the CPU kernels cannot be built: {reason}")
+        for switch, kernels in (("ONEPASS_CPU", "the CPU kernels"), ("ONEPASS_CUDA", "the CPU kernels, which CUDA's go with,")):
+            if os.environ.get(switch, "auto") == "1":
+                raise SystemExit(f"onepass: {switch}=1, but {kernels} cannot be built: {reason}")
         print(f"onepass: the CPU kernels are not built: {reason}", file=sys.stderr)
     modules = [] if reason or folder is None else extensions(folder)
     setup(version=VERSION, ext_modules=modules, cmdclass={"build_ext": Build})

@@ -8,6 +8,7 @@ import inspect
 import io
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from . import sass
 
-NVCC_FLAGS = ("-cubin", "-lineinfo", "-Xptxas", "-v", "--keep", "-std=c++20", "-O3", "--expt-relaxed-constexpr")
+TO_LOOK_AT = ("-cubin", "-lineinfo", "-Xptxas", "-v", "--keep")  # besides the flags of the build
 
 
 class Entry(Protocol):
@@ -103,7 +104,9 @@ def by_nvcc(source: Path, target: str) -> Path:
     version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
     files = sorted(path for path in source.parents[1].rglob("*") if path.suffix in (".h", ".cuh", ".cu"))
     content = b"".join(path.read_bytes() for path in files)
-    key = hashlib.sha256(content + f"{version} {NVCC_FLAGS} {source.name} {target}".encode()).hexdigest()[:16]
+    build = runpy.run_path(str(source.parent / "build.py"))
+    flags = [*TO_LOOK_AT, *build["FLAGS"], build["machine_code"](target)]
+    key = hashlib.sha256(content + f"{version} {flags} {source.name}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"onepass-cuda-{os.getuid()}" / key
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     with open(f"{folder}.lock", "w") as lock:
@@ -111,7 +114,7 @@ def by_nvcc(source: Path, target: str) -> Path:
         if folder.exists():
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            command = [nvcc, f"-arch=sm_{target}", *NVCC_FLAGS, "--keep-dir", made, str(source), "-o", f"{made}/kernels.cubin"]
+            command = [nvcc, *flags, "--keep-dir", made, str(source), "-o", f"{made}/kernels.cubin"]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode != 0:
                 raise CompilationError(done.stderr)
