@@ -115,8 +115,10 @@ def run(todo: "Sequence[Job]", study: "Study", results: "Results", device: str, 
             for name in dtypes:
                 results.ceilings[f"{device} {name}"] = ceilings.measure(device, getattr(torch, name))
             done = 0
-            for job in todo:
+            for number, job in enumerate(todo, 1):
                 bar.update(task, description=job.title, completed=done)
+                if not bar.console.is_terminal:
+                    bar.console.print(f"{number} of {len(todo)}: {job.title}")
                 for record in job.records():
                     results.add(record)
                 done += job.steps

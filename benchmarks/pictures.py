@@ -25,7 +25,7 @@ COLOURS = {
     "FlexAttention": "#588157",
 }
 OTHERS = ("#bc8a5f", "#6d597a", "#4a7c8c", "#c9a227", "#7f9172", "#8e7dbe")  # peers, in the order of their names
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>hpd"
 GREY = "#6b7280"
 
 
@@ -152,10 +152,11 @@ def memory(results: Results) -> Iterator[tuple[str, Any]]:
 
 
 def roofline(results: Results) -> Iterator[tuple[str, Any]]:
-    """Every kernel of every provider under what the machine can do."""
+    """Every kernel of every provider under what the machine can do; but for what measures calls alone."""
+    working = [record for record in compared(results) if record.metrics["bytes/s"] and "microseconds a step" not in record.metrics]
     for of, rates in results.ceilings.items():
         device, dtype = of.split()
-        timed = [r for r in compared(results) if (r.device, r.dtype) == (device, dtype) and r.metrics["bytes/s"]]
+        timed = [record for record in working if (record.device, record.dtype) == (device, dtype)]
         if not timed or not rates:
             continue
         figure, (axis,) = panels(1, 8, 4.6)

@@ -116,6 +116,8 @@ def test_cuda_required_but_not_there(source: pathlib.Path, tmp_path: pathlib.Pat
     python = fresh_environment(tmp_path / "environment")
     with pytest.raises(AssertionError, match="ONEPASS_CUDA=1, but the CUDA kernels cannot be built: there was no nvcc"):
         pip(python, "install", source, ONEPASS_CUDA="1", CUDA_HOME="/nonexistent")
+    with pytest.raises(AssertionError, match="ONEPASS_CUDA=1, but the CPU kernels, which CUDA's go with, cannot be built: ONEPASS_CPU=0"):
+        pip(python, "install", source, ONEPASS_CUDA="1", ONEPASS_CPU="0")
 
 
 def test_sdist_to_wheel_to_fresh_environment(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
