@@ -16,15 +16,16 @@ int64_t padded(int64_t n) {
   return (n + kWidth<R> - 1) / kWidth<R> * kWidth<R>;
 }
 
-// How many queries to take at once, so that their [queries, S] scores stay in the second-level cache.
+// How many queries to take at once, so that their [queries, S] scores stay in the second-level cache; but at least so many that reading
+// keys and values for each block anew costs less than scores that do not stay.
 inline int64_t query_block(int64_t T, int64_t S, int64_t heads, int threads, int64_t at_most) {
-  constexpr int64_t kScores = 64 * 1024, kLeast = 32;
+  constexpr int64_t kScores = 64 * 1024, kFewest = 32;
   int64_t block = kScores / (S < 1 ? 1 : S);
-  block = block < 4 ? 4 : block > at_most ? at_most : block;
+  block = block < kFewest ? kFewest : block > at_most ? at_most : block;
   const int64_t wanted = (4 * threads + heads - 1) / (heads < 1 ? 1 : heads);  // blocks per head that keep all threads busy
   if (wanted > 1) {
     const int64_t share = (T + wanted - 1) / wanted;
-    const int64_t busy = share < kLeast ? kLeast : share;
+    const int64_t busy = share < kFewest ? kFewest : share;
     block = busy < block ? busy : block;
   }
   return block < T ? (block + 3) / 4 * 4 : (T < 1 ? 1 : T);
