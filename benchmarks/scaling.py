@@ -134,18 +134,19 @@ def main(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(todo))
         try:
-            for title, records in todo:
+            for number, (title, records) in enumerate(todo, 1):
                 bar.update(task, description=title)
+                if not bar.console.is_terminal:
+                    bar.console.print(f"{number} of {len(todo)}: {title}")
                 for record in records():
                     results.add(record)
                 bar.advance(task)
         except KeyboardInterrupt:
             complete = False
-    text = markdown(results)
     if json:
         results.save(json)
-    if pictures:
-        draw(results, pictures)
+    drawn = draw(results, pictures) if pictures else []
+    text = markdown(results, [os.path.relpath(path, page.parent) for path in drawn] if page else [])
     if page:
         page.write_text(text)
     else:

@@ -28,9 +28,10 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, pictures: Sequence[str] = ()) -> str:
+    """With pictures by their addresses as seen from the page."""
     found = [curve for curve in curves(results) if len(curve.points) > 1]
-    parts = [INTRODUCTION.format(conditions=caption(results))]
+    parts = [INTRODUCTION.format(conditions=caption(results)), *(f"![{Path(picture).stem}]({picture})\n" for picture in pictures)]
     parts += ["## Exponents\n", table(EXPONENTS, list(exponent_rows(found)))]
     parts += ["\n## Where a peer is faster\n", table(LOSSES, list(loss_rows(results))) if any(losses(results)) else "Nowhere."]
     if left := list(left_out_rows(results)):

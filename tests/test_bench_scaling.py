@@ -135,7 +135,8 @@ def test_a_small_run_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [r.shape.S for r in results.records if "peak bytes" in r.metrics and r.provider == "eager"] == [4]
     assert not [r for r in results.records if r.status not in ("measured", MISSING)]
     text = (tmp_path / "a.md").read_text()
-    assert text == markdown(results)
+    assert text == markdown(results, ["scaling-time.svg"])
+    assert "](scaling-time.svg)" in text
     for heading in ("## Exponents", "## Where a peer is faster", "## multiplicative, forward, over T = S: milliseconds"):
         assert heading in text
     assert (tmp_path / "scaling-time.png").stat().st_size > 10_000
