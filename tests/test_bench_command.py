@@ -57,6 +57,15 @@ def test_tables_a_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "0 slower, 0 faster" in capsys.readouterr().out
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """As in a process of its own, whatever handles the signal in this one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_shows_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     @provider("interrupter", {"additive"})
     def interrupter(workload: Workload, direction: str) -> Run:
