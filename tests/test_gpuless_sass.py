@@ -94,6 +94,14 @@ def test_branches_within_a_loop() -> None:
     assert [addresses(body) for body in sass.loops(code)] == [list(range(0x10, 0x70, 16))]
 
 
+def test_work_by_a_function() -> None:
+    """The loop with exponentials has more reciprocals, and is not meant."""
+    exact = ["MUFU.RCP R1, R1", "MUFU.RCP R2, R2", "MUFU.EX2 R3, R3", "@P0 BRA `(.L0)"]
+    code = listing(*exact, "MUFU.RCP R1, R1", "FFMA R1, R1, R2", "@P0 BRA `(.L4)", "EXIT")
+    assert addresses(sass.hot_loop(code, sass.reciprocals_alone)) == [0x40, 0x50, 0x60]
+    assert sass.hot_loop(listing(*exact, "EXIT"), sass.reciprocals_alone) is None
+
+
 def test_calls_come_back() -> None:
     """What a loop calls is no part of it, but what follows the call is."""
     code = listing("FADD R1, R1, R2", "CALL.REL.NOINC `(.L4)", "@P0 BRA `(.L0)", "EXIT", "MUFU.RCP R1, R1", "RET.REL.NODEC R2 0x0")
@@ -105,7 +113,15 @@ def test_no_loop() -> None:
     assert sass.hot_loop(listing("IADD3 R1, R1, R2, RZ", "@P0 BRA `(.L0)", "EXIT")) is None
 
 
-def test_indirect_branches_are_refused() -> None:
+def test_indirect_branches() -> None:
+    """They go where the disassembler says; back to a loop's first instruction too."""
+    code = listing("FADD R1, R1, R2", 'BRX R2 -0x40 (*"BRANCH_TARGETS .L0,.L3"*)', "MUFU.RCP R1, R1", "EXIT")
+    assert code[1].targets == (0, 0x30)
+    assert not code[1].falls
+    assert addresses(sass.hot_loop(code)) == [0, 0x10]
+
+
+def test_branches_to_nowhere_known_are_refused() -> None:
     with pytest.raises(ValueError, match="indirect"):
         listing("BRX R2 -0x40", "EXIT")
     with pytest.raises(ValueError, match="nowhere"):

@@ -49,7 +49,7 @@ class Entry(Protocol):
     @property
     def options(self) -> dict[str, Any]: ...  # more of the compiler's, as the launch gives them
     @property
-    def hot(self) -> Any: ...  # the @triton.jit function that has the hot loop, where the kernel has several loops; or None
+    def hot(self) -> Any: ...  # the @triton.jit function that has the hot loop, or what counts a loop's work; None: no or but one loop
     @property
     def elements(self) -> float | None: ...  # of the work, done by a thread in one trip of the hot loop
     @property
@@ -171,9 +171,9 @@ def messages() -> Iterator[list[str]]:
             lines += filter(None, (line.strip() for line in file))
 
 
-def source_of(function: Any) -> frozenset[str] | None:
-    """The lines of a @triton.jit function, named as by instructions, or those given; None of None."""
-    if function is None or isinstance(function, frozenset):
+def source_of(function: Any) -> sass.Source:
+    """What tells the hot loop: the lines of a @triton.jit function, named as by instructions; other functions count the work themselves."""
+    if function is None or inspect.isfunction(function):
         return function
     lines, first = inspect.getsourcelines(function.fn)
     name = Path(inspect.getfile(function.fn)).name

@@ -5,7 +5,6 @@ import functools
 import shutil
 from pathlib import Path
 
-import ptx
 import torch
 
 from onepass import _probe
@@ -43,7 +42,6 @@ def entry(op: str, target: str, shape: Shape, necessary: int, merged: int = 0) -
     sizes = [shape.B, 1, shape.T, shape.S, shape.A, shape.D]
     how = _probe.cuda_launches(op, sizes, DTYPES.index(shape.dtype), processors, int(target))[0]
     source = SOURCES / (f"{op}.cu" if shape is MANY else f"step_{op.rpartition('_')[2]}.cu")
-    reciprocals = hot_reciprocals(source, how["kernel"], target) if merged else []
     parts = f", {how['splits']} parts" if how["splits"] > 1 else ""
     return Entry(
         name=f"CUDA {op}",
@@ -59,18 +57,15 @@ def entry(op: str, target: str, shape: Shape, necessary: int, merged: int = 0) -
         arguments=None,
         grid=(how["blocks"], 1, 1),
         necessary=necessary * torch.finfo(shape.dtype).bits // 8,
-        hot=frozenset(reciprocals) if merged else None,
-        elements=float(merged * len(reciprocals)) if merged else None,
+        hot=sass.reciprocals_alone if merged else None,
+        elements=float(merged * reciprocals(source, how["kernel"], target)) if merged else None,
         work=float(shape.B * shape.T * shape.S * shape.A) if merged else None,
     )
 
 
 @functools.cache
-def hot_reciprocals(source: Path, symbol: str, target: str) -> list[str]:
-    """The lines of the reciprocals in the PTX's loop that has most of them and no exponentials: those are of rows, or of the exact way."""
+def reciprocals(source: Path, symbol: str, target: str) -> int:
+    """Of a trip of the PTX's hot loop: those that merge, as loops with exponentials are of rows, or of the exact way."""
     text = (by_nvcc(source, target) / "kernels.ptx").read_text()
-    kernel, program = ptx.parse(text, symbol), ptx_loops.program(text, symbol)
-    loops = [[kernel.instructions[item.address] for item in body] for body in sass.loops(program)]
-    merging = [body for body in loops if all(item.opcode != "ex2" for item in body)]
-    found = [[item.line for item in body if item.opcode == "rcp"] for body in merging]
-    return max(found, key=len)
+    body = sass.hot_loop(ptx_loops.program(text, symbol), sass.reciprocals_alone)
+    return sass.reciprocals_alone(body or ())

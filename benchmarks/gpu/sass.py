@@ -1,14 +1,14 @@
 """Reads disassembled machine code: instructions, basic blocks, natural loops, and what a trip of the hot loop issues.
 
 Work is what multiply-add, MUFU and tensor instructions do. The hot loop is, of the loops that have such and no other loop with such inside,
-the one with the most (a loop that only waits does not count). Where a kernel has several, the one that is meant can be told by its source:
-only work of those lines counts then. All instructions of the loop count, also those that a branch within it may skip: each takes an issue
-slot, and a predicated one does so even where it has no effect.
+the one with the most (a loop that only waits does not count). Where a kernel has several, the one that is meant can be told by its source,
+only the work of those lines counts then, or by a function that counts the work of a loop. All instructions of the loop count, also those
+that a branch within it may skip: each takes an issue slot, and a predicated one does so even where it has no effect.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 CLASSES = ("fma", "tensor", "mufu", "shared", "global", "local", "shuffle", "barrier", "other")
@@ -28,17 +28,18 @@ TOKEN = re.compile(
     r'//## File "(?P<file>[^"]*)", line (?P<number>\d+)|^\s*(?P<label>[.$][\w$.]+):|/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<words>[^;]*);',
     re.M,
 )
+BRANCH_TARGETS = re.compile(r'"BRANCH_TARGETS (\S+)"')
 PREDICATE = re.compile(r"@!?U?P[T\d]+\s+")
 ENDS = {"EXIT", "RET", "BPT", "RTT"}  # nothing follows; where they are predicated, the next instruction does
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """``target`` is the address that it may jump to; ``falls`` says whether the next one may follow."""
+    """``targets`` are the addresses that it may jump to; ``falls`` says whether the next one may follow."""
 
     address: int
     opcode: str  # with its modifiers: "FFMA.FTZ"
-    target: int | None
+    targets: tuple[int, ...]
     falls: bool
     line: str = ""  # of the source: "scores.py:95"
 
@@ -54,6 +55,9 @@ class Instruction:
     def lanes(self) -> int:
         """FP32 results per thread: packed instructions have two."""
         return 0 if self.kind != "fma" else 2 if self.base.endswith("2") else 1
+
+
+Source = Collection[str] | Callable[[Iterable[Instruction]], int] | None  # lines as instructions name them, or what counts the work
 
 
 def parse(text: str, name: str | None = None) -> list[Instruction]:
@@ -85,16 +89,19 @@ def instruction(address: int, words: str, line: str, places: dict[str, int]) -> 
     base = opcode.split(".")[0]
     conditional = predicate is not None or bool(re.match(r"!?U?P\d", operands.strip()))
     if base in ("BRX", "JMX", "BRXU"):
-        raise ValueError(f"{words} at {address:#x}: the targets of an indirect branch are not known")
+        listed = BRANCH_TARGETS.search(operands)
+        if listed is None:
+            raise ValueError(f"{words} at {address:#x}: the targets of an indirect branch are not known")
+        return Instruction(address, opcode, tuple(places[label] for label in listed[1].split(",")), predicate is not None, line)
     call = opcode.startswith("CALL.REL.NOINC")  # may come back; but ptxas also leaves loops this way for good
     label = re.search(r"\((\S+)\)", operands)
     if call and (label is None or label[1] not in places):  # a function of the compiler's, in another section
-        return Instruction(address, opcode, None, True, line)
+        return Instruction(address, opcode, (), True, line)
     if base in ("BRA", "JMP") or call:
         if label is None or label[1] not in places:
             raise ValueError(f"{words} at {address:#x} goes nowhere")
-        return Instruction(address, opcode, places[label[1]], conditional or call, line)
-    return Instruction(address, opcode, None, base not in ENDS or conditional, line)
+        return Instruction(address, opcode, (places[label[1]],), conditional or call, line)
+    return Instruction(address, opcode, (), base not in ENDS or conditional, line)
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,8 @@ def blocks(program: Sequence[Instruction]) -> list[Block]:
     place = {item.address: number for number, item in enumerate(program)}
     starts = {0}
     for number, item in enumerate(program):
-        if item.target is not None:
-            starts.add(place[item.target])
-        if item.target is not None or not item.falls:
+        starts.update(place[target] for target in item.targets)
+        if item.targets or not item.falls:
             starts.add(number + 1)
     order = sorted(start for start in starts if start < len(program))
     index = {start: number for number, start in enumerate(order)}
@@ -120,7 +126,7 @@ def blocks(program: Sequence[Instruction]) -> list[Block]:
     for number, first in enumerate(order):
         last = order[number + 1] - 1 if number + 1 < len(order) else len(program) - 1
         item = program[last]
-        after = [] if item.target is None else [index[place[item.target]]]
+        after = [index[place[target]] for target in item.targets]
         if item.falls and number + 1 < len(order):
             after.append(number + 1)
         found.append(Block(first, last, tuple(after)))
@@ -171,15 +177,23 @@ def loops(program: Sequence[Instruction]) -> list[list[Instruction]]:
     return [[program[i] for number in sorted(body) for i in range(graph[number].first, graph[number].last + 1)] for body in ordered]
 
 
-def hot_loop(program: Sequence[Instruction], source: Collection[str] | None = None) -> list[Instruction] | None:
-    """See above; with ``source``, lines as instructions name them, only work of these counts. None if no loop has any."""
+def hot_loop(program: Sequence[Instruction], source: Source = None) -> list[Instruction] | None:
+    """See above. None if no loop has any work."""
     found = [set(body) for body in loops(program) if work(body, source)]
     innermost = [body for body in found if not any(other < body for other in found)]
     return sorted(max(innermost, key=lambda body: work(body, source)), key=lambda item: item.address) if innermost else None
 
 
-def work(body: Iterable[Instruction], source: Collection[str] | None) -> int:
+def work(body: Iterable[Instruction], source: Source) -> int:
+    if callable(source):
+        return source(body)
     return sum(item.kind in ("fma", "mufu", "tensor") and (source is None or item.line in source) for item in body)
+
+
+def reciprocals_alone(body: Iterable[Instruction]) -> int:
+    """As work: how many a loop has that has no exponential."""
+    special = [item.opcode for item in body if item.kind == "mufu"]
+    return 0 if any(".EX2" in opcode for opcode in special) else sum(".RCP" in opcode for opcode in special)
 
 
 @dataclass(frozen=True)
