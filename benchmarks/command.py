@@ -101,24 +101,19 @@ def check_device(device: str) -> None:
 def run(todo: "Sequence[Job]", study: "Study", results: "Results", device: str, dtypes: Sequence[str]) -> bool:
     """Adds to the results; False if it was interrupted."""
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from . import ceilings
+    from .progress import Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("ceilings of the machine", total=sum(job.steps for job in todo))
-        study.after_round = lambda: bar.advance(task)
+    with Bar(len(todo), sum(job.steps for job in todo), "ceilings of the machine") as bar:
+        study.after_round = bar.step
         study.ceilings = results.ceilings
         try:
             for name in dtypes:
                 results.ceilings[f"{device} {name}"] = ceilings.measure(device, getattr(torch, name))
             done = 0
-            for number, job in enumerate(todo, 1):
-                bar.update(task, description=job.title, completed=done)
-                if not bar.console.is_terminal:
-                    bar.console.print(f"{number} of {len(todo)}: {job.title}")
+            for job in todo:
+                bar.begin(job.title, done)
                 for record in job.records():
                     results.add(record)
                 done += job.steps

@@ -113,6 +113,9 @@ class TrainingStep(Family):
     shapes = (Shape("G2P", 128, 8, 8, 160, 320),)  # B words of S letters and T - 1 phonemes
     bars = ("G2P",)
 
+    def outputs_apart(self, workload: Workload, direction: str) -> int:
+        return 0
+
     def make(self, workload: Workload, generator: torch.Generator) -> dict[str, Tensor]:
         _, B, T, S, _, _ = workload.shape
         with torch.random.fork_rng():

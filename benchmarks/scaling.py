@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import catalogue, ceilings
 from .exponents import fused
 from .plan import thread_counts
+from .progress import Bar
 from .providers import PROVIDERS, mine, named, providers
 from .records import MISSING, Record, Results
 from .scaling_report import draw, markdown
@@ -130,17 +129,12 @@ def main(
     results.ceilings["cpu float32"] = ceilings.measure("cpu")
     study = Study(named(provider, compiling=not quick), 1 if quick else rounds, 0.01 if quick else 0.05, results.ceilings)
     todo, complete = list(Scaling(study, limit, quick).jobs()), True
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(todo))
+    with Bar(len(todo), len(todo)) as bar:
         try:
-            for number, (title, records) in enumerate(todo, 1):
-                bar.update(task, description=title)
-                if not bar.console.is_terminal:
-                    bar.console.print(f"{number} of {len(todo)}: {title}")
+            for done, (title, records) in enumerate(todo):
+                bar.begin(title, done)
                 for record in records():
                     results.add(record)
-                bar.advance(task)
         except KeyboardInterrupt:
             complete = False
     if json:

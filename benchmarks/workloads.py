@@ -102,8 +102,8 @@ class Family:
         return 0
 
     def outputs_apart(self, workload: Workload, direction: str) -> int:
-        """Bytes of outputs that a ``Run`` makes and does not return: it returns gradients."""
-        return workload.tensors["upstream"].nbytes if direction == BOTH and "upstream" in workload.tensors else 0
+        """Bytes of outputs that a ``Run`` makes and does not return: with a backward it returns gradients."""
+        return workload.tensors["upstream"].nbytes if direction == BOTH else 0
 
     def beside(self, workload: Workload, direction: str) -> dict[str, Run]:
         """Runs that take turns with the providers' without being one: what a limit is measured by."""

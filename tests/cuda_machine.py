@@ -4,7 +4,6 @@ import functools
 import pathlib
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ import pytest
 import torch
 from cases import Case
 from gpu import sass
-from gpu.compiled import by_nvcc
+from gpu.compiled import Compiled as Binary
+from gpu.compiled import by_nvcc, program
 from ptx import Buffer, Kernel, Struct, parse
 from torch import Tensor
 
@@ -42,11 +42,8 @@ class Compiled:
 
     def program(self, name: str) -> list[sass.Instruction]:
         """The machine code of the kernel."""
-        disassembler = shutil.which("nvdisasm")
-        if disassembler is None:
-            knobs = pytest.importorskip("triton", reason="needs nvdisasm, which triton brings").knobs
-            disassembler = knobs.nvidia.nvdisasm.path
-        return sass.parse(subprocess.run([disassembler, "-c", "-g", self.cubin], check=True, capture_output=True, text=True).stdout, name)
+        pytest.importorskip("triton", reason="needs nvdisasm, which triton brings")
+        return program(Binary(name, "", self.cubin.read_bytes(), 0))
 
 
 def compiled(source: str, architecture: str) -> dict[str, Compiled]:

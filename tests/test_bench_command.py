@@ -59,7 +59,7 @@ def test_tables_a_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.fixture
 def ctrl_c_interrupts() -> Iterator[None]:
-    """As in a process of its own, whatever handles the signal in this one."""
+    """Also where a shell began the tests in the background, which makes processes ignore the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before or signal.default_int_handler)

@@ -20,7 +20,7 @@ SMALL = Dims(batch=2, steps=3, source=37, width=12, value_width=20)
 def checked(case: Case, **options: Any) -> Results:
     got, machine = run(case, **options)
     assert not machine.findings, "\n".join(map(str, machine.findings))
-    check(got, case, part=True, approximate=options.get("approximate", False))
+    check(got, case, part=True)
     return got
 
 

@@ -91,7 +91,7 @@ def machine(ops: Ops) -> Callable[..., Any]:
 
 
 def checked(machine: Callable[..., Any], case: Case, **options: Any) -> None:
-    check(machine(lambda: results(case, "cpu"), **options), case, approximate=options.get("approximate", False))
+    check(machine(lambda: results(case, "cpu"), **options), case)
 
 
 @pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "holes", "spans", "nothing"])

@@ -76,3 +76,13 @@ def test_bytes(name: str) -> None:
     assert done["findings"] == []
     print(f"{name}: {done['ratio']:.3f}")
     assert done["ratio"] <= 1.3
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_a_step_reads_once(family: str) -> None:
+    """Keys and values of one query, split over many programs."""
+    step = next(e for e in entries(TARGET) if e.name == f"{family}_forward: attend" and "T 1," in e.shape and e.constants["LIMITS"] == 0)
+    done = execute(step)
+    assert done["findings"] == []
+    B, S, width = 2, 512, 256
+    assert [done["arguments"][name]["loaded"] for name in ("p_k", "p_values")] == [4 * B * S * width] * 2

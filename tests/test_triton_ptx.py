@@ -53,7 +53,7 @@ def machine(on_the_machine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 def checked(machine: Callable[..., Any], case: Case, **options: Any) -> None:
-    check(machine(lambda: results(case, "cpu"), **options), case, approximate=options.get("approximate", False))
+    check(machine(lambda: results(case, "cpu"), **options), case)
 
 
 @pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "holes", "spans"])
@@ -82,6 +82,45 @@ def test_split_source(machine: Callable[..., Any], family: str) -> None:
 def test_large_tiles(machine: Callable[..., Any], family: str, dtype: torch.dtype) -> None:
     """Those of many queries, neither dimension whole."""
     checked(machine, build(family, Dims(batch=1, steps=40, source=130, width=12, value_width=70), dtype, hidden="lengths"))
+
+
+@pytest.mark.parametrize("kind", ["lengths", "lengths per query", "spans"])
+def test_limits_are_clamped(machine: Callable[..., Any], kind: str) -> None:
+    """What only the device has seen may lie anywhere: the kernels take the nearest numbers within."""
+    case = build("additive", SMALL)
+    far, near = torch.tensor([[-3, 20, 99], [36, 38, 2**40]]), torch.tensor([[0, 20, 37], [36, 37, 37]])
+    if kind == "lengths":
+        far, near = far[:, 2] - 2 * torch.tensor([50, 0]), torch.tensor([0, 37])
+    elif kind == "spans":
+        far, near = torch.stack([far - 30, far], -1), torch.stack([(far - 30).clamp(0, 37), near], -1)
+
+    def forward(limits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return OPS["additive_forward"](case.query, case.keys, case.values, case.v, limits, None)
+
+    for got, expected in zip(*(machine(functools.partial(forward, limits)) for limits in (far, near)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_widths_of_2048(machine: Callable[..., Any]) -> None:
+    checked(machine, build("multiplicative", Dims(batch=1, steps=2, source=5, width=2048, value_width=2048)))
+
+
+def test_float32_matmul_precision(machine: Callable[..., Any]) -> None:
+    """Allowed to, products of float32 round their factors to tf32, 11 bits; else they do not."""
+    case = build("multiplicative", Dims(batch=1, steps=17, source=40, width=32, value_width=16))
+    weights = torch.full((1, 17, 40), 1 / 40)
+    before = torch.get_float32_matmul_precision()
+    exact = weights.double() @ case.values.double()
+    off = {}
+    try:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            got = machine(lambda: OPS["weighted_values"](weights, case.values, None, None))
+            off[precision] = float(((got.double() - exact).abs() / (weights.double() @ case.values.double().abs())).max())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert off["highest"] <= 40 * 2.0**-24
+    assert 40 * 2.0**-24 < off["high"] <= 2 * 2.0**-11 + 40 * 2.0**-24
 
 
 def test_heads(machine: Callable[..., Any]) -> None:

@@ -118,10 +118,12 @@ def by_nvcc(source: Path, target: str) -> Path:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode != 0:
                 raise CompilationError(done.stderr)
-            Path(made, "said").write_text(done.stderr)
-            Path(made, source.name).with_suffix(".ptx").rename(f"{made}/kernels.ptx")
-            kept = ("kernels.cubin", "kernels.ptx", "said")
-            shutil.copytree(made, folder, ignore=lambda _, names: [name for name in names if name not in kept])
+            kept = Path(made, "kept")
+            kept.mkdir()
+            Path(made, "kernels.cubin").rename(kept / "kernels.cubin")
+            Path(made, source.name).with_suffix(".ptx").rename(kept / "kernels.ptx")
+            (kept / "said").write_text(done.stderr)
+            kept.rename(folder)  # whole, or not at all
     return folder
 
 

@@ -456,3 +456,14 @@ __device__ __forceinline__ bool comes_last(unsigned* counter, int parts) {
 }
 
 }  // namespace onepass::cuda
+
+// The list of a direction's kernels, as kernel_table.cuh takes it: of both families, for one query and for four at a time. `each`
+// is what step_resident takes.
+#define ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, Q) \
+  MAKE(additive_step_##direction##_##name##_##Q, (kStepThreads, step_resident(Q, each, sizeof(T))), step_##direction<T, Q, true>) \
+  MAKE(multiplicative_step_##direction##_##name##_##Q, (kStepThreads, step_resident(Q, each, sizeof(T))), step_##direction<T, Q, false>)
+#define ONEPASS_STEPS_OF(MAKE, direction, each, name, T) \
+  ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, 1) ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, 4)
+#define ONEPASS_STEPS(MAKE, direction, each) \
+  ONEPASS_STEPS_OF(MAKE, direction, each, f32, float) ONEPASS_STEPS_OF(MAKE, direction, each, bf16, __nv_bfloat16) \
+  ONEPASS_STEPS_OF(MAKE, direction, each, f16, __half) ONEPASS_STEPS_OF(MAKE, direction, each, f64, double)

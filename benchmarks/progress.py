@@ -1,0 +1,24 @@
+"""What a long run shows on stderr: on a terminal a bar, else a line for each job."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar(Progress):
+    """Of ``jobs`` with so many ``steps`` in all. Use with ``with``; ``begin`` each job, ``step`` by step."""
+
+    def __init__(self, jobs: int, steps: int, title: str = "") -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(*columns, console=Console(stderr=True), transient=True)
+        self._jobs, self._begun = jobs, 0
+        self._task: TaskID = self.add_task(title, total=steps)
+
+    def begin(self, title: str, done: int) -> None:
+        """A job, before which there were ``done`` steps."""
+        self._begun += 1
+        self.update(self._task, description=title, completed=done)
+        if not self.console.is_terminal:
+            self.console.print(f"{self._begun} of {self._jobs}: {title}")
+
+    def step(self) -> None:
+        self.advance(self._task)

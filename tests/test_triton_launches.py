@@ -1,0 +1,64 @@
+"""What a call of a Triton op does before its kernels run: nothing that would wait for the device, or depend on what tensors hold."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="needs triton, whose kernels are launched")
+
+from onepass.kernels.launches import recorded
+from onepass.kernels.ops import OPS
+from onepass.kernels.tiles import Device
+
+B, T, S, A, D = 2, 20, 70, 12, 8
+
+
+def arguments(op: str, lengths: Tensor | None, mask: Tensor | None) -> list[object]:
+    """On a device that has no numbers: who asks for one gets an error."""
+    query, keys, values, v = (torch.empty(sizes, device="meta") for sizes in ((B, T, A), (B, S, A), (B, S, D), (A,)))
+    weights, context, lse = (torch.empty(sizes, device="meta") for sizes in ((B, T, S), (B, T, D), (B, T)))
+    none = torch.empty((B, 0), device="meta")
+    prepared = (none, none, v)
+    first: dict[str, list[object]] = {
+        "additive_forward": [query, keys, values, v],
+        "additive_backward": [context, weights, query, keys, values, v, weights],
+        "additive_scores": [query, keys, v],
+        "additive_scores_backward": [weights, query, keys, v],
+        "multiplicative_forward": [query, keys, values, 0.5],
+        "multiplicative_backward": [context, weights, query, keys, values, 0.5, torch.empty((0,), device="meta"), lse],
+        "additive_step": [query, keys, values, v, *prepared],
+        "additive_step_backward": [context, weights, query, keys, values, *prepared, weights],
+        "multiplicative_step": [query, keys, values, 0.5],
+        "multiplicative_step_backward": [context, weights, query, keys, values, 0.5, weights],
+        "source_sums": [weights, query],
+        "weighted_values": [weights, values],
+        "weighted_values_backward": [context, values],
+    }
+    return [*first[op], lengths, mask, *([False] if op == "multiplicative_forward" else [])]
+
+
+@pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "spans", "mask"])
+@pytest.mark.parametrize("op", sorted(OPS.keys() - {"stack_steps"}))
+def test_nothing_waits_for_the_device(op: str, hidden: str) -> None:
+    sizes = {"lengths": (B,), "lengths per query": (B, T), "spans": (B, T, 2)}.get(hidden)
+    lengths = None if sizes is None else torch.empty(sizes, dtype=torch.int64, device="meta")
+    mask = torch.empty((B, T, S), dtype=torch.bool, device="meta") if hidden == "mask" else None
+    with recorded(Device(132)) as launches:
+        OPS[op](*arguments(op, lengths, mask))
+    assert launches
+
+
+def test_the_check_itself() -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.empty(1, device="meta").item()
+
+
+@pytest.mark.parametrize("D", [64, 256])
+def test_online_softmax_writes_no_weights(D: int) -> None:
+    """Where nobody asks for them and values are no wider than 256."""
+    query, keys, values = (torch.zeros(sizes) for sizes in ((B, 300, A), (B, 400, A), (B, 400, D)))
+    with recorded(Device(132)) as launches:
+        OPS["multiplicative_forward"](query, keys, values, 1.0, None, None, False)
+    tensors = [value for launch in launches for value in launch.arguments if isinstance(value, Tensor)]
+    assert [launch.name for launch in launches] == ["attend_online"]
+    assert max(tensor.numel() for tensor in tensors) == max(tensor.numel() for tensor in (query, keys, values)) < B * 300 * 400
