@@ -42,12 +42,16 @@ def _load(name: str, kernels: str, not_built: str) -> str | None:
     """Load ``onepass/name`` into torch; the reason in words if that cannot be."""
     spec = importlib.util.find_spec(f"onepass.{name}")
     if spec is None or spec.origin is None:
-        return f"the {kernels} kernels were not built ({not_built}; see `python -m onepass info`)"
+        return _not_built(kernels, not_built)
     try:
         torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
     except OSError as problem:
         return f"the {kernels} kernels in {pathlib.Path(spec.origin).name} do not load into torch {torch.__version__}: {problem}"
     return None
+
+
+def _not_built(kernels: str, why: str) -> str:
+    return f"the {kernels} kernels were not built ({why}; see `python -m onepass info`)"
 
 
 def _load_cpu() -> str | None:
@@ -58,7 +62,9 @@ def _load_cpu() -> str | None:
 
 def _load_cuda() -> str | None:
     said = cuda_build()
-    return _load("_cuda", "CUDA", f"nvcc failed for {said}" if said[:1].isdigit() else said)
+    if not said[:1].isdigit():  # a library that lies there all the same is of an earlier build
+        return _not_built("CUDA", said)
+    return _load("_cuda", "CUDA", f"nvcc failed for {said}")
 
 
 def cuda_build() -> str:
