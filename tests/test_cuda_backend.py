@@ -116,6 +116,7 @@ def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> None:
         raise OSError("undefined symbol: aoti_torch_of_tomorrow")
 
+    monkeypatch.setattr(_library, "cuda_build", lambda: "80 90")
     monkeypatch.setattr(_library.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": "/somewhere/_cuda.so"}))
     monkeypatch.setattr(torch.ops, "load_library", refuse)
     error = str(_library._load_cuda())
