@@ -108,134 +108,202 @@ struct Factors {
   }
 };
 
-// Sums of g r over the fast pairs and of g tanh over the direct ones, per channel, and of g over the fast ones.
-template <class R>
-struct VectorGradient {
-  R *fast, *direct;
-  R total = 0;
-};
-
-// 1 / d for Q vectors, by one reciprocal where their product cannot overflow.
-template <class R, int Q, bool Merged>
-ONEPASS_INLINE void reciprocals(const Vec<R>* d, Vec<R>* r) {
-  if constexpr (Merged && Q == 2) {
-    const Vec<R> both = reciprocal<R>(d[0] * d[1]);
-    r[0] = both * d[1];
-    r[1] = both * d[0];
-  } else if constexpr (Merged && Q == 4) {
-    const Vec<R> low = d[0] * d[1], high = d[2] * d[3], all = reciprocal<R>(low * high);
-    const Vec<R> r_low = all * high, r_high = all * low;
-    r[0] = r_low * d[1];
-    r[1] = r_low * d[0];
-    r[2] = r_high * d[3];
-    r[3] = r_high * d[2];
-  } else {
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; ++i) r[i] = reciprocal<R>(d[i]);
-  }
-}
-
-// One vector of channels of Q queries against one key, in range: x = e^(2q) e^(2k) and r = 1 / (1 + x).
+// 1 / d for Q vectors by one reciprocal of their product, in two halves that a loop can take at different times.
 template <class R, int Q>
-struct Terms {
-  Vec<R> x[Q], r[Q];
-};
+struct Merging {
+  Vec<R> d[Q], low, high, all, estimate;
 
-template <class R, int Q, bool Merged>
-ONEPASS_INLINE Terms<R, Q> gradient_terms(const Vec<R>* eq, Vec<R> ek) {
-  Terms<R, Q> terms;
-  Vec<R> d[Q];
-#pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-    terms.x[i] = eq[i] * ek;
-    d[i] = terms.x[i] + R(1);
-  }
-  reciprocals<R, Q, Merged>(d, terms.r);
-  return terms;
-}
-
-// With w = x r^2 = r (1 - r), a fourth of the slope of tanh at q + k: dq[i] += g[i] w[i], dk += g[i] w[i], fast += g[i] r[i].
-template <class R, int Q>
-ONEPASS_INLINE void gradient_step(const Terms<R, Q>& terms, const R* g, Vec<R>* dq, Vec<R>& dk, Vec<R>& fast) {
-#pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-    const Vec<R> gi = splat<R>(g[i]), w = terms.x[i] * terms.r[i] * terms.r[i];
-    dq[i] = fma<R>(gi, w, dq[i]);
-    dk = fma<R>(gi, w, dk);
-    fast = fma<R>(gi, terms.r[i], fast);
-  }
-}
-
-// Q queries against the keys from `from` to `end` of a slice. dq, dk: vector by vector, as the slices.
-template <class R, int Q>
-void gradient_tile(const Slice<R>& q, int64_t t, const Slice<R>& k, int64_t from, int64_t end, const Factors<R>& v, const R* g,
-                   const uint8_t* seen, R* dq, R* dk, VectorGradient<R>& dv) {
-  constexpr int W = kWidth<R>;
-  constexpr R kMerged = (Limits<R>::product / Q - 1) / R(2.8853900817779268);
-  const int64_t n = k.count;
-  R least = q.largest[t], most = q.largest[t];
-  for (int i = 1; i < Q; ++i) {
-    const R size = q.largest[t + i];
-    least = size < least ? size : least;
-    most = size <= most ? most : size + R(0) * most;
-  }
-  const auto in_range = [&](R smallest, R largest) {
-    return most + largest <= Limits<R>::single && least + smallest >= R(kSmall) && v.finite;
-  };
-  const bool uniform = end > from && in_range(k.least_of_all, k.largest_of_all) && most + k.largest_of_all <= kMerged;
-  for (int64_t c = 0; c < k.width; c += W) {
-    Vec<R> eq[Q], sum[Q] = {}, fast = {}, direct = {};  // sums of sums: the error grows with the root of their number
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; ++i) eq[i] = load<R>(q.e + c * q.count + (t + i) * W);
-    const R* ek = k.e + c * n;
-    R* key = dk + c * n;
-    if (uniform) {
-      // The next key's terms are begun before this one's are used: the chain to a reciprocal is longer than the machine looks ahead.
-      Terms<R, Q> terms = gradient_terms<R, Q, true>(eq, load<R>(ek + from * W));
-      for (int64_t s = from; s < end; ++s) {
-        const Terms<R, Q> next = gradient_terms<R, Q, true>(eq, load<R>(ek + (s + 1 < end ? s + 1 : s) * W));
-        Vec<R> key_sum = load<R>(key + s * W);
-        gradient_step<R, Q>(terms, g + s * Q, sum, key_sum, fast);
-        store<R>(key + s * W, key_sum);
-        terms = next;
-      }
+  ONEPASS_INLINE void begin() {
+    if constexpr (Q == 4) {
+      low = d[0] * d[1];
+      high = d[2] * d[3];
+      all = low * high;
     } else {
-      for (int64_t s = from; s < end; ++s) {
-        Vec<R> key_sum = load<R>(key + s * W);
-        if (!in_range(k.largest[s], k.largest[s])) {
-          for (int i = 0; i < Q; ++i) {
-            if (seen != nullptr && seen[s * Q + i] == 0) continue;
-            Vec<R> tangent, slope;
-            tanh_and_slope<R>(q.at(t + i, c) + k.at(s, c), tangent, slope);
-            const Vec<R> gi = splat<R>(g[s * Q + i]), w = load<R>(v.early + c) * slope * R(0.25);
-            sum[i] = fma<R>(gi, w, sum[i]);
-            key_sum = fma<R>(gi, w, key_sum);
-            direct = fma<R>(gi, tangent, direct);
-          }
-        } else if (most + k.largest[s] <= kMerged) {
-          gradient_step<R, Q>(gradient_terms<R, Q, true>(eq, load<R>(ek + s * W)), g + s * Q, sum, key_sum, fast);
-        } else {
-          gradient_step<R, Q>(gradient_terms<R, Q, false>(eq, load<R>(ek + s * W)), g + s * Q, sum, key_sum, fast);
+      all = Q == 2 ? d[0] * d[1] : d[0];
+    }
+    estimate = reciprocal_estimate<R>(all);
+  }
+
+  ONEPASS_INLINE void begin(const Vec<R>* eq, Vec<R> ek) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) d[i] = fma<R>(eq[i], ek, splat<R>(1));
+    begin();
+  }
+
+  ONEPASS_INLINE void finish(Vec<R>* r) const {
+    const Vec<R> of_all = refined<R>(estimate, all);
+    if constexpr (Q == 4) {
+      const Vec<R> of_low = of_all * high, of_high = of_all * low;
+      r[0] = of_low * d[1];
+      r[1] = of_low * d[0];
+      r[2] = of_high * d[3];
+      r[3] = of_high * d[2];
+    } else if constexpr (Q == 2) {
+      r[0] = of_all * d[1];
+      r[1] = of_all * d[0];
+    } else {
+      r[0] = of_all;
+    }
+  }
+};
+
+// With w = e^(2q) e^(2k) r^2 = r (1 - r), a fourth of the slope of tanh at q + k: dq[i] += g[i] w[i], dk += g[i] w[i], fast += g[i] r[i].
+// e^(2q) comes out of the sum for dq, and for dk e^(2k): `factored` is dq over e^(2q).
+template <class R, int Q>
+ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const Vec<R>* r, const R* g, Vec<R>* factored, R* dk, Vec<R>& fast) {
+  Vec<R> of_key = {};
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    const Vec<R> gr = splat<R>(g[i]) * r[i], grr = gr * r[i];
+    fast += gr;
+    factored[i] = fma<R>(ek, grr, factored[i]);
+    of_key = i == 0 ? eq[i] * grr : fma<R>(eq[i], grr, of_key);
+  }
+  store<R>(dk, fma<R>(ek, of_key, load<R>(dk)));
+}
+
+// Some queries, from the t-th seer on, against the keys from `from` to `end` of a slice.
+template <class R>
+struct GradientTile {
+  int64_t t, queries, from, end;
+  R least, most;         // of the queries' sizes
+  const R* g;            // [end - from, queries]: gradients of scores
+  const uint8_t* seen;   // likewise, what the queries see; null if all
+  bool moderate;         // no e^(2q) g or e^(2k) g can overflow where pairs merge
+  bool uniform;          // all pairs merge
+
+  // The way of a pair, by the key's size (or of all pairs, by those of the smallest and the largest key).
+  bool in_range(R smallest, R largest) const { return most + largest <= Limits<R>::single && least + smallest >= R(kSmall); }
+  bool merges(R largest) const { return moderate && most + largest <= kMerged; }
+  static constexpr R kMerged = (Limits<R>::product / 4 - 1) / R(2.8853900817779268);
+};
+
+// Sums of a slice, vector by vector, as the slices. Of sums: the error grows with the root of their number.
+template <class R>
+struct GradientSums {
+  R *factored, *plain;  // dq is e^(2q) factored + plain
+  R* dk;
+  R *fast, *direct;  // per channel, of g r over the pairs in range and of g tanh over the others
+  R total = 0;       // of g over the pairs in range
+};
+
+// One vector of channels of a tile, from the c-th on.
+template <class R, int Q>
+void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, const GradientTile<R>& tile, int64_t c,
+                   const GradientSums<R>& sums) {
+  constexpr int W = kWidth<R>;
+  const int64_t at = c * q.count + tile.t * W, end = tile.end;
+  const R *ek = k.e + c * k.count, *g = tile.g - tile.from * Q;
+  R* dk = sums.dk + c * k.count;
+  Vec<R> eq[Q], factored[Q], fast = {};
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    eq[i] = load<R>(q.e + at + i * W);
+    factored[i] = load<R>(sums.factored + at + i * W);
+  }
+  if (tile.uniform) {
+    // Two keys ahead pairs are begun and one key ahead finished: the chain to a reciprocal is longer than the machine looks ahead.
+    const auto key = [&](int64_t s) __attribute__((always_inline)) { return load<R>(ek + (s < end ? s : end - 1) * W); };
+    Merging<R, Q> begun;
+    Vec<R> r[Q];
+    begun.begin(eq, key(tile.from));
+    begun.finish(r);
+    begun.begin(eq, key(tile.from + 1));
+    for (int64_t s = tile.from; s < end; ++s) {
+      Merging<R, Q> next;
+      Vec<R> next_r[Q];
+      next.begin(eq, key(s + 2));
+      begun.finish(next_r);
+      gradient_step<R, Q>(eq, load<R>(ek + s * W), r, g + s * Q, factored, dk + s * W, fast);
+      begun = next;
+#pragma GCC unroll 4
+      for (int i = 0; i < Q; ++i) r[i] = next_r[i];
+    }
+  } else {
+    Vec<R> direct = {};
+    for (int64_t s = tile.from; s < end; ++s) {
+      Vec<R> r[Q];
+      if (!(tile.in_range(k.largest[s], k.largest[s]) && v.finite)) {
+        for (int i = 0; i < Q; ++i) {
+          if (tile.seen != nullptr && tile.seen[(s - tile.from) * Q + i] == 0) continue;
+          Vec<R> tangent, slope;
+          tanh_and_slope<R>(q.at(tile.t + i, c) + k.at(s, c), tangent, slope);
+          const Vec<R> gi = splat<R>(g[s * Q + i]), w = load<R>(v.early + c) * slope * R(0.25);
+          store<R>(sums.plain + at + i * W, fma<R>(gi, w, load<R>(sums.plain + at + i * W)));
+          store<R>(dk + s * W, fma<R>(gi, w, load<R>(dk + s * W)));
+          direct = fma<R>(gi, tangent, direct);
         }
-        store<R>(key + s * W, key_sum);
+      } else if (tile.merges(k.largest[s])) {
+        Merging<R, Q> merging;
+        merging.begin(eq, load<R>(ek + s * W));
+        merging.finish(r);
+        gradient_step<R, Q>(eq, load<R>(ek + s * W), r, g + s * Q, factored, dk + s * W, fast);
+      } else {
+        for (int i = 0; i < Q; ++i) {
+          const Vec<R> gi = splat<R>(g[s * Q + i]), x = eq[i] * load<R>(ek + s * W), one = reciprocal<R>(x + R(1)), w = x * one * one;
+          store<R>(sums.plain + at + i * W, fma<R>(gi, w, load<R>(sums.plain + at + i * W)));
+          store<R>(dk + s * W, fma<R>(gi, w, load<R>(dk + s * W)));
+          fast = fma<R>(gi, one, fast);
+        }
       }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; ++i) store<R>(dq + c * q.count + (t + i) * W, sum[i]);
-    store<R>(dv.fast + c, load<R>(dv.fast + c) + fast);
-    store<R>(dv.direct + c, load<R>(dv.direct + c) + direct);
+    store<R>(sums.direct + c, load<R>(sums.direct + c) + direct);
   }
-  R total = 0;
-  for (int64_t s = from; s < end; ++s)
-    if (uniform || in_range(k.largest[s], k.largest[s]))
-      for (int i = 0; i < Q; ++i) total += g[s * Q + i];
-  dv.total += total;
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) store<R>(sums.factored + at + i * W, factored[i]);
+  store<R>(sums.fast + c, load<R>(sums.fast + c) + fast);
+}
+
+// The tile of Q seers from the t-th on against some keys, with its gradients of scores. g, seen: where they are to lie.
+template <class R, int Q>
+GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_t h, const Visible& visible, const Seers& seers,
+                                 const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, int64_t t, int64_t from, int64_t end, R* g,
+                                 uint8_t* seen, R& total) {
+  constexpr int W = kWidth<R>;
+  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, true, false};
+  for (int i = 1; i < Q; ++i) {
+    const R size = q.largest[t + i];
+    tile.least = size < tile.least ? size : tile.least;
+    tile.most = size <= tile.most ? tile.most : size + R(0) * tile.most;  // a NaN stays
+  }
+  const R* row[Q];
+  for (int i = 0; i < Q; ++i) row[i] = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t + i]));
+  const int64_t count = (end - from) * Q;
+  if (visible.index == nullptr) {
+    for (int i = 0; i < Q; ++i) row[i] += visible.first + from;
+    for (int64_t s = 0; s < end - from; ++s)
+      for (int i = 0; i < Q; ++i) g[s * Q + i] = row[i][s];
+  } else {
+    for (int64_t s = from; s < end; ++s)
+      for (int i = 0; i < Q; ++i) g[(s - from) * Q + i] = row[i][visible.index[s]];
+  }
+  if (seen != nullptr)
+    for (int64_t s = from; s < end; ++s)
+      for (int i = 0; i < Q; ++i) seen[(s - from) * Q + i] = visible.sees(seers.index[t + i], s);
+
+  const bool all_in_range = tile.in_range(k.least_of_all, k.largest_of_all) && v.finite;
+  Vec<R> top = {};
+  R sums[W] = {};
+  for (int64_t j = 0; j < count; j += W) {
+    const Vec<R> some = j + W <= count ? load<R>(g + j) : load_first<R>(g + j, count - j);
+    top = larger<R>(absolute<R>(some), top);
+    if (all_in_range) store<R>(sums, load<R>(sums) + some);
+  }
+  if (!all_in_range && v.finite)
+    for (int64_t j = 0; j < count; ++j)
+      if (const R size = k.largest[from + j / Q]; tile.in_range(size, size)) sums[j % W] += g[j];
+  Vec<R> lanes[1] = {load<R>(sums)};
+  total += sum_lanes<R, 1>(lanes)[0];
+  tile.moderate = largest_lane<R>(top) <= Limits<R>::gradient;
+  tile.uniform = all_in_range && tile.merges(k.largest_of_all);
+  return tile;
 }
 
 // dquery, dkeys and this (b, h)'s part of dv for channels [column, column + width): channels do not mix, so each is one task's alone.
 template <class R>
 void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t column, int64_t width) {
   constexpr int W = kWidth<R>;
+  constexpr int64_t kKeys = 128;  // whose exponentials and sums stay in the first-level cache, a vector of each
   Scratch& scratch = Scratch::mine();
   const Shape& shape = args.shape;
   const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
@@ -251,42 +319,55 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
     return p;
   };
-  R *dq = scratch.take<R>(seers.count * whole), *dk = zeros(n * whole);
-  VectorGradient<R> dv{zeros(whole), zeros(whole)};
-  R* g = scratch.take<R>(4 * n);
-  uint8_t* seen = visible.alike() ? nullptr : scratch.take<uint8_t>(4 * n);
-  const auto tile = [&](auto queries, int64_t t, int64_t from, int64_t end) {
-    constexpr int Q = decltype(queries)::value;
-    const R* row[Q];
-    for (int i = 0; i < Q; ++i) row[i] = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t + i]));
-    for (int64_t s = from; s < end; ++s)
-      for (int i = 0; i < Q; ++i) g[s * Q + i] = row[i][visible.position(s)];
-    if (seen != nullptr)
-      for (int64_t s = from; s < end; ++s)
-        for (int i = 0; i < Q; ++i) seen[s * Q + i] = visible.sees(seers.index[t + i], s);
-    gradient_tile<R, Q>(q, t, k, from, end, v, g, seen, dq, dk, dv);
-  };
-  for (int64_t t = 0; t < seers.count;) {
-    const int64_t left = seers.count - t, together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    Group group{together, 0, n};
-    if (visible.window != nullptr) {
-      group = seers.group(visible, t, together);
-      if (group.queries == 3) group = seers.group(visible, t, 2);
+  GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), zeros(n * whole), zeros(whole), zeros(whole)};
+  const int64_t keys = n < kKeys ? n : kKeys;
+  R* g = scratch.take<R>(seers.count * keys);
+  uint8_t* seen = visible.alike() ? nullptr : scratch.take<uint8_t>(seers.count * keys);
+  auto* tiles = scratch.take<GradientTile<R>>(seers.count);
+  for (int64_t first = 0; first < n; first += keys) {
+    int64_t count = 0, used = 0;
+    const auto tile = [&](auto queries, int64_t t, int64_t from, int64_t end) {
+      from = from < first ? first : from;
+      end = end < first + keys ? end : first + keys;
+      if (from >= end) return;
+      tiles[count++] = gradient_tile_of<R, decltype(queries)::value>(args, b, h, visible, seers, q, k, v, t, from, end, g + used,
+                                                                     seen == nullptr ? nullptr : seen + used, sums.total);
+      used += (end - from) * decltype(queries)::value;
+    };
+    for (int64_t t = 0; t < seers.count;) {
+      const int64_t left = seers.count - t, together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      Group group{together, 0, n};
+      if (visible.window != nullptr) {
+        group = seers.group(visible, t, together);
+        if (group.queries == 3) group = seers.group(visible, t, 2);
+      }
+      if (group.queries == 4) tile(std::integral_constant<int, 4>{}, t, group.first, group.last);
+      else if (group.queries == 2) tile(std::integral_constant<int, 2>{}, t, group.first, group.last);
+      else tile(std::integral_constant<int, 1>{}, t, group.first, group.last);
+      t += group.queries;
     }
-    if (group.queries == 4) tile(std::integral_constant<int, 4>{}, t, group.first, group.last);
-    else if (group.queries == 2) tile(std::integral_constant<int, 2>{}, t, group.first, group.last);
-    else tile(std::integral_constant<int, 1>{}, t, group.first, group.last);
-    t += group.queries;
+    for (int64_t c = 0; c < width; c += W)
+      for (int64_t i = 0; i < count; ++i) {
+        if (tiles[i].queries == 4) gradient_tile<R, 4>(q, k, v, tiles[i], c, sums);
+        else if (tiles[i].queries == 2) gradient_tile<R, 2>(q, k, v, tiles[i], c, sums);
+        else gradient_tile<R, 1>(q, k, v, tiles[i], c, sums);
+      }
   }
+  for (int64_t c = 0; c < whole; c += W)
+    for (int64_t t = 0; t < seers.count; ++t) {
+      if (!(q.largest[t] <= GradientTile<R>::kMerged)) continue;  // no pair merged, and e^(2q) may be anything
+      const int64_t at = c * seers.count + t * W;
+      store<R>(sums.plain + at, fma<R>(load<R>(q.e + at), load<R>(sums.factored + at), load<R>(sums.plain + at)));
+    }
 
   // Gradients that no cache would keep go past it: a store into the cache reads the line first.
   constexpr int64_t kCached = int64_t{32} << 20;
-  const auto write = [&](const Tensor& to, const int32_t* index, int64_t first, int64_t count, const R* sums) {
+  const auto write = [&](const Tensor& to, const int32_t* index, int64_t first, int64_t count, const R* from) {
     const Output<R> out(scratch, to, b, h, first, count, width, index, column);
     const bool past_cache = shape.B * to.batch * size_of(to.dtype) >= kCached && is_native<R>(to.dtype);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += W) {
-        const Vec<R> gradient = load<R>(v.late + c) * load<R>(sums + c * count + i * W);
+        const Vec<R> gradient = load<R>(v.late + c) * load<R>(from + c * count + i * W);
         if (past_cache && c + W <= width) store_past_cache<R>(out.rows[i] + c, gradient);
         else if (c + W <= width) store<R>(out.rows[i] + c, gradient);
         else store_first<R>(out.rows[i] + c, gradient, width - c);
@@ -294,10 +375,10 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     if (past_cache) finish_stores();
     out.flush();
   };
-  write(args.grad_query, seers.index, 0, seers.count, dq);
-  write(args.grad_keys, visible.index, visible.first, n, dk);
+  write(args.grad_query, seers.index, 0, seers.count, sums.plain);
+  write(args.grad_keys, visible.index, visible.first, n, sums.dk);
   R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
-  for (int64_t c = 0; c < width; ++c) partial[c] = (dv.total - R(2) * dv.fast[c]) + dv.direct[c];
+  for (int64_t c = 0; c < width; ++c) partial[c] = (sums.total - R(2) * sums.fast[c]) + sums.direct[c];
 }
 
 // One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite.
@@ -315,13 +396,20 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R>& k, int64_t
   const auto step = [&](auto merged) __attribute__((always_inline)) {
     for (int64_t a = 0; a < c.channels.whole; a += W) {
       const Vec<R> query = load<R>(eq + a);
-      Vec<R> x[N], d[N], r[N], sum = load<R>(dq + a);
+      Merging<R, N> merging;
+      Vec<R> x[N], r[N], sum = load<R>(dq + a);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
         x[i] = query * load<R>(k.e[s + i] + a);
-        d[i] = x[i] + R(1);
+        merging.d[i] = x[i] + R(1);
       }
-      reciprocals<R, N, decltype(merged)::value>(d, r);
+      if constexpr (decltype(merged)::value) {
+        merging.begin();
+        merging.finish(r);
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) r[i] = reciprocal<R>(merging.d[i]);
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) sum = fma<R>(splat<R>(g[i]), x[i] * r[i] * r[i], sum);
       store<R>(dq + a, sum);

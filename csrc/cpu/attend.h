@@ -136,19 +136,39 @@ void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visib
 // One row of a [.., T, S] tensor from its visible entries; the others become `elsewhere`.
 template <class R>
 void scatter_row(void* to, Dtype dtype, const R* row, const Visible& visible, int64_t query, int64_t S, R elsewhere, R* buffer) {
-  for (int64_t s = 0; s < S; ++s) buffer[s] = elsewhere;
-  for (int64_t i = visible.begin(query); i < visible.end(query); ++i)
-    if (visible.sees(query, i)) buffer[visible.position(i)] = row[i];
-  write_row<R>(to, buffer, dtype, S);
+  R* dense = is_native<R>(dtype) ? static_cast<R*>(to) : buffer;
+  if (visible.in_a_row()) {
+    const Span seen = visible.seen_of(query);
+    const int64_t first = visible.first + seen.first, end = visible.first + seen.last;
+    for (int64_t s = 0; s < first; ++s) dense[s] = elsewhere;
+    __builtin_memcpy(dense + first, row + seen.first, static_cast<size_t>(end - first) * sizeof(R));
+    for (int64_t s = end; s < S; ++s) dense[s] = elsewhere;
+  } else {
+    for (int64_t s = 0; s < S; ++s) dense[s] = elsewhere;
+    for (int64_t i = visible.begin(query); i < visible.end(query); ++i)
+      if (visible.sees(query, i)) dense[visible.position(i)] = row[i];
+  }
+  if (dense == buffer) write_row<R>(to, buffer, dtype, S);
 }
 
 // The visible entries of one such row; 0 where the query does not see the position.
 template <class R>
 void gather_row(R* row, const void* from, Dtype dtype, const Visible& visible, int64_t query, R* buffer) {
+  if (visible.count == 0) return;
+  const auto read = [&](R* to, int64_t position, int64_t n) {
+    read_row<R>(to, static_cast<const char*>(from) + position * size_of(dtype), dtype, n);
+  };
+  if (visible.in_a_row()) {
+    const Span seen = visible.seen_of(query);
+    for (int64_t i = 0; i < seen.first; ++i) row[i] = 0;
+    read(row + seen.first, visible.first + seen.first, seen.last - seen.first);
+    for (int64_t i = seen.last; i < visible.count; ++i) row[i] = 0;
+    return;
+  }
   const R* dense = static_cast<const R*>(from);
-  if (!is_native<R>(dtype) && visible.count > 0) {
+  if (!is_native<R>(dtype)) {
     const int64_t first = visible.position(0), end = visible.position(visible.count - 1) + 1;
-    read_row<R>(buffer + first, static_cast<const char*>(from) + first * size_of(dtype), dtype, end - first);
+    read(buffer + first, first, end - first);
     dense = buffer;
   }
   for (int64_t i = 0; i < visible.count; ++i) row[i] = visible.sees(query, i) ? dense[visible.position(i)] : R(0);

@@ -124,16 +124,26 @@ ONEPASS_INLINE Vec<R> add_ratio(Vec<R> acc, Vec<R> n, Vec<R> d) {
   return acc + n / d;
 }
 
-// 1 / d, likewise.
+// 1 / d, likewise, in two steps.
 template <class R>
-ONEPASS_INLINE Vec<R> reciprocal(Vec<R> d) {
+ONEPASS_INLINE Vec<R> reciprocal_estimate(Vec<R> d) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(R) == 4) {
-    const Vec<R> r = _mm512_rcp14_ps(d);
-    return fma<R>(r, _mm512_fnmadd_ps(d, r, splat<R>(1)), r);
-  }
+  if constexpr (sizeof(R) == 4) return _mm512_rcp14_ps(d);
 #endif
   return splat<R>(1) / d;
+}
+
+template <class R>
+ONEPASS_INLINE Vec<R> refined(Vec<R> r, [[maybe_unused]] Vec<R> d) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) return fma<R>(r, _mm512_fnmadd_ps(d, r, splat<R>(1)), r);
+#endif
+  return r;
+}
+
+template <class R>
+ONEPASS_INLINE Vec<R> reciprocal(Vec<R> d) {
+  return refined<R>(reciprocal_estimate<R>(d), d);
 }
 
 template <class R>

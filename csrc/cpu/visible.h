@@ -6,6 +6,10 @@
 
 namespace onepass::ONEPASS_ISA {
 
+struct Span {
+  int64_t first, last;  // last >= first
+};
+
 struct Visible {
   int64_t count;         // positions that some query of the block sees
   const int32_t* index;  // them, ascending; null if they are first, first + 1, ..., first + count - 1
@@ -20,6 +24,12 @@ struct Visible {
   int64_t end(int64_t query) const { return window == nullptr ? count : window[2 * query + 1] - skipped; }
   bool sees(int64_t query, int64_t i) const {
     return i >= begin(query) && i < end(query) && (seen == nullptr || seen[query * stride + i] != 0);
+  }
+  // Where what each query sees is one run of positions: it, on the list.
+  bool in_a_row() const { return index == nullptr && seen == nullptr; }
+  Span seen_of(int64_t query) const {
+    const auto within = [this](int64_t i) { return i < 0 ? 0 : i > count ? count : i; };  // the window of a query that sees nothing may lie anywhere
+    return {within(begin(query)), within(end(query))};
   }
   bool sees_any(int64_t query) const {
     if (seen == nullptr) return end(query) > begin(query);
@@ -43,10 +53,6 @@ struct Visible {
             window == nullptr ? nullptr : window + 2 * t0,
             skipped + from};
   }
-};
-
-struct Span {
-  int64_t first, last;  // last >= first
 };
 
 inline Span span_of(const Visibility& v, int64_t S, int64_t b, int64_t t) {
