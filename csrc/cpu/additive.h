@@ -150,7 +150,7 @@ struct Merging {
 // With w = e^(2q) e^(2k) r^2 = r (1 - r), a fourth of the slope of tanh at q + k: dq[i] += g[i] w[i], dk += g[i] w[i], fast += g[i] r[i].
 // e^(2q) comes out of the sum for dq, and for dk e^(2k): `factored` is dq over e^(2q).
 template <class R, int Q>
-ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const Vec<R>* r, const R* g, Vec<R>* factored, R* dk, Vec<R>& fast) {
+ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const Vec<R>* r, const R* g, Vec<R>* factored, Vec<R>& dk, Vec<R>& fast) {
   Vec<R> of_key = {};
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
@@ -159,23 +159,39 @@ ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const Vec<R>* r, 
     factored[i] = fma<R>(ek, grr, factored[i]);
     of_key = i == 0 ? eq[i] * grr : fma<R>(eq[i], grr, of_key);
   }
-  store<R>(dk, fma<R>(ek, of_key, load<R>(dk)));
+  dk = fma<R>(ek, of_key, dk);
 }
+
+// The largest magnitude, of a NaN and a number the number.
+template <class R>
+R largest_of(const R* x, int64_t n) {
+  constexpr int W = kWidth<R>;
+  Vec<R> top = {};
+  for (int64_t i = 0; i < n; i += W) top = larger<R>(absolute<R>(i + W <= n ? load<R>(x + i) : load_first<R>(x + i, n - i)), top);
+  return largest_lane<R>(top);
+}
+
+// Where pairs merge, a gradient of a score is divided by d^2, and then multiplied by e^(2q) and e^(2k) one after the other.
+template <class R>
+struct Merge {
+  static constexpr R kSize = (Limits<R>::product / 4 - 1) / R(2.8853900817779268);  // |q| + |k| up to which pairs merge
+  static constexpr R kGradient = sizeof(R) == 4 ? R(0x1p90) : R(0x1p740);           // up to which that cannot overflow
+  // Gradients come multiplied by `scale`, or the quotient of a small one would not be a normal number; by 1 if any exceeds `kScaled`.
+  static constexpr R kScale = sizeof(R) == 4 ? R(0x1p60) : R(0x1p500), kScaled = sizeof(R) == 4 ? R(0x1p20) : R(0x1p200);
+};
 
 // Some queries, from the t-th seer on, against the keys from `from` to `end` of a slice.
 template <class R>
 struct GradientTile {
   int64_t t, queries, from, end;
-  R least, most;         // of the queries' sizes
-  const R* g;            // [end - from, queries]: gradients of scores
-  const uint8_t* seen;   // likewise, what the queries see; null if all
-  bool moderate;         // no e^(2q) g or e^(2k) g can overflow where pairs merge
-  bool uniform;          // all pairs merge
+  R least, most;        // of the queries' sizes
+  const R* g;           // [end - from, queries]: gradients of scores, scaled
+  const uint8_t* seen;  // likewise, what the queries see; null if all
+  bool uniform;         // all pairs merge
 
   // The way of a pair, by the key's size (or of all pairs, by those of the smallest and the largest key).
   bool in_range(R smallest, R largest) const { return most + largest <= Limits<R>::single && least + smallest >= R(kSmall); }
-  bool merges(R largest) const { return moderate && most + largest <= kMerged; }
-  static constexpr R kMerged = (Limits<R>::product / 4 - 1) / R(2.8853900817779268);
+  bool merges(R largest) const { return most + largest <= Merge<R>::kSize; }
 };
 
 // Sums of a slice, vector by vector, as the slices. Of sums: the error grows with the root of their number.
@@ -214,39 +230,50 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
       Vec<R> next_r[Q];
       next.begin(eq, key(s + 2));
       begun.finish(next_r);
-      gradient_step<R, Q>(eq, load<R>(ek + s * W), r, g + s * Q, factored, dk + s * W, fast);
+      Vec<R> of_key = load<R>(dk + s * W);
+      gradient_step<R, Q>(eq, load<R>(ek + s * W), r, g + s * Q, factored, of_key, fast);
+      store<R>(dk + s * W, of_key);
       begun = next;
 #pragma GCC unroll 4
       for (int i = 0; i < Q; ++i) r[i] = next_r[i];
     }
   } else {
-    Vec<R> direct = {};
+    Vec<R> plain[Q], direct = {};
+    for (int i = 0; i < Q; ++i) plain[i] = load<R>(sums.plain + at + i * W);
+    const auto is_moderate = [](R gradient) { return gradient <= Merge<R>::kGradient && -gradient <= Merge<R>::kGradient; };
     for (int64_t s = tile.from; s < end; ++s) {
-      Vec<R> r[Q];
+      Vec<R> r[Q], of_key = load<R>(dk + s * W);
+      const auto add = [&](int i, Vec<R> w) {
+        plain[i] = fma<R>(splat<R>(g[s * Q + i]), w, plain[i]);
+        of_key = fma<R>(splat<R>(g[s * Q + i]), w, of_key);
+      };
+      const auto add_single = [&](int i, Vec<R> one) {
+        add(i, eq[i] * load<R>(ek + s * W) * one * one);
+        fast = fma<R>(splat<R>(g[s * Q + i]), one, fast);
+      };
       if (!(tile.in_range(k.largest[s], k.largest[s]) && v.finite)) {
         for (int i = 0; i < Q; ++i) {
           if (tile.seen != nullptr && tile.seen[(s - tile.from) * Q + i] == 0) continue;
           Vec<R> tangent, slope;
           tanh_and_slope<R>(q.at(tile.t + i, c) + k.at(s, c), tangent, slope);
-          const Vec<R> gi = splat<R>(g[s * Q + i]), w = load<R>(v.early + c) * slope * R(0.25);
-          store<R>(sums.plain + at + i * W, fma<R>(gi, w, load<R>(sums.plain + at + i * W)));
-          store<R>(dk + s * W, fma<R>(gi, w, load<R>(dk + s * W)));
-          direct = fma<R>(gi, tangent, direct);
+          add(i, load<R>(v.early + c) * slope * R(0.25));
+          direct = fma<R>(splat<R>(g[s * Q + i]), tangent, direct);
         }
       } else if (tile.merges(k.largest[s])) {
         Merging<R, Q> merging;
         merging.begin(eq, load<R>(ek + s * W));
         merging.finish(r);
-        gradient_step<R, Q>(eq, load<R>(ek + s * W), r, g + s * Q, factored, dk + s * W, fast);
+        R moderate[Q];
+        for (int i = 0; i < Q; ++i) moderate[i] = is_moderate(g[s * Q + i]) ? g[s * Q + i] : R(0);
+        gradient_step<R, Q>(eq, load<R>(ek + s * W), r, moderate, factored, of_key, fast);
+        for (int i = 0; i < Q; ++i)
+          if (!is_moderate(g[s * Q + i])) add_single(i, r[i]);
       } else {
-        for (int i = 0; i < Q; ++i) {
-          const Vec<R> gi = splat<R>(g[s * Q + i]), x = eq[i] * load<R>(ek + s * W), one = reciprocal<R>(x + R(1)), w = x * one * one;
-          store<R>(sums.plain + at + i * W, fma<R>(gi, w, load<R>(sums.plain + at + i * W)));
-          store<R>(dk + s * W, fma<R>(gi, w, load<R>(dk + s * W)));
-          fast = fma<R>(gi, one, fast);
-        }
+        for (int i = 0; i < Q; ++i) add_single(i, reciprocal<R>(fma<R>(eq[i], load<R>(ek + s * W), splat<R>(1))));
       }
+      store<R>(dk + s * W, of_key);
     }
+    for (int i = 0; i < Q; ++i) store<R>(sums.plain + at + i * W, plain[i]);
     store<R>(sums.direct + c, load<R>(sums.direct + c) + direct);
   }
 #pragma GCC unroll 4
@@ -257,10 +284,10 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
 // The tile of Q seers from the t-th on against some keys, with its gradients of scores. g, seen: where they are to lie.
 template <class R, int Q>
 GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_t h, const Visible& visible, const Seers& seers,
-                                 const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, int64_t t, int64_t from, int64_t end, R* g,
-                                 uint8_t* seen, R& total) {
+                                 const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, R scale, int64_t t, int64_t from,
+                                 int64_t end, R* g, uint8_t* seen, R& total) {
   constexpr int W = kWidth<R>;
-  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, true, false};
+  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, false};
   for (int i = 1; i < Q; ++i) {
     const R size = q.largest[t + i];
     tile.least = size < tile.least ? size : tile.least;
@@ -272,30 +299,27 @@ GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_
   if (visible.index == nullptr) {
     for (int i = 0; i < Q; ++i) row[i] += visible.first + from;
     for (int64_t s = 0; s < end - from; ++s)
-      for (int i = 0; i < Q; ++i) g[s * Q + i] = row[i][s];
+      for (int i = 0; i < Q; ++i) g[s * Q + i] = row[i][s] * scale;
   } else {
     for (int64_t s = from; s < end; ++s)
-      for (int i = 0; i < Q; ++i) g[(s - from) * Q + i] = row[i][visible.index[s]];
+      for (int i = 0; i < Q; ++i) g[(s - from) * Q + i] = row[i][visible.index[s]] * scale;
   }
   if (seen != nullptr)
     for (int64_t s = from; s < end; ++s)
       for (int i = 0; i < Q; ++i) seen[(s - from) * Q + i] = visible.sees(seers.index[t + i], s);
 
   const bool all_in_range = tile.in_range(k.least_of_all, k.largest_of_all) && v.finite;
-  Vec<R> top = {};
-  R sums[W] = {};
-  for (int64_t j = 0; j < count; j += W) {
-    const Vec<R> some = j + W <= count ? load<R>(g + j) : load_first<R>(g + j, count - j);
-    top = larger<R>(absolute<R>(some), top);
-    if (all_in_range) store<R>(sums, load<R>(sums) + some);
-  }
-  if (!all_in_range && v.finite)
+  Vec<R> sum[1] = {};
+  if (all_in_range) {
+    for (int64_t j = 0; j < count; j += W) sum[0] += j + W <= count ? load<R>(g + j) : load_first<R>(g + j, count - j);
+  } else if (v.finite) {
+    R lanes[W] = {};
     for (int64_t j = 0; j < count; ++j)
-      if (const R size = k.largest[from + j / Q]; tile.in_range(size, size)) sums[j % W] += g[j];
-  Vec<R> lanes[1] = {load<R>(sums)};
-  total += sum_lanes<R, 1>(lanes)[0];
-  tile.moderate = largest_lane<R>(top) <= Limits<R>::gradient;
-  tile.uniform = all_in_range && tile.merges(k.largest_of_all);
+      if (const R size = k.largest[from + j / Q]; tile.in_range(size, size)) lanes[j % W] += g[j];
+    sum[0] = load<R>(lanes);
+  }
+  total += sum_lanes<R, 1>(sum)[0];
+  tile.uniform = all_in_range && tile.merges(k.largest_of_all) && largest_of<R>(g, count) <= Merge<R>::kGradient;
   return tile;
 }
 
@@ -320,6 +344,13 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     return p;
   };
   GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), zeros(n * whole), zeros(whole), zeros(whole)};
+  R largest = 0;
+  for (int64_t t = 0; t < seers.count; ++t) {
+    const R* row = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t]));
+    const R size = largest_of<R>(row, shape.S);  // zeros where not seen
+    largest = size > largest ? size : largest;
+  }
+  const R scale = largest <= Merge<R>::kScaled ? Merge<R>::kScale : R(1), down = R(1) / scale;
   const int64_t keys = n < kKeys ? n : kKeys;
   R* g = scratch.take<R>(seers.count * keys);
   uint8_t* seen = visible.alike() ? nullptr : scratch.take<uint8_t>(seers.count * keys);
@@ -330,8 +361,8 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
       from = from < first ? first : from;
       end = end < first + keys ? end : first + keys;
       if (from >= end) return;
-      tiles[count++] = gradient_tile_of<R, decltype(queries)::value>(args, b, h, visible, seers, q, k, v, t, from, end, g + used,
-                                                                     seen == nullptr ? nullptr : seen + used, sums.total);
+      tiles[count++] = gradient_tile_of<R, decltype(queries)::value>(args, b, h, visible, seers, q, k, v, scale, t, from, end,
+                                                                     g + used, seen == nullptr ? nullptr : seen + used, sums.total);
       used += (end - from) * decltype(queries)::value;
     };
     for (int64_t t = 0; t < seers.count;) {
@@ -355,7 +386,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   }
   for (int64_t c = 0; c < whole; c += W)
     for (int64_t t = 0; t < seers.count; ++t) {
-      if (!(q.largest[t] <= GradientTile<R>::kMerged)) continue;  // no pair merged, and e^(2q) may be anything
+      if (!(q.largest[t] <= Merge<R>::kSize)) continue;  // no pair merged, and e^(2q) may be anything
       const int64_t at = c * seers.count + t * W;
       store<R>(sums.plain + at, fma<R>(load<R>(q.e + at), load<R>(sums.factored + at), load<R>(sums.plain + at)));
     }
@@ -367,7 +398,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     const bool past_cache = shape.B * to.batch * size_of(to.dtype) >= kCached && is_native<R>(to.dtype);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += W) {
-        const Vec<R> gradient = load<R>(v.late + c) * load<R>(from + c * count + i * W);
+        const Vec<R> gradient = load<R>(v.late + c) * (load<R>(from + c * count + i * W) * down);
         if (past_cache && c + W <= width) store_past_cache<R>(out.rows[i] + c, gradient);
         else if (c + W <= width) store<R>(out.rows[i] + c, gradient);
         else store_first<R>(out.rows[i] + c, gradient, width - c);
@@ -378,7 +409,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   write(args.grad_query, seers.index, 0, seers.count, sums.plain);
   write(args.grad_keys, visible.index, visible.first, n, sums.dk);
   R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
-  for (int64_t c = 0; c < width; ++c) partial[c] = (sums.total - R(2) * sums.fast[c]) + sums.direct[c];
+  for (int64_t c = 0; c < width; ++c) partial[c] = ((sums.total - R(2) * sums.fast[c]) + sums.direct[c]) * down;
 }
 
 // One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite.

@@ -22,13 +22,11 @@ template <>
 struct Limits<float> {
   static constexpr float product = 120;  // bits that a product of d may have
   static constexpr float single = 40;    // |q| + |k| with x = e^80
-  static constexpr float gradient = 0x1p64f;  // of a score, whose product with e^(2q) or e^(2k) cannot overflow where pairs are merged
 };
 template <>
 struct Limits<double> {
   static constexpr double product = 1000;
   static constexpr double single = 330;
-  static constexpr double gradient = 0x1p512;
 };
 constexpr float kSmall = 1.f / 16;  // |q| + |k| below which tanh is taken directly
 constexpr int64_t kFew = 8;         // channels up to which it always is, none included
