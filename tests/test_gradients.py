@@ -139,3 +139,43 @@ def test_without_gradients(family: str, backend: str) -> None:
             found = dict(zip(names, call(case.replace(**leaves), backend), strict=True))
             assert all(output is not None and not output.requires_grad for output in found.values())
             assert_same_bits(found, {name: output.detach() for name, output in trained.items()})
+
+
+@pytest.mark.parametrize("span", ["normal", "wide", "cancelling 22"])
+@pytest.mark.parametrize("family", ["additive", "scores"])
+def test_a_power_of_two_upstream(family: str, span: str, backend: str, isa: str) -> None:
+    """A loss times a power of two has gradients times that power, to the last bit: no step on the way leaves the normal numbers."""
+    case = build(family, Dims(2, 7, 37, 45, 6), span=span, hidden="both")
+    given = {name: grad for name in ("grad_context", "grad_weights") if (grad := getattr(case, name)) is not None}
+    once = results(case, backend)
+    for power in (-100, -40, 15, 40, 80):
+        got = results(case.replace(**{name: grad * 2.0**power for name, grad in given.items()}), backend)
+        for name, expected in once.items():
+            times = 2.0**power if name.startswith("d_") else 1.0
+            large = expected.abs() > 2.0**-20  # times the power still a normal number
+            assert torch.equal(got[name][large], (expected * times)[large]), (name, power)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_huge_upstream(family: str, backend: str, isa: str) -> None:
+    """Gradients of scores near the largest number, for one query of many: nothing overflows that need not."""
+    case = build(family, Dims(1, 6, 23, 34, 5))
+    for name in ("grad_context", "grad_weights"):
+        if (grad := getattr(case, name)) is not None:
+            getattr(case, name)[:, 2] = grad[:, 2] * 2.0**110
+    check(results(case, backend), case)
+
+
+@pytest.mark.parametrize("dims", [Dims(2, 3, 5, 4, 900_005), Dims(2, 3, 5, 900_005, 4)], ids=str)
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_gradients_larger_than_a_cache(family: str, dims: Dims, backend: str, isa: str) -> None:
+    """What is stored past the caches, 36 MB, has the bits of what is not: of each batch entry alone, 18 MB."""
+    if backend != "cpu":
+        pytest.skip("only the CPU kernels store past caches")
+    case = build(family, dims)
+    whole = results(case, backend)
+    for b in range(2):
+        entry = {name: tensor[b : b + 1] for name, tensor in case.inputs().items() if name != "v"}
+        alone = results(case.replace(**entry, grad_context=case.grad_context[b : b + 1], grad_weights=case.grad_weights[b : b + 1]), backend)
+        for name in ("d_query", "d_keys", "d_values"):
+            assert torch.equal(whole[name][b : b + 1], alone[name]), name

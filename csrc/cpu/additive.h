@@ -343,7 +343,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
     return p;
   };
-  GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), zeros(n * whole), zeros(whole), zeros(whole)};
+  GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), scratch.take<R>(n * whole), zeros(whole), zeros(whole)};
   R largest = 0;
   for (int64_t t = 0; t < seers.count; ++t) {
     const R* row = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t]));
@@ -377,12 +377,14 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
       else tile(std::integral_constant<int, 1>{}, t, group.first, group.last);
       t += group.queries;
     }
-    for (int64_t c = 0; c < width; c += W)
+    for (int64_t c = 0; c < width; c += W) {
+      __builtin_memset(sums.dk + c * n + first * W, 0, static_cast<size_t>((n - first < keys ? n - first : keys) * W) * sizeof(R));
       for (int64_t i = 0; i < count; ++i) {
         if (tiles[i].queries == 4) gradient_tile<R, 4>(q, k, v, tiles[i], c, sums);
         else if (tiles[i].queries == 2) gradient_tile<R, 2>(q, k, v, tiles[i], c, sums);
         else gradient_tile<R, 1>(q, k, v, tiles[i], c, sums);
       }
+    }
   }
   for (int64_t c = 0; c < whole; c += W)
     for (int64_t t = 0; t < seers.count; ++t) {
@@ -391,11 +393,9 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
       store<R>(sums.plain + at, fma<R>(load<R>(q.e + at), load<R>(sums.factored + at), load<R>(sums.plain + at)));
     }
 
-  // Gradients that no cache would keep go past it: a store into the cache reads the line first.
-  constexpr int64_t kCached = int64_t{32} << 20;
   const auto write = [&](const Tensor& to, const int32_t* index, int64_t first, int64_t count, const R* from) {
     const Output<R> out(scratch, to, b, h, first, count, width, index, column);
-    const bool past_cache = shape.B * to.batch * size_of(to.dtype) >= kCached && is_native<R>(to.dtype);
+    const bool past_cache = destination<R>(to, shape) == Into::memory;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < width; c += W) {
         const Vec<R> gradient = load<R>(v.late + c) * (load<R>(from + c * count + i * W) * down);

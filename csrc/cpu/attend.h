@@ -126,7 +126,7 @@ void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visib
     for (int64_t i = 0; i < visible.count; ++i) safe[i] = rows[i];
     for (int64_t k = 0; k < suspects; ++k) safe[suspect[k]] = zeros;
   }
-  weighted_sums<R>(weights, stride, 1, safe, visible.count, width, out, queries, false, {visible.first, visible.index});
+  weighted_sums<R>(weights, stride, 1, safe, visible.count, width, out, queries, Into::cache, {visible.first, visible.index});
   for (int64_t k = 0; k < suspects; ++k)
     for (int64_t t = 0; t < queries; ++t)
       if (visible.sees(t, suspect[k]))
@@ -231,6 +231,13 @@ void clear_unseen(const Tensor& x, int64_t b, int64_t h, int64_t S, const Visibl
   }
 }
 
+// Gradients that no cache would keep go past it: a store into the cache reads the line first.
+template <class R>
+Into destination(const Tensor& gradient, const Shape& shape) {
+  constexpr int64_t kCached = int64_t{32} << 20;
+  return shape.B * gradient.batch * size_of(gradient.dtype) >= kCached && is_native<R>(gradient.dtype) ? Into::memory : Into::cache;
+}
+
 // The queries of (b, h) that see something, as a list: what the others hold is never read.
 struct Seers {
   int64_t count;
@@ -261,6 +268,7 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
   const int64_t n = visible.count;
   clear_unseen<R>(args.grad_values, b, h, shape.S, visible, column, width);
   const bool in_groups = visible.window != nullptr;
+  const Into into = in_groups ? Into::sum : destination<R>(args.grad_values, shape);
   R* weights = scratch.take<R>((in_groups && seers.count > kMostQueries ? kMostQueries : seers.count) * n);
   R* buffer = scratch.take<R>(shape.S);
   Tensor slice = args.grad_context;
@@ -276,7 +284,7 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
     for (int64_t i = 0; i < count; ++i)
       gather_row<R>(weights + i * part.count, args.weights.at(b, h, seers.index[t0 + i]), args.weights.dtype, part, seers.index[t0 + i],
                     buffer);
-    weighted_sums<R>(weights, 1, part.count, upstream + t0, count, width, out.rows + group.first, part.count, in_groups);
+    weighted_sums<R>(weights, 1, part.count, upstream + t0, count, width, out.rows + group.first, part.count, into);
   }
   out.flush();
 }

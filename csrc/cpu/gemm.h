@@ -60,11 +60,14 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const R* const* right, int64_
   store_sums<R, M, N>(sum, out, stride, [](Vec<R> x) __attribute__((always_inline)) { return x; });
 }
 
+// Where results go: into a cache, past it, or onto what is there.
+enum class Into { cache, memory, sum };
+
 // out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on; the rows are
-// packed, or behind pointers. Unless whole, the last vector has but `last` columns. Added to `out` if asked.
+// packed, or behind pointers. Unless whole, the last vector has but `last` columns.
 template <class R, int M, int N, bool Whole>
 ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, const R* packed, const R* const* rows, int64_t n,
-                             int64_t offset, int64_t last, R* const* out, bool add) {
+                             int64_t offset, int64_t last, R* const* out, Into into) {
   constexpr int W = kWidth<R>;
   const auto in = [&](const R* p, int k) __attribute__((always_inline)) {
     return Whole || k < N - 1 ? load<R>(p + k * W) : load_first<R>(p + k * W, last);
@@ -92,8 +95,9 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, cons
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) {
-      const Vec<R> total = add ? in(out[i] + offset, k) + sum[i][k] : sum[i][k];
-      if (Whole || k < N - 1) store<R>(out[i] + offset + k * W, total);
+      const Vec<R> total = into == Into::sum ? in(out[i] + offset, k) + sum[i][k] : sum[i][k];
+      if (into == Into::memory && (Whole || k < N - 1)) store_past_cache<R>(out[i] + offset + k * W, total);
+      else if (Whole || k < N - 1) store<R>(out[i] + offset + k * W, total);
       else store_first<R>(out[i] + offset + k * W, total, last);
     }
 }
@@ -102,7 +106,7 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, cons
 // false where the rows are better read as they lie.
 template <class R, int N, bool Whole, class Fill>
 void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* rows, const Fill& fill, int64_t n, int64_t offset,
-                 int64_t last, R* const* out, int64_t m, bool add, const Positions& positions) {
+                 int64_t last, R* const* out, int64_t m, Into into, const Positions& positions) {
   constexpr int W = kWidth<R>;
   alignas(64) R panel[kPanel * N * W];
   int64_t first = 0;
@@ -112,8 +116,9 @@ void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* 
     const auto tile = [&](auto tile_rows, int64_t i) {
       constexpr int M = decltype(tile_rows)::value;
       const R* w = weights + i * row + first * column;
-      if (packed != nullptr) sum_tile<R, M, N, Whole>(w, row, column, packed, nullptr, count, offset, last, out + i, add || first > 0);
-      else sum_tile<R, M, N, Whole>(w, row, column, nullptr, rows + first, count, offset, last, out + i, add || first > 0);
+      const Into here = first > 0 ? Into::sum : into == Into::memory && count < n ? Into::cache : into;
+      if (packed != nullptr) sum_tile<R, M, N, Whole>(w, row, column, packed, nullptr, count, offset, last, out + i, here);
+      else sum_tile<R, M, N, Whole>(w, row, column, nullptr, rows + first, count, offset, last, out + i, here);
     };
     int64_t i = 0;
     for (; i + kTileRows <= m; i += kTileRows) tile(std::integral_constant<int, kTileRows>{}, i);
@@ -143,11 +148,11 @@ void by_columns(int64_t width, const F& f) {
   }
 }
 
-// out[i, 0:width] = sum over j < n of weights[i * row + j * column] * rows[j, 0:width], i < m; added to `out` if asked. With more than
+// out[i, 0:width] = sum over j < n of weights[i * row + j * column] * rows[j, 0:width], i < m. With more than
 // one tile of results the rows are packed: as they lie, often a power of two apart, few of them fit into the first-level cache at once.
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const* rows, int64_t n, int64_t width, R* const* out,
-                   int64_t m, bool add = false, const Positions& positions = {}) {
+                   int64_t m, Into into = Into::cache, const Positions& positions = {}) {
   by_columns<R>(width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
     const auto fill = [&](R* panel, int64_t first, int64_t count) {
@@ -161,8 +166,9 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const
         }
       return true;
     };
-    sum_columns<R, N, decltype(whole)::value>(weights, row, column, rows, fill, n, offset, last, out, m, add, positions);
+    sum_columns<R, N, decltype(whole)::value>(weights, row, column, rows, fill, n, offset, last, out, m, into, positions);
   });
+  if (into == Into::memory) finish_stores();
 }
 
 // W vectors as the rows of a square, transposed: log2(W) rounds in which blocks of H lanes change places.
@@ -210,7 +216,7 @@ void packed_dot_products(const R* const* left, int64_t m, const R* const* right,
       }
       return true;
     };
-    sum_columns<R, N, decltype(whole)::value>(left[0], m > 1 ? left[1] - left[0] : 0, 1, nullptr, fill, n, offset, last, rows, m, false, {});
+    sum_columns<R, N, decltype(whole)::value>(left[0], m > 1 ? left[1] - left[0] : 0, 1, nullptr, fill, n, offset, last, rows, m, Into::cache, {});
   });
 }
 

@@ -134,9 +134,12 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
       if (through_context) seeing_upstream[seers] = upstream[t0 + t];
       ++seers;
     }
-    const bool add = in_groups || t0 > 0;
-    weighted_sums<R>(grad, 1, stride, seeing_query, seers, shape.A, grad_keys.rows + from, n, add);
-    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, shape.D, grad_values.rows + from, n, add);
+    const auto into = [&](const Tensor& gradient) {
+      return in_groups || t0 > 0 ? Into::sum : queries < T ? Into::cache : destination<R>(gradient, shape);
+    };
+    weighted_sums<R>(grad, 1, stride, seeing_query, seers, shape.A, grad_keys.rows + from, n, into(args.grad_keys));
+    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, shape.D, grad_values.rows + from, n,
+                     into(args.grad_values));
   }
   grad_query.flush();
   grad_keys.flush();
