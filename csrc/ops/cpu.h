@@ -24,19 +24,57 @@ inline const Kernels& kernels() {
   return kernels_baseline;
 }
 
-// torch's own threads. Tasks are taken one by one, so that uneven ones spread evenly; no result depends on who takes which.
+// The tasks of one call, in a run for each thread, the same run in every call: what a core has read stays in its cache. A thread that is
+// done with its own goes on with another's, so that uneven tasks spread evenly. Every other call goes through the runs backwards, and so
+// begins with what the last one read last, where going round again would find nothing. No result depends on who takes which task when.
+class Tasks {
+ public:
+  Tasks(int64_t count, int64_t threads) : count_(count), runs_(threads < kMost ? threads : kMost), backwards_(next_direction()) {}
+
+  template <class F>
+  void work(int64_t thread, const F& f) {
+    for (int64_t turn = 0; turn < runs_; ++turn) {
+      const int64_t run = (thread + turn) % runs_, first = count_ * run / runs_, end = count_ * (run + 1) / runs_;
+      for (int64_t i = taken_[run].count++; i < end - first; i = taken_[run].count++) f(backwards_ ? end - 1 - i : first + i);
+    }
+  }
+
+ private:
+  static constexpr int64_t kMost = 64;
+  struct alignas(64) Taken {
+    std::atomic<int64_t> count{0};
+  };
+
+  static bool next_direction() {
+    static thread_local bool backwards = true;
+    return backwards = !backwards;
+  }
+
+  int64_t count_, runs_;
+  bool backwards_;
+  Taken taken_[kMost];
+};
+
+// torch's own threads.
 inline Executor executor() {
   return {static_cast<int>(torch::stable::get_num_threads()), [](int64_t count, void (*task)(void*, int64_t), void* context) {
             const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-            const int64_t workers = threads < count ? threads : count;
-            if (workers <= 1) {
-              for (int64_t i = 0; i < count; ++i) task(context, i);
-              return;
+            const auto one = [&](int64_t i) { task(context, i); };
+            const auto each = [&](int64_t workers, const auto& work) {
+              torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t end) {
+                for (int64_t i = first; i < end; ++i) work(i);
+              });
+            };
+            if (count <= 1) {
+              if (count == 1) one(0);
+            } else if (count <= threads) {
+              each(count, one);
+            } else {
+              Tasks tasks(count, threads);
+              const auto work = [&](int64_t thread) { tasks.work(thread, one); };
+              if (threads == 1) work(0);
+              else each(threads, work);
             }
-            std::atomic<int64_t> next{0};
-            torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-              for (int64_t i = next++; i < count; i = next++) task(context, i);
-            });
           }};
 }
 
