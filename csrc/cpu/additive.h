@@ -33,9 +33,9 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
                      buffer);
     }
     if (raw) return;
-    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, visible.count, shape.D, visible.index);
+    const Rows<R> values(scratch, args.values, b, h, visible.first, visible.count, shape.D, visible.index);
     const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
-    sum_visible<R>(scratch, scores, stride, visible, queries, values, shape.D, context.rows);
+    sum_visible<R>(scratch, scores, stride, visible, queries, values, context.rows);
     context.flush();
   });
 }
@@ -54,8 +54,8 @@ void additive_score_gradient(const AdditiveBackward& args, int64_t b, int64_t h,
 }
 
 // One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite.
-template <class R, int N>
-void query_gradient(const R* q, const R* eq, R q_size, const Keys<R>& k, int64_t s, const R* g, const uint8_t* seen,
+template <class R, int N, class Element>
+void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k, int64_t s, const R* g, const uint8_t* seen,
                     const ScoreContext<R>& c, R* dq) {
   constexpr int W = kWidth<R>;
   constexpr R kMerged = (Limits<R>::product / N - 1) / R(2.8853900817779268);
@@ -72,7 +72,8 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R>& k, int64_t
       Vec<R> x[N], r[N], sum = load<R>(dq + a);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
-        x[i] = query * load<R>(k.e[s + i] + a);
+        __builtin_prefetch(k.e[s + i] + N * c.channels.whole + a);  // the next keys
+        x[i] = query * load_as<R>(k.e[s + i] + a);
         merging.d[i] = x[i] + R(1);
       }
       if constexpr (decltype(merged)::value) {
@@ -94,10 +95,11 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R>& k, int64_t
     for (int i = 0; i < N; ++i) query_gradient<R, 1>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, dq);
   } else if (seen == nullptr || *seen != 0) {
     const int64_t A = c.channels.count;
+    const R* key = k.rows.row(s, k.buffer);
     const auto at = [A](const R* row, int64_t a) { return a + W <= A ? load<R>(row + a) : load_first<R>(row + a, A - a); };
     for (int64_t a = 0; a < A; a += W) {
       Vec<R> tangent, slope;
-      tanh_and_slope<R>(at(q, a) + at(k.rows[s], a), tangent, slope);
+      tanh_and_slope<R>(at(q, a) + at(key, a), tangent, slope);
       const Vec<R> early = c.weighting.finite ? splat<R>(R(1)) : load<R>(c.weighting.v + a);
       store<R>(dq + a, fma<R>(splat<R>(*g), early * slope * R(0.25), load<R>(dq + a)));
     }
@@ -123,7 +125,7 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
     if (shape.A == 0) return;
 
     const ScoreContext<R> c{channels, Weighting<R>(reinterpret_cast<const R*>(args.memory.weighting.at(0, h, 0)), args.memory.stride)};
-    const R** query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
+    const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
     R *eq = scratch.take<R>(queries * whole), *dq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
     __builtin_memset(dq, 0, static_cast<size_t>(queries * whole) * sizeof(R));
     for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
@@ -134,11 +136,7 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
         for (int64_t i = 0; i < n; ++i) rows[t * n + i] = visible.sees(t, i);
       rows_seen = rows;
     }
-    const int64_t chunk = key_chunk(whole, n);
-    const KeyChunks<R> chunks(scratch, args.keys, args.memory, channels, b, h, visible, chunk);
-    for (int64_t first = 0; first < n; first += chunk) {
-      const int64_t count = n - first < chunk ? n - first : chunk;
-      const Keys<R> k = chunks.take(first, count);
+    for_keys<R>(scratch, args.keys, args.memory, channels, b, h, visible, queries, [&](int64_t first, int64_t count, const auto& k) {
       for (int64_t t = 0; t < queries; ++t) {
         const R* row = g + t * stride + first;
         const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
@@ -150,7 +148,7 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
         for (; s + 4 <= count; s += 4) keys(std::integral_constant<int, 4>{}, s);
         for (; s < count; ++s) keys(std::integral_constant<int, 1>{}, s);
       }
-    }
+    });
     const Output<R> out(scratch, args.grad_query, b, h, t0, queries, shape.A);
     for (int64_t t = 0; t < queries; ++t)
       for (int64_t a = 0; a < shape.A; a += W) {

@@ -9,7 +9,7 @@ namespace onepass::ONEPASS_ISA {
 // A few vectors of channels of some rows of queries or keys, exponentiated, vector by vector: e[(vector * n + row) * W].
 template <class R>
 struct Slice {
-  const R** rows;  // as given, from the first channel of the slice
+  const R* const* rows;  // as given, from the first channel of the slice
   R* e;
   R* largest;  // magnitude in each row; NaN if an element is not finite
   R least_of_all, largest_of_all;

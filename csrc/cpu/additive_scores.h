@@ -29,6 +29,8 @@ struct Limits<double> {
   static constexpr double single = 330;
 };
 constexpr float kSmall = 1.f / 16;  // |q| + |k| below which tanh is taken directly
+constexpr int64_t kChunk = 64 * 1024;    // elements of keys that the second-level cache keeps beside all else
+constexpr int64_t kConverted = 4 * 1024;  // and the first, of keys that are only converted
 constexpr int64_t kFew = 8;         // channels up to which it always is, none included
 
 // The size of a row: its largest magnitude (NaN if an element is not finite), and the largest sum of positive parts of the channels
@@ -162,8 +164,8 @@ struct ScoreContext {
 };
 
 // A tile of scores, TT queries by SS keys, all pairs merged (or all single).
-template <class R, bool Merged, int TT, int SS>
-ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* const* ek, R* out, int64_t stride) {
+template <class R, bool Merged, int TT, int SS, class Element>
+ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Element* const* ek, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
   const int64_t whole = c.channels.whole;
   const R* weight = Merged ? c.weighting.merged : c.weighting.scaled;
@@ -181,7 +183,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* c
           for (int i = 0; i < G; ++i) {
             const int64_t at = first + i * W;
             if constexpr (TT == 1) __builtin_prefetch(ek[s] + SS * whole + at);  // the next tile's keys: one query just reads them once
-            d[i] = fma<R>(load<R>(eq + t * whole + at), load<R>(ek[s] + at), load<R>(weight + at));
+            d[i] = fma<R>(load<R>(eq + t * whole + at), load_as<R>(ek[s] + at), load<R>(weight + at));
           }
           const Ratio<R> ratio = merge<R, G>(d);
           sum[t * SS + s] = add_ratio<R>(sum[t * SS + s], ratio.n, ratio.d);
@@ -194,7 +196,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const R* c
     for (int t = 0; t < TT; ++t)
 #pragma GCC unroll 4
       for (int s = 0; s < SS; ++s) {
-        const Vec<R> d = fma<R>(load<R>(eq + t * whole + a), load<R>(ek[s] + a), splat<R>(1));
+        const Vec<R> d = fma<R>(load<R>(eq + t * whole + a), load_as<R>(ek[s] + a), splat<R>(1));
         sum[t * SS + s] = add_ratio<R>(sum[t * SS + s], load<R>(weight + a), d);
       }
   const R factor = R(-2) * c.weighting.unit;
@@ -226,11 +228,13 @@ struct Queries {
   Size<R>* size;
 };
 
-// Rows of keys, exponentiated: here, or once and for all in a memory.
-template <class R>
+// Rows of keys, exponentiated: here, or once and for all in a memory, whose halves a single query reads as they are.
+template <class R, class Element>
 struct Keys {
-  const R* const* rows;  // as given
-  const R* const* e;
+  static constexpr bool kForOne = !std::is_same_v<R, Element>;
+  Rows<R> rows;  // as given
+  R* buffer;     // for one of them, converted
+  const Element* const* e;
   const Size<R>* size;
 };
 
@@ -250,8 +254,8 @@ ONEPASS_INLINE Size<R> operator+(Size<R> a, Size<R> b) {
 }
 
 // Scores of TT queries and SS keys.
-template <class R, int TT, int SS>
-ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, int64_t t, const Keys<R>& k, int64_t s, R* out,
+template <class R, int TT, int SS, class Element>
+ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, int64_t t, const Keys<R, Element>& k, int64_t s, R* out,
                                 int64_t stride) {
   const int64_t whole = c.channels.whole;
   const auto extremes = [](const Size<R>* size, int n, Size<R>& least, Size<R>& most) {
@@ -277,62 +281,56 @@ ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, i
   } else if (way == Way::single) {
     score_tile<R, false, 1, 1>(c, q.e + t * whole, k.e + s, out, stride);
   } else {
-    *out = direct_score<R>(q.rows[t], k.rows[s], c.weighting.v, c.channels.count);
+    *out = direct_score<R>(q.rows[t], k.rows.row(s, k.buffer), c.weighting.v, c.channels.count);
   }
 }
 
-// Keys of a chunk, which stays in the second-level cache: a multiple of four.
-inline int64_t key_chunk(int64_t width, int64_t count) {
-  constexpr int64_t kElements = 64 * 1024;
-  const int64_t fitting = kElements / width / 4 * 4, least = fitting < 4 ? 4 : fitting;
-  return least < count ? least : count;
-}
-
-// The visible keys of one (b, h), exponentiated chunk by chunk: here, or once and for all in a memory.
-template <class R>
-class KeyChunks {
- public:
-  KeyChunks(Scratch& scratch, const Tensor& keys, const Prepared& memory, const Channels<R>& channels, int64_t b, int64_t h,
-            const Visible& visible, int64_t chunk)
-      : channels_(channels), visible_(visible), memory_(memory), b_(b), h_(h),
-        rows_(row_pointers<R>(scratch, keys, b, h, visible.first, visible.count, channels.count, visible.index)),
-        copy_(in_place() ? nullptr : scratch.take<R>(chunk * channels.whole)), e_(scratch.take<const R*>(chunk)),
-        size_(scratch.take<Size<R>>(chunk)) {}
-
-  Keys<R> take(int64_t first, int64_t n) const {
-    const int64_t whole = channels_.whole;
-    const R* const* rows = rows_ + first;
-    if (memory_.exponentials.data == nullptr) {
-      for (int64_t i = 0; i < n; ++i) {
-        const R* next = rows[first + i + 1 < visible_.count ? i + 1 : i];
-        size_[i] = exponentiate<R>(rows[i], next, channels_, copy_ + i * whole);
-        e_[i] = copy_ + i * whole;
-      }
-      return {rows, e_, size_};
+// Calls f(first, n, keys) for all visible keys of one (b, h) in chunks of a multiple of four, which stay in the second-level cache while
+// many queries use them. They are exponentiated here, or once and for all in a memory.
+template <class R, class F>
+void for_keys(Scratch& scratch, const Tensor& given, const Prepared& memory, const Channels<R>& channels, int64_t b, int64_t h,
+              const Visible& visible, int64_t queries, const F& f) {
+  const int64_t all = visible.count, whole = channels.whole;
+  const auto rows_of = [&](const Tensor& x, int64_t width) { return Rows<R>(scratch, x, b, h, visible.first, all, width, visible.index); };
+  const bool prepared = memory.exponentials.data != nullptr;
+  const Rows<R> rows = rows_of(given, channels.count), exponentials = rows_of(prepared ? memory.exponentials : given, whole);
+  R* buffer = scratch.take<R>(channels.count);
+  auto* size = scratch.take<Size<R>>(all);
+  for (int64_t i = 0; i < all && prepared; ++i) size[i] = reinterpret_cast<const Size<R>*>(memory.sizes.at(b, h, 0))[visible.position(i)];
+  const auto chunks = [&](int64_t elements, const auto& take) {
+    const int64_t fitting = elements / whole / 4 * 4, most = fitting < 4 ? 4 : fitting, chunk = most < all ? most : all;
+    for (int64_t first = 0; first < all; first += chunk) {
+      const int64_t n = all - first < chunk ? all - first : chunk;
+      f(first, n, take(first, n, chunk));
     }
-    const auto* sizes = reinterpret_cast<const Size<R>*>(memory_.sizes.at(b_, h_, 0));
+  };
+  const auto in_place = [&](auto element) {
+    using Element = decltype(element);
+    chunks(kChunk, [&](int64_t first, int64_t, int64_t) {
+      return Keys<R, Element>{rows.from(first), buffer, reinterpret_cast<const Element* const*>(exponentials.at) + first, size + first};
+    });
+  };
+  if (prepared && exponentials.native()) return in_place(R{});
+  if constexpr (sizeof(R) == 4)
+    if (prepared && queries == 1) return in_place(Bf16{});
+
+  R* copy = nullptr;
+  const R** e = nullptr;
+  chunks(prepared && queries < kMany ? kConverted : kChunk, [&](int64_t first, int64_t n, int64_t chunk) {
+    copy = copy != nullptr ? copy : scratch.take<R>(chunk * whole);
+    e = e != nullptr ? e : scratch.take<const R*>(chunk);
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t position = visible_.position(first + i);
-      const char* from = memory_.exponentials.at(b_, h_, position);
-      size_[i] = sizes[position];
-      e_[i] = in_place() ? reinterpret_cast<const R*>(from) : copy_ + i * whole;
-      if (!in_place()) read_row<R>(copy_ + i * whole, from, memory_.exponentials.dtype, whole);
+      e[i] = copy + i * whole;
+      if (prepared) {
+        exponentials.row(first + i, copy + i * whole);
+      } else {
+        const R* next = rows.native() && first + i + 1 < all ? static_cast<const R*>(rows.at[first + i + 1]) : buffer;
+        size[first + i] = exponentiate<R>(rows.row(first + i, buffer), next, channels, copy + i * whole);
+      }
     }
-    return {rows, e_, size_};
-  }
-
- private:
-  bool in_place() const { return memory_.exponentials.data != nullptr && is_native<R>(memory_.exponentials.dtype); }
-
-  const Channels<R>& channels_;
-  const Visible& visible_;
-  const Prepared& memory_;
-  int64_t b_, h_;
-  const R* const* rows_;
-  R* copy_;
-  const R** e_;
-  Size<R>* size_;
-};
+    return Keys<R, R>{rows.from(first), buffer, e, size + first};
+  });
+}
 
 // The scores of few channels, key by key in the lanes.
 template <class R>
@@ -376,11 +374,7 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
                                 q.merged + t * whole);
 
   constexpr int TT = kRegisters == 32 ? 4 : 2, SS = kRegisters == 32 ? 4 : 2;
-  const int64_t chunk = key_chunk(whole, visible.count);
-  const KeyChunks<R> chunks(scratch, args.keys, args.memory, channels, b, h, visible, chunk);
-  for (int64_t first = 0; first < visible.count; first += chunk) {
-    const int64_t n = visible.count - first < chunk ? visible.count - first : chunk;
-    const Keys<R> k = chunks.take(first, n);
+  for_keys<R>(scratch, args.keys, args.memory, channels, b, h, visible, queries, [&](int64_t first, int64_t n, const auto& k) {
     R* out = scores + first;
     const auto row_of_tiles = [&](auto tile, int64_t t) {
       constexpr int M = decltype(tile)::value;
@@ -389,10 +383,12 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
       for (; i < n; ++i) score_pairs<R, M, 1>(c, q, t, k, i, out + t * stride + i, stride);
     };
     int64_t t = 0;
-    for (; t + TT <= queries; t += TT) row_of_tiles(std::integral_constant<int, TT>{}, t);
-    if (TT > 2 && t + 2 <= queries) row_of_tiles(std::integral_constant<int, 2>{}, t), t += 2;
+    if constexpr (!std::decay_t<decltype(k)>::kForOne) {
+      for (; t + TT <= queries; t += TT) row_of_tiles(std::integral_constant<int, TT>{}, t);
+      if (TT > 2 && t + 2 <= queries) row_of_tiles(std::integral_constant<int, 2>{}, t), t += 2;
+    }
     if (t < queries) row_of_tiles(std::integral_constant<int, 1>{}, t);
-  }
+  });
 }
 
 // e^(2k) and the size of every visible key into a memory, and the weighting.
@@ -414,7 +410,7 @@ void additive_prepare(const AdditivePrepare& args, const Executor& executor) {
     const int64_t n = visible.count - first < kRows ? visible.count - first : kRows;
     if (n <= 0) return;
     const int32_t* index = visible.index == nullptr ? nullptr : visible.index + first;
-    const R** rows = row_pointers<R>(scratch, args.keys, b, h, visible.first + first, n, shape.A, index);
+    const R* const* rows = row_pointers<R>(scratch, args.keys, b, h, visible.first + first, n, shape.A, index);
     auto* sizes = reinterpret_cast<Size<R>*>(args.memory.sizes.at(b, h, 0));
     const Output<R> out(scratch, args.memory.exponentials, b, h, visible.first + first, n, channels.whole, index);
     for (int64_t i = 0; i < n; ++i)

@@ -109,28 +109,33 @@ bool all_finite(const R* row, int64_t n) {
 // out[t] = sum over i of weights[t, i] * rows[i]. A row that only some of the queries see must not reach the others: where it is not
 // finite, 0 times it would, so it is added to its seers alone.
 template <class R>
-void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visible& visible, int64_t queries, const R** rows,
-                 int64_t width, R* const* out) {
+void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visible& visible, int64_t queries, const Rows<R>& rows,
+                 R* const* out) {
+  const int64_t width = rows.width;
   int64_t suspects = 0;
   int64_t* suspect = nullptr;
-  const R** safe = rows;
+  Rows<R> safe = rows;
+  R* buffer = nullptr;
   if (!visible.alike()) {
     suspect = scratch.take<int64_t>(visible.count);
+    buffer = scratch.take<R>(width);
     for (int64_t i = 0; i < visible.count; ++i)
-      if (visible.mixed(queries, i) && !all_finite<R>(rows[i], width)) suspect[suspects++] = i;
+      if (visible.mixed(queries, i) && !all_finite<R>(rows.row(i, buffer), width)) suspect[suspects++] = i;
   }
   if (suspects > 0) {
-    R* zeros = scratch.take<R>(width);
+    R* zeros = scratch.take<R>(width);  // in any dtype
     for (int64_t c = 0; c < width; ++c) zeros[c] = 0;
-    safe = scratch.take<const R*>(visible.count);
-    for (int64_t i = 0; i < visible.count; ++i) safe[i] = rows[i];
-    for (int64_t k = 0; k < suspects; ++k) safe[suspect[k]] = zeros;
+    safe.at = scratch.take<const void*>(visible.count);
+    for (int64_t i = 0; i < visible.count; ++i) safe.at[i] = rows.at[i];
+    for (int64_t k = 0; k < suspects; ++k) safe.at[suspect[k]] = zeros;
   }
-  weighted_sums<R>(weights, stride, 1, safe, visible.count, width, out, queries, Into::cache, {visible.first, visible.index});
-  for (int64_t k = 0; k < suspects; ++k)
+  weighted_sums<R>(weights, stride, 1, safe, visible.count, out, queries, Into::cache, {visible.first, visible.index});
+  for (int64_t k = 0; k < suspects; ++k) {
+    const R* row = rows.row(suspect[k], buffer);
     for (int64_t t = 0; t < queries; ++t)
       if (visible.sees(t, suspect[k]))
-        for (int64_t c = 0; c < width; ++c) out[t][c] += weights[t * stride + suspect[k]] * rows[suspect[k]][c];
+        for (int64_t c = 0; c < width; ++c) out[t][c] += weights[t * stride + suspect[k]] * row[c];
+  }
 }
 
 // One row of a [.., T, S] tensor from its visible entries; the others become `elsewhere`.
@@ -202,9 +207,9 @@ void score_gradient(Scratch& scratch, const Args& args, int64_t b, int64_t h, in
   R* row = scratch.take<R>(stride);
   R* buffer = scratch.take<R>(shape.S);
   if (args.grad_context.data != nullptr) {
-    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
-    const R** upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
+    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
+    const R* const* upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
+    dot_products<R>(upstream, queries, values, n, grad, stride, shape.T >= kMany);
   } else {
     for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
   }
@@ -274,9 +279,9 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
   Tensor slice = args.grad_context;
   slice.data = slice.data == nullptr ? nullptr : static_cast<char*>(slice.data) + column * size_of(slice.dtype);
   const int64_t terms = slice.data == nullptr ? 0 : seers.count;
-  const R** upstream = row_pointers<R>(scratch, slice, b, h, 0, terms, width, seers.index);
+  const Rows<R> upstream(scratch, slice, b, h, 0, terms, width, seers.index);
   const Output<R> out(scratch, args.grad_values, b, h, visible.first, n, width, visible.index, column);
-  if (in_groups || terms == 0) weighted_sums<R>(weights, 1, n, upstream, 0, width, out.rows, n);  // zeros
+  if (in_groups || terms == 0) weighted_sums<R>(weights, 1, n, upstream, 0, out.rows, n);  // zeros
   for (int64_t t0 = 0, count; t0 < terms; t0 += count) {
     const Group group = in_groups ? seers.group(visible, t0, kMostQueries) : Group{terms, 0, n};
     const Visible part = visible.part(0, group.first, group.last - group.first);
@@ -284,7 +289,7 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
     for (int64_t i = 0; i < count; ++i)
       gather_row<R>(weights + i * part.count, args.weights.at(b, h, seers.index[t0 + i]), args.weights.dtype, part, seers.index[t0 + i],
                     buffer);
-    weighted_sums<R>(weights, 1, part.count, upstream + t0, count, width, out.rows + group.first, part.count, into);
+    weighted_sums<R>(weights, 1, part.count, upstream.from(t0), count, out.rows + group.first, part.count, into);
   }
   out.flush();
 }
@@ -300,9 +305,9 @@ void weighted_values(const WeightedValues& args, const Executor& executor) {
     R *weights = scratch.take<R>(queries * n), *buffer = scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t)
       gather_row<R>(weights + t * n, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
-    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
+    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
     const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
-    sum_visible<R>(scratch, weights, n, visible, queries, values, shape.D, context.rows);
+    sum_visible<R>(scratch, weights, n, visible, queries, values, context.rows);
     context.flush();
   });
 }
@@ -317,9 +322,9 @@ void weighted_values_backward(const WeightedValues& args, const Executor& execut
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
     const int64_t n = visible.count, stride = padded<R>(n);
     R *grad = scratch.take<R>(queries * stride), *buffer = scratch.take<R>(shape.S);
-    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
-    const R** upstream = row_pointers<R>(scratch, args.context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, values, n, shape.D, grad, stride, shape.T >= kMany);
+    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
+    const R* const* upstream = row_pointers<R>(scratch, args.context, b, h, t0, queries, shape.D);
+    dot_products<R>(upstream, queries, values, n, grad, stride, shape.T >= kMany);
     for (int64_t t = 0; t < queries; ++t)
       scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, grad + t * stride, visible, t, shape.S, R(0), buffer);
   });
@@ -374,9 +379,9 @@ bool split_forward(const Args& args, const Tensor& logsumexp, const Executor& ex
     const int64_t width = column + columns < shape.D ? columns : shape.D - column;
     Tensor slice = args.values;
     slice.data = static_cast<char*>(slice.data) + column * size_of(slice.dtype);
-    const R** values = row_pointers<R>(scratch, slice, b, h, 0, visible.count, width);
+    const Rows<R> values(scratch, slice, b, h, 0, visible.count, width);
     const Output<R> context(scratch, args.context, b, h, 0, T, width, nullptr, column);
-    sum_visible<R>(scratch, weights, stride, visible, T, values, width, context.rows);
+    sum_visible<R>(scratch, weights, stride, visible, T, values, context.rows);
     context.flush();
   });
   std::free(all);

@@ -1,8 +1,9 @@
-// The two matrix products that attention is made of, over rows given by pointers: strided, converted and gathered rows alike.
+// The two matrix products that attention is made of, over rows given by pointers: strided, gathered and half-precision rows alike, these
+// converted in parts that stay in the first-level cache.
 // Every element of a result is one sum in one order, whichever tile it falls into.
 #pragma once
 
-#include "simd.h"
+#include "rows.h"
 
 namespace onepass::ONEPASS_ISA {
 
@@ -36,16 +37,19 @@ ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) 
   for (int i = 0; i < M; ++i) __builtin_memcpy(out + i * stride, block + i * N, N * sizeof(R));
 }
 
-// Rows of `left` by rows of `right`: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns.
-template <class R, int M, int N>
-ONEPASS_INLINE void dot_tile(const R* const* left, const R* const* right, int64_t n, R* out, int64_t stride) {
+// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns.
+template <class R, int M, int N, class Element>
+ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, int64_t n, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M * N] = {};
   int64_t c = 0;
   for (; c + W <= n; c += W) {
     Vec<R> r[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) r[j] = load<R>(right[j] + c);
+    for (int j = 0; j < N; ++j) {
+      if constexpr (M == 1) __builtin_prefetch(right[j] + N * n + c);  // the next tile's rows: one row on the left just reads them once
+      r[j] = load_as<R>(right[j] + c);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const Vec<R> l = load<R>(left[i] + c);
@@ -56,69 +60,78 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const R* const* right, int64_
   if (c < n)
     for (int i = 0; i < M; ++i)
       for (int j = 0; j < N; ++j)
-        sum[i * N + j] = fma<R>(load_first<R>(left[i] + c, n - c), load_first<R>(right[j] + c, n - c), sum[i * N + j]);
+        sum[i * N + j] = fma<R>(load_first<R>(left[i] + c, n - c), load_as<R>(right[j] + c, n - c), sum[i * N + j]);
   store_sums<R, M, N>(sum, out, stride, [](Vec<R> x) __attribute__((always_inline)) { return x; });
 }
 
 // Where results go: into a cache, past it, or onto what is there.
 enum class Into { cache, memory, sum };
 
-// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on; the rows are
-// packed, or behind pointers. Unless whole, the last vector has but `last` columns.
-template <class R, int M, int N, bool Whole>
-ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, const R* packed, const R* const* rows, int64_t n,
-                             int64_t offset, int64_t last, R* const* out, Into into) {
+// Rows of which N vectors from some column on are read: in a panel, N vectors each; or where they lie, the last vector `last` columns wide.
+template <class R, int N>
+struct Packed {
+  const R* panel;
+  ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const { return load<R>(panel + (j * N + k) * kWidth<R>); }
+};
+
+template <class R, int N, bool Whole>
+struct Lying {
+  const R* const* rows;
+  int64_t offset, last;
+  ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const {
+    return load_as<R>(rows[j] + offset + k * kWidth<R>, Whole || k < N - 1 ? kWidth<R> : last);
+  }
+};
+
+// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on, of which the last
+// has `last` columns.
+template <class R, int M, int N, class Source>
+[[gnu::noinline]] void sum_tile(const R* weights, int64_t row, int64_t column, Source rows, int64_t n, int64_t offset, int64_t last,
+                                R* const* out, Into into) {
   constexpr int W = kWidth<R>;
-  const auto in = [&](const R* p, int k) __attribute__((always_inline)) {
-    return Whole || k < N - 1 ? load<R>(p + k * W) : load_first<R>(p + k * W, last);
-  };
   Vec<R> sum[M][N];
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) sum[i][k] = Vec<R>{};
-  const auto accumulate = [&](const R* w, const Vec<R>* x) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) {
-      const Vec<R> wi = splat<R>(w[i * row]);
-#pragma GCC unroll 4
-      for (int k = 0; k < N; ++k) sum[i][k] = fma<R>(wi, x[k], sum[i][k]);
-    }
-  };
   for (int64_t j = 0; j < n; ++j) {
     Vec<R> x[N];
 #pragma GCC unroll 4
-    for (int k = 0; k < N; ++k) x[k] = packed != nullptr ? load<R>(packed + (j * N + k) * W) : in(rows[j] + offset, k);
-    accumulate(weights + j * column, x);
+    for (int k = 0; k < N; ++k) x[k] = rows(j, k);
+    const R* w = weights + j * column;
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const Vec<R> weight = splat<R>(w[i * row]);
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) sum[i][k] = fma<R>(weight, x[k], sum[i][k]);
+    }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) {
-      const Vec<R> total = into == Into::sum ? in(out[i] + offset, k) + sum[i][k] : sum[i][k];
-      if (into == Into::memory && (Whole || k < N - 1)) store_past_cache<R>(out[i] + offset + k * W, total);
-      else if (Whole || k < N - 1) store<R>(out[i] + offset + k * W, total);
-      else store_first<R>(out[i] + offset + k * W, total, last);
+      R* to = out[i] + offset + k * W;
+      const int64_t columns = k < N - 1 ? W : last;
+      const Vec<R> total = into == Into::sum ? load_as<R>(to, columns) + sum[i][k] : sum[i][k];
+      if (columns < W) store_first<R>(to, total, columns);
+      else if (into == Into::memory) store_past_cache<R>(to, total);
+      else store<R>(to, total);
     }
 }
 
-// N vectors of columns of a product: fill(panel, first, count) packs rows first .. first + count of them, N vectors each, or returns
-// false where the rows are better read as they lie.
-template <class R, int N, bool Whole, class Fill>
-void sum_columns(const R* weights, int64_t row, int64_t column, const R* const* rows, const Fill& fill, int64_t n, int64_t offset,
-                 int64_t last, R* const* out, int64_t m, Into into, const Positions& positions) {
-  constexpr int W = kWidth<R>;
-  alignas(64) R panel[kPanel * N * W];
+// N vectors of columns of a product: source(panel, first, count) gives the rows first .. first + count of them, which it may pack into the
+// panel.
+template <class R, int N, class F>
+void sum_columns(const R* weights, int64_t row, int64_t column, const F& source, int64_t n, int64_t offset, int64_t last, R* const* out,
+                 int64_t m, Into into, const Positions& positions) {
+  alignas(64) R panel[kPanel * N * kWidth<R>];
   int64_t first = 0;
   do {
     const int64_t count = positions.panel(first, n);
-    const R* packed = fill(panel, first, count) ? panel : nullptr;
+    const auto rows = source(panel, first, count);
+    const Into here = first > 0 ? Into::sum : into == Into::memory && count < n ? Into::cache : into;
     const auto tile = [&](auto tile_rows, int64_t i) {
-      constexpr int M = decltype(tile_rows)::value;
-      const R* w = weights + i * row + first * column;
-      const Into here = first > 0 ? Into::sum : into == Into::memory && count < n ? Into::cache : into;
-      if (packed != nullptr) sum_tile<R, M, N, Whole>(w, row, column, packed, nullptr, count, offset, last, out + i, here);
-      else sum_tile<R, M, N, Whole>(w, row, column, nullptr, rows + first, count, offset, last, out + i, here);
+      sum_tile<R, decltype(tile_rows)::value, N>(weights + i * row + first * column, row, column, rows, count, offset, last, out + i, here);
     };
     int64_t i = 0;
     for (; i + kTileRows <= m; i += kTileRows) tile(std::integral_constant<int, kTileRows>{}, i);
@@ -148,25 +161,76 @@ void by_columns(int64_t width, const F& f) {
   }
 }
 
+// to[c] += sum over j < J of weights[j * column] * rows[j][offset + c] in this order, or that sum alone.
+template <class R, int J, class Element>
+void add_rows(const R* weights, int64_t column, const Element* const* rows, int64_t offset, int64_t width, R* to, bool alone) {
+  constexpr int W = kWidth<R>;
+  Vec<R> weight[J];
+#pragma GCC unroll 8
+  for (int j = 0; j < J; ++j) weight[j] = splat<R>(weights[j * column]);
+  const auto vector = [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+    Vec<R> sum = alone ? Vec<R>{} : load_as<R>(to + c, n);
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) sum = fma<R>(weight[j], load_as<R>(rows[j] + offset + c, n), sum);
+    return sum;
+  };
+  int64_t c = 0;
+  for (; c + W <= width; c += W) store<R>(to + c, vector(c, W));
+  if (c < width) store_first<R>(to + c, vector(c, width - c), width - c);
+}
+
+// One row of a product. The other rows are read once, from their beginnings to their ends, as the machine likes best to fetch them.
+template <class R>
+void weighted_sum(const R* weights, int64_t column, const Rows<R>& rows, int64_t n, R* out, Into into, const Positions& positions) {
+  constexpr int64_t kColumns = 1024, kTogether = 8;
+  if (n == 0 && into != Into::sum) __builtin_memset(out, 0, static_cast<size_t>(rows.width) * sizeof(R));
+  with_element<R>(rows.dtype, [&](auto element) {
+    const auto* const* at = reinterpret_cast<const decltype(element)* const*>(rows.at);
+    alignas(64) R panel[kColumns];
+    for (int64_t offset = 0; offset < rows.width; offset += kColumns) {
+      const int64_t width = rows.width - offset < kColumns ? rows.width - offset : kColumns;
+      for (int64_t first = 0, count; first < n; first += count) {
+        count = positions.panel(first, n);
+        const bool adds = first > 0 || into == Into::sum;
+        R* to = adds ? panel : out + offset;
+        const auto add = [&](auto together, int64_t j) {
+          add_rows<R, decltype(together)::value>(weights + (first + j) * column, column, at + first + j, offset, width, to, j == 0);
+        };
+        int64_t j = 0;
+        for (; j + kTogether <= count; j += kTogether) add(std::integral_constant<int, kTogether>{}, j);
+        for (; j < count; ++j) add(std::integral_constant<int, 1>{}, j);
+        for (int64_t c = 0; c < width && adds; ++c) out[offset + c] += panel[c];
+      }
+    }
+  });
+}
+
 // out[i, 0:width] = sum over j < n of weights[i * row + j * column] * rows[j, 0:width], i < m. With more than
 // one tile of results the rows are packed: as they lie, often a power of two apart, few of them fit into the first-level cache at once.
 template <class R>
-void weighted_sums(const R* weights, int64_t row, int64_t column, const R* const* rows, int64_t n, int64_t width, R* const* out,
-                   int64_t m, Into into = Into::cache, const Positions& positions = {}) {
-  by_columns<R>(width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
+void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m,
+                   Into into = Into::cache, const Positions& positions = {}) {
+  if (m == 1) return weighted_sum<R>(weights, column, rows, n, out[0], into, positions);
+  by_columns<R>(rows.width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
-    const auto fill = [&](R* panel, int64_t first, int64_t count) {
-      if (m <= kTileRows) return false;
-      for (int64_t j = 0; j < count; ++j)
-#pragma GCC unroll 4
-        for (int k = 0; k < N; ++k) {
-          const R* from = rows[first + j] + offset + k * W;
-          __builtin_prefetch(from + N * W);  // the next columns: rows lie apart, which the machine's own prefetching does not follow
-          store<R>(panel + (j * N + k) * W, whole || k < N - 1 ? load<R>(from) : load_first<R>(from, last));
-        }
-      return true;
+    const auto where_they_lie = [&](R*, int64_t first, int64_t) {
+      return Lying<R, N, decltype(whole)::value>{reinterpret_cast<const R* const*>(rows.at) + first, offset, last};
     };
-    sum_columns<R, N, decltype(whole)::value>(weights, row, column, rows, fill, n, offset, last, out, m, into, positions);
+    const auto in_a_panel = [&](R* panel, int64_t first, int64_t count) {
+      with_element<R>(rows.dtype, [&](auto element) {
+        const auto* const* at = reinterpret_cast<const decltype(element)* const*>(rows.at) + first;
+        for (int64_t j = 0; j < count; ++j)
+#pragma GCC unroll 4
+          for (int k = 0; k < N; ++k) {
+            const auto* from = at[j] + offset + k * W;
+            __builtin_prefetch(from + N * W);  // the next columns: rows lie apart, which the machine's own prefetching does not follow
+            store<R>(panel + (j * N + k) * W, load_as<R>(from, whole || k < N - 1 ? W : last));
+          }
+      });
+      return Packed<R, N>{panel};
+    };
+    if (m > kTileRows || !rows.native()) sum_columns<R, N>(weights, row, column, in_a_panel, n, offset, last, out, m, into, positions);
+    else sum_columns<R, N>(weights, row, column, where_they_lie, n, offset, last, out, m, into, positions);
   });
   if (into == Into::memory) finish_stores();
 }
@@ -190,33 +254,42 @@ ONEPASS_INLINE void transpose(Vec<R>* x) {
   if constexpr (H > 1) transpose<R, H / 2>(x);
 }
 
+// A square of some rows, `lanes` of them and `columns` wide, transposed to vectors that lie `stride` apart.
+template <class R, class Element>
+void transpose_square(const Element* const* rows, int64_t offset, int64_t lanes, int64_t columns, R* to, int64_t stride) {
+  constexpr int W = kWidth<R>;
+  const auto square = [=](int64_t lanes, int64_t columns) __attribute__((always_inline)) {
+    Vec<R> x[W];
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) x[l] = l < lanes ? load_as<R>(rows[l] + offset, columns) : Vec<R>{};
+    transpose<R>(x);
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l)
+      if (l < columns) store<R>(to + l * stride, x[l]);
+  };
+  if (lanes == W && columns == W) square(W, W);
+  else square(lanes, columns);
+}
+
 // The same products with the rows of `right` transposed into panels, which pays where many rows of `left` use them. Rows of `left` lie
 // one stride apart.
 template <class R>
-void packed_dot_products(const R* const* left, int64_t m, const R* const* right, int64_t p, int64_t n, R* out, int64_t stride) {
+void packed_dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t p, R* out, int64_t stride) {
   R* rows[kMostQueries];
   for (int64_t i = 0; i < m; ++i) rows[i] = out + i * stride;
-  by_columns<R>(p, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
+  by_columns<R>(p, [&](auto vectors, auto, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
-    const auto fill = [&](R* panel, int64_t first, int64_t count) {
-      for (int k = 0; k < N; ++k) {
-        const int64_t lanes = whole || k < N - 1 ? W : last;
-        for (int64_t c = 0; c < count; c += W) {
-          const int64_t columns = count - c < W ? count - c : W;
-          Vec<R> x[W];
-#pragma GCC unroll 16
-          for (int l = 0; l < W; ++l) {
-            if (l >= lanes) x[l] = Vec<R>{};
-            else if (columns == W) x[l] = load<R>(right[offset + k * W + l] + first + c);
-            else x[l] = load_first<R>(right[offset + k * W + l] + first + c, columns);
-          }
-          transpose<R>(x);
-          for (int64_t l = 0; l < columns; ++l) store<R>(panel + ((c + l) * N + k) * W, x[l]);
-        }
-      }
-      return true;
+    const auto transposed = [&](R* panel, int64_t first, int64_t count) {
+      with_element<R>(right.dtype, [&](auto element) {
+        const auto* const* at = reinterpret_cast<const decltype(element)* const*>(right.at) + offset;
+        for (int k = 0; k < N; ++k)
+          for (int64_t c = 0; c < count; c += W)
+            transpose_square<R>(at + k * W, first + c, k < N - 1 ? W : last, count - c < W ? count - c : W, panel + (c * N + k) * W, N * W);
+      });
+      return Packed<R, N>{panel};
     };
-    sum_columns<R, N, decltype(whole)::value>(left[0], m > 1 ? left[1] - left[0] : 0, 1, nullptr, fill, n, offset, last, rows, m, Into::cache, {});
+    const int64_t next = m > 1 ? left[1] - left[0] : 0;
+    sum_columns<R, N>(left[0], next, 1, transposed, right.width, offset, last, rows, m, Into::cache, {});
   });
 }
 
@@ -224,27 +297,31 @@ void packed_dot_products(const R* const* left, int64_t m, const R* const* right,
 // the two ways round differently, so that this must not depend on how the rows are shared out. Here rows of `right` come in blocks that
 // stay in the first-level cache.
 template <class R>
-void dot_products(const R* const* left, int64_t m, const R* const* right, int64_t p, int64_t n, R* out, int64_t stride, bool many) {
-  if (many) return packed_dot_products<R>(left, m, right, p, n, out, stride);
+void dot_products(const R* const* left, int64_t m, const Rows<R>& rows, int64_t p, R* out, int64_t stride, bool many) {
+  if (many) return packed_dot_products<R>(left, m, rows, p, out, stride);
   constexpr int kTile = kRegisters == 32 ? 4 : 2;
   constexpr int64_t kBlockBytes = 24 * 1024;
-  int64_t block = kBlockBytes / (n * static_cast<int64_t>(sizeof(R)) + 1) / 4 * 4;
+  const int64_t n = rows.width;
+  int64_t block = kBlockBytes / (n * size_of(rows.dtype) + 1) / 4 * 4;
   block = block < 4 ? 4 : block;
-  for (int64_t first = 0; first < p; first += block) {
-    const int64_t end = first + block < p ? first + block : p;
-    for (int64_t i = 0; i < m;) {
-      const auto row_of_tiles = [&](auto rows) {
-        constexpr int M = decltype(rows)::value;
-        int64_t j = first;
-        for (; j + 4 <= end; j += 4) dot_tile<R, M, 4>(left + i, right + j, n, out + i * stride + j, stride);
-        for (; j < end; ++j) dot_tile<R, M, 1>(left + i, right + j, n, out + i * stride + j, stride);
-        i += M;
-      };
-      if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{});
-      else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{});
-      else row_of_tiles(std::integral_constant<int, 1>{});
+  with_element<R>(rows.dtype, [&](auto element) {
+    const auto* const* right = reinterpret_cast<const decltype(element)* const*>(rows.at);
+    for (int64_t first = 0; first < p; first += block) {
+      const int64_t end = first + block < p ? first + block : p;
+      for (int64_t i = 0; i < m;) {
+        const auto row_of_tiles = [&](auto rows) {
+          constexpr int M = decltype(rows)::value;
+          int64_t j = first;
+          for (; j + 4 <= end; j += 4) dot_tile<R, M, 4>(left + i, right + j, n, out + i * stride + j, stride);
+          for (; j < end; ++j) dot_tile<R, M, 1>(left + i, right + j, n, out + i * stride + j, stride);
+          i += M;
+        };
+        if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{});
+        else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{});
+        else row_of_tiles(std::integral_constant<int, 1>{});
+      }
     }
-  }
+  });
 }
 
 }  // namespace onepass::ONEPASS_ISA

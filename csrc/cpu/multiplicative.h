@@ -9,9 +9,9 @@ constexpr int64_t kQueryBlock = 128;
 
 // scores[t * stride + i] = scale * q[t] . k[i]
 template <class R>
-void multiplicative_scores(const R* const* query, int64_t queries, const R* const* keys, int64_t n, int64_t width, R scale, R* scores,
+void multiplicative_scores(const R* const* query, int64_t queries, const Rows<R>& keys, int64_t n, R scale, R* scores,
                            int64_t stride, bool many) {
-  dot_products<R>(query, queries, keys, n, width, scores, stride, many);
+  dot_products<R>(query, queries, keys, n, scores, stride, many);
   if (scale == R(1)) return;
   for (int64_t t = 0; t < queries; ++t)
     for (int64_t i = 0; i < n; ++i) scores[t * stride + i] *= scale;
@@ -22,9 +22,9 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
   const Shape& shape = args.shape;
   const auto part = [&](int64_t b, int64_t h, int64_t first, int64_t n, R* scores, int64_t stride) {
     Scratch& scratch = Scratch::mine();
-    const R** query = row_pointers<R>(scratch, args.query, b, h, 0, shape.T, shape.A);
-    const R** keys = row_pointers<R>(scratch, args.keys, b, h, first, n, shape.A);
-    multiplicative_scores<R>(query, shape.T, keys, n, shape.A, R(args.scale), scores, stride, shape.T >= kMany);
+    const R* const* query = row_pointers<R>(scratch, args.query, b, h, 0, shape.T, shape.A);
+    const Rows<R> keys(scratch, args.keys, b, h, first, n, shape.A);
+    multiplicative_scores<R>(query, shape.T, keys, n, R(args.scale), scores, stride, shape.T >= kMany);
   };
   if (split_forward<R>(args, args.logsumexp, executor, part)) return;
   const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
@@ -33,9 +33,9 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
     const int64_t n = visible.count, stride = padded<R>(n);
     R* scores = scratch.take<R>(queries * stride);
-    const R** query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
-    const R** keys = row_pointers<R>(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
-    multiplicative_scores<R>(query, queries, keys, n, shape.A, R(args.scale), scores, stride, shape.T >= kMany);
+    const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
+    const Rows<R> keys(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
+    multiplicative_scores<R>(query, queries, keys, n, R(args.scale), scores, stride, shape.T >= kMany);
     R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t) {
       R* row = scores + t * stride;
@@ -44,9 +44,9 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
       if (buffer != nullptr)
         scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
     }
-    const R** values = row_pointers<R>(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
+    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
     const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
-    sum_visible<R>(scratch, scores, stride, visible, queries, values, shape.D, context.rows);
+    sum_visible<R>(scratch, scores, stride, visible, queries, values, context.rows);
     context.flush();
   });
 }
@@ -54,14 +54,14 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
 // Weights of a block of queries: kept by the forward, or from the scores and their logsumexp.
 template <class R>
 void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
-                   const Visible& visible, const R* const* query, const R* const* keys, R* weights, int64_t stride, R* buffer) {
+                   const Visible& visible, const R* const* query, const Rows<R>& keys, R* weights, int64_t stride, R* buffer) {
   const int64_t n = visible.count;
   if (args.weights.data != nullptr) {
     for (int64_t t = 0; t < queries; ++t)
       gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
     return;
   }
-  multiplicative_scores<R>(query, queries, keys, n, args.shape.A, R(args.scale), weights, stride, args.shape.T >= kMany);
+  multiplicative_scores<R>(query, queries, keys, n, R(args.scale), weights, stride, args.shape.T >= kMany);
   for (int64_t t = 0; t < queries; ++t) {
     R* row = weights + t * stride;
     const R logsumexp = *reinterpret_cast<const R*>(args.logsumexp.at(b, h, t0 + t));
@@ -84,11 +84,11 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
   const Output<R> grad_keys(scratch, args.grad_keys, b, h, whole.first, listed, shape.A, whole.index);
   const Output<R> grad_values(scratch, args.grad_values, b, h, whole.first, listed, shape.D, whole.index);
   const Output<R> grad_query(scratch, args.grad_query, b, h, 0, T, shape.A);
-  const R** keys = row_pointers<R>(scratch, args.keys, b, h, whole.first, listed, shape.A, whole.index);
-  const R** values = row_pointers<R>(scratch, args.values, b, h, whole.first, listed, shape.D, whole.index);
-  const R** query = row_pointers<R>(scratch, args.query, b, h, 0, T, shape.A);
+  const Rows<R> keys(scratch, args.keys, b, h, whole.first, listed, shape.A, whole.index);
+  const Rows<R> values(scratch, args.values, b, h, whole.first, listed, shape.D, whole.index);
+  const R* const* query = row_pointers<R>(scratch, args.query, b, h, 0, T, shape.A);
   const bool through_context = args.grad_context.data != nullptr;
-  const R** upstream = through_context ? row_pointers<R>(scratch, args.grad_context, b, h, 0, T, shape.D) : nullptr;
+  const R* const* upstream = through_context ? row_pointers<R>(scratch, args.grad_context, b, h, 0, T, shape.D) : nullptr;
   const R scale = R(args.scale);
 
   const int64_t block = query_block(T, shape.S, 1, 0, kQueryBlock);
@@ -96,12 +96,11 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
   R* grad = scratch.take<R>(block * padded<R>(listed));
   R* row = scratch.take<R>(padded<R>(listed));
   R* buffer = scratch.take<R>(shape.S);
-  auto** seeing_query = scratch.take<const R*>(block);
-  auto** seeing_upstream = scratch.take<const R*>(block);
+  const Rows<R> seeing_query(scratch.take<const R*>(block), shape.A), seeing_upstream(scratch.take<const R*>(block), shape.D);
   const bool in_groups = whole.window != nullptr;
   if (in_groups || T == 0) {  // zeros, to add to
-    weighted_sums<R>(grad, 1, listed, seeing_query, 0, shape.A, grad_keys.rows, listed);
-    weighted_sums<R>(weights, 1, listed, seeing_upstream, 0, shape.D, grad_values.rows, listed);
+    weighted_sums<R>(grad, 1, listed, seeing_query, 0, grad_keys.rows, listed);
+    weighted_sums<R>(weights, 1, listed, seeing_upstream, 0, grad_values.rows, listed);
   }
   for (int64_t t0 = 0, queries; t0 < T; t0 += queries) {
     Group group{t0 + block <= T ? block : T - t0, 0, listed};
@@ -109,8 +108,8 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
     queries = group.queries;
     const int64_t from = group.first, n = group.last - from, stride = padded<R>(n);
     const Visible visible = whole.part(t0, from, n);
-    weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys + from, weights, stride, buffer);
-    if (through_context) dot_products<R>(upstream + t0, queries, values + from, n, shape.D, grad, stride, shape.T >= kMany);
+    weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys.from(from), weights, stride, buffer);
+    if (through_context) dot_products<R>(upstream + t0, queries, values.from(from), n, grad, stride, shape.T >= kMany);
     else __builtin_memset(grad, 0, static_cast<size_t>(queries * stride) * sizeof(R));
     for (int64_t t = 0; t < queries; ++t) {
       R* g = grad + t * stride;
@@ -121,7 +120,7 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
       softmax_gradient_row<R>(g, weights + t * stride, visible, t);
       for (int64_t i = 0; i < n; ++i) g[i] *= scale;
     }
-    sum_visible<R>(scratch, grad, stride, visible, queries, keys + from, shape.A, grad_query.rows + t0);
+    sum_visible<R>(scratch, grad, stride, visible, queries, keys.from(from), grad_query.rows + t0);
     // Queries that see nothing are left out of the sums over queries: what they hold is never read.
     int64_t seers = 0;
     for (int64_t t = 0; t < queries; ++t) {
@@ -130,15 +129,15 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
         __builtin_memcpy(weights + seers * stride, weights + t * stride, static_cast<size_t>(n) * sizeof(R));
         __builtin_memcpy(grad + seers * stride, grad + t * stride, static_cast<size_t>(n) * sizeof(R));
       }
-      seeing_query[seers] = query[t0 + t];
-      if (through_context) seeing_upstream[seers] = upstream[t0 + t];
+      seeing_query.at[seers] = query[t0 + t];
+      if (through_context) seeing_upstream.at[seers] = upstream[t0 + t];
       ++seers;
     }
     const auto into = [&](const Tensor& gradient) {
       return in_groups || t0 > 0 ? Into::sum : queries < T ? Into::cache : destination<R>(gradient, shape);
     };
-    weighted_sums<R>(grad, 1, stride, seeing_query, seers, shape.A, grad_keys.rows + from, n, into(args.grad_keys));
-    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, shape.D, grad_values.rows + from, n,
+    weighted_sums<R>(grad, 1, stride, seeing_query, seers, grad_keys.rows + from, n, into(args.grad_keys));
+    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, grad_values.rows + from, n,
                      into(args.grad_values));
   }
   grad_query.flush();
@@ -168,9 +167,9 @@ void multiplicative_step_backward(const StepBackward& args, const Executor& exec
       for (int64_t i = 0; i < n; ++i) g[t * stride + i] *= R(args.scale);
       scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g + t * stride, visible, t, shape.S, R(0), buffer);
     }
-    const R** keys = row_pointers<R>(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
+    const Rows<R> keys(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
     const Output<R> grad_query(scratch, args.grad_query, b, h, t0, queries, shape.A);
-    sum_visible<R>(scratch, g, stride, visible, queries, keys, shape.A, grad_query.rows);
+    sum_visible<R>(scratch, g, stride, visible, queries, keys, grad_query.rows);
     grad_query.flush();
   });
 }

@@ -61,16 +61,70 @@ ONEPASS_INLINE uint16_t to_f16(float x) {
 #endif
 }
 
+// Elements of the half types, as tensors hold them.
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+// Calls f(an element of the dtype, of whatever value).
+template <class R, class F>
+ONEPASS_INLINE void with_element(Dtype dtype, const F& f) {
+  if constexpr (sizeof(R) == 4) {
+    if (dtype == Dtype::bf16) return f(Bf16{});
+    if (dtype == Dtype::f16) return f(F16{});
+  }
+  f(R{});
+}
+
+// The first n elements (all, unless told) as a vector of R, zeros behind them.
+template <class R>
+ONEPASS_INLINE Vec<R> load_as(const R* p, int64_t n = kWidth<R>) {
+  return n == kWidth<R> ? load<R>(p) : load_first<R>(p, n);
+}
+
+// The same of halves; the compiler's own conversions of vectors take twice as many instructions.
+template <class R>
+ONEPASS_INLINE Vec<R> load_as(const Bf16* p, int64_t n = kWidth<R>) {
+  Bf16 half[kWidth<R>] = {};
+  __builtin_memcpy(half, p, n == kWidth<R> ? sizeof half : static_cast<size_t>(n) * sizeof(Bf16));
+#if defined(__AVX512F__)
+  return (Vec<R>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half))), 16);
+#elif defined(__AVX2__)
+  return (Vec<R>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half))), 16);
+#else
+  Vec<R> x;
+  for (int i = 0; i < kWidth<R>; ++i) x[i] = from_bf16(half[i].bits);
+  return x;
+#endif
+}
+
+template <class R>
+ONEPASS_INLINE Vec<R> load_as(const F16* p, int64_t n = kWidth<R>) {
+  F16 half[kWidth<R>] = {};
+  __builtin_memcpy(half, p, n == kWidth<R> ? sizeof half : static_cast<size_t>(n) * sizeof(F16));
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
+#else
+  Vec<R> x;
+  for (int i = 0; i < kWidth<R>; ++i) x[i] = from_f16(half[i].bits);
+  return x;
+#endif
+}
+
 template <class R>
 void read_row(R* to, const void* from, Dtype dtype, int64_t n) {
-  if constexpr (sizeof(R) == 4) {
-    const auto* half = static_cast<const uint16_t*>(from);
-    if (dtype == Dtype::bf16)
-      for (int64_t i = 0; i < n; ++i) to[i] = from_bf16(half[i]);
-    else if (dtype == Dtype::f16)
-      for (int64_t i = 0; i < n; ++i) to[i] = from_f16(half[i]);
-  }
-  if (dtype == Dtype::f32 || dtype == Dtype::f64) __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(R));
+  constexpr int W = kWidth<R>;
+  with_element<R>(dtype, [&](auto element) {
+    const auto* elements = static_cast<const decltype(element)*>(from);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store<R>(to + i, load_as<R>(elements + i));
+    if (i < n) store_first<R>(to + i, load_as<R>(elements + i, n - i), n - i);
+  });
 }
 
 template <class R>
@@ -90,23 +144,45 @@ constexpr bool is_native(Dtype dtype) {
   return size_of(dtype) == static_cast<int>(sizeof(R));
 }
 
-// Pointers to rows first, first + 1, ..., or to those of an index, of a tensor at (b, h).
+// Rows of a tensor as they lie, in its own dtype: first, first + 1, ..., or those of an index.
 template <class R>
-const R** row_pointers(Scratch& scratch, const Tensor& x, int64_t b, int64_t h, int64_t first, int64_t n, int64_t width,
-                       const int32_t* index = nullptr) {
-  auto** rows = scratch.take<const R*>(n);
-  const bool native = is_native<R>(x.dtype);
-  R* copy = native ? nullptr : scratch.take<R>(n * width);
-  for (int64_t i = 0; i < n; ++i) {
-    const void* row = x.at(b, h, index != nullptr ? index[i] : first + i);
-    if (native) {
-      rows[i] = static_cast<const R*>(row);
-    } else {
-      read_row<R>(copy + i * width, row, x.dtype, width);
-      rows[i] = copy + i * width;
-    }
+struct Rows {
+  const void** at;
+  Dtype dtype;
+  int64_t width;
+
+  Rows(const R** at, int64_t width)
+      : at(reinterpret_cast<const void**>(at)), dtype(sizeof(R) == 8 ? Dtype::f64 : Dtype::f32), width(width) {}
+  Rows(Scratch& scratch, const Tensor& x, int64_t b, int64_t h, int64_t first, int64_t n, int64_t width, const int32_t* index = nullptr)
+      : at(scratch.take<const void*>(n)), dtype(x.dtype), width(width) {
+    for (int64_t i = 0; i < n; ++i) at[i] = x.at(b, h, index != nullptr ? index[i] : first + i);
   }
-  return rows;
+
+  bool native() const { return is_native<R>(dtype); }
+
+  Rows from(int64_t first) const {
+    Rows rest = *this;
+    rest.at += first;
+    return rest;
+  }
+
+  // Row i itself, or a copy of it in the buffer.
+  const R* row(int64_t i, R* buffer) const {
+    if (native()) return static_cast<const R*>(at[i]);
+    read_row<R>(buffer, at[i], dtype, width);
+    return buffer;
+  }
+};
+
+// Pointers to rows in the accumulator's type, all of them converted where the tensor has another.
+template <class R>
+const R* const* row_pointers(Scratch& scratch, const Tensor& x, int64_t b, int64_t h, int64_t first, int64_t n, int64_t width,
+                             const int32_t* index = nullptr) {
+  const Rows<R> rows(scratch, x, b, h, first, n, width, index);
+  auto** in_type = rows.native() ? reinterpret_cast<const R**>(rows.at) : scratch.take<const R*>(n);
+  R* copies = rows.native() ? nullptr : scratch.take<R>(n * width);
+  for (int64_t i = 0; i < n && copies != nullptr; ++i) in_type[i] = rows.row(i, copies + i * width);
+  return in_type;
 }
 
 // A place to write n rows to: the tensor itself, or scratch that flush() then converts. With an index, the row that goes to index[i].
