@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions, version
 
 from . import catalogue
-from .checks import as_tensors, wrong
+from .checks import as_tensors, standard_apart, wrong
 from .providers import EAGER, PROVIDERS, Provider, UnavailableError
 from .workloads import FAMILIES, Workload
 
@@ -24,7 +24,9 @@ def verdict(provider: Provider, family: str) -> str:
             runs = {found.name: found.prepare(workload, direction) for found in (eager, provider)}
         except UnavailableError as reason:
             return str(reason)
-        problems = wrong(exact[direction], {name: as_tensors(run()) for name, run in runs.items()}, workload.dtype)
+        results = {name: as_tensors(run()) for name, run in runs.items()}
+        apart = {provider.name: standard_apart(workload, provider.keeps, direction)} if provider.keeps else {}
+        problems = wrong(exact[direction], results, workload.dtype, apart)
         if provider.name in problems:
             return f"WRONG, {direction}: {problems[provider.name]}"
     return ""

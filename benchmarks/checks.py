@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .workloads import Exact
+from .workloads import FAMILIES, Exact, Workload
+
+Standard = tuple[Sequence[Exact], torch.dtype]  # the results, and in what they may be off by a rounding
+
+
+def standard_apart(workload: Workload, keeps: torch.dtype, direction: str) -> Standard:
+    """Of a provider that keeps inputs in fewer bits: the exact results of what it keeps."""
+    family = FAMILIES[workload.family]
+    return family.expected(family.as_kept(workload, keeps))[direction], keeps
 
 
 def as_tensors(result: object) -> tuple[Tensor, ...]:
@@ -20,18 +28,27 @@ def _from_array(array: object) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def wrong(exact: Sequence[Exact], results: Mapping[str, Sequence[Tensor]], dtype: torch.dtype, yardstick: str = "eager") -> dict[str, str]:
+def wrong(
+    exact: Sequence[Exact],
+    results: Mapping[str, Sequence[Tensor]],
+    dtype: torch.dtype,
+    apart: Mapping[str, Standard] | None = None,
+    yardstick: str = "eager",
+) -> dict[str, str]:
     """Providers of which an element is off by more than twice what the yardstick is off at most in that result, plus one rounding, in the
-    dtype, of the sum of the magnitudes of that element's terms; and why."""
+    dtype, of the sum of the magnitudes of that element's terms; and why. Some may have a standard of their own, ``apart``."""
+    standards = {name: (apart or {}).get(name, (exact, dtype)) for name in results}
     problems: dict[str, str] = {}
     for name, got in results.items():
         if len(got) != len(exact):
             problems[name] = f"{len(got)} results, not {len(exact)}"
-    for position, (value, size) in enumerate(exact):
-        off = {name: _error(got[position], value) for name, got in results.items() if name not in problems}
-        allowed = 2 * _largest(off[yardstick])
-        for name, error in off.items():
-            over = _largest(error - size * torch.finfo(dtype).eps) if error.shape == size.shape else float("inf")
+    for position in range(len(exact)):
+        allowed = 2 * _largest(_error(results[yardstick][position], exact[position].value))
+        for name in [name for name in results if name not in problems]:
+            own, rounding = standards[name]
+            value, size = own[position]
+            error = _error(results[name][position], value)
+            over = _largest(error - size * torch.finfo(rounding).eps) if error.shape == size.shape else float("inf")
             if not over <= allowed:
                 problems[name] = f"output {position}: off by {over:.1e} beyond a rounding, allowed {allowed:.1e}"
     return problems

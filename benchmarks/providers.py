@@ -38,6 +38,7 @@ class Provider:
     dtypes: Collection[torch.dtype] = FLOATS
     compiles: bool = False  # on its first call
     optional: bool = False  # measured only where asked for by its name
+    keeps: torch.dtype | None = None  # what it rounds its inputs to, if to less than their own dtype
     more_reasons: Callable[[Workload], list[str]] = lambda workload: []
 
     def not_supported_reasons(self, workload: Workload) -> list[str]:
@@ -86,6 +87,11 @@ def named(asked: Collection[str] | None, compiling: bool = True) -> set[str]:
 
 def mine(name: str) -> bool:
     return name.split()[0] == "onepass"
+
+
+def variant(name: str) -> bool:
+    """Whether it does other work than those without a comma in their names: over copies, or in fewer bits."""
+    return "," in name
 
 
 def differentiated(function: Formula, workload: Workload, direction: str) -> Run:

@@ -99,9 +99,9 @@ def over_tensors(attention: Formula) -> Begin:
     return lambda *tensors: lambda query: attention(query.unsqueeze(1), *tensors).squeeze(1)
 
 
-def over_memory(function: str, backend: str) -> Begin:
+def over_memory(function: str, backend: str, dtype: torch.dtype | None = None) -> Begin:
     def begin(*tensors: Tensor) -> Callable[[Tensor], Tensor]:
-        memory = MEMORIES[function](*tensors, backend=backend)
+        memory = MEMORIES[function](*tensors, dtype=dtype, backend=backend)
         return lambda query: memory.attend(query)[0]
 
     return begin
@@ -120,6 +120,9 @@ def _backend(name: str) -> None:
     more: dict[str, Any] = {"more_reasons": reasons, "optional": name == "reference"}
     register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, **more)
     register(f"onepass {name}, copies", begin_of, {"beams": copies}, **more)
+    if name in ("cpu", "triton"):
+        rounded = functools.partial(over_memory, backend=name, dtype=torch.bfloat16)
+        register(f"onepass {name}, bfloat16", rounded, dtypes=(torch.float32,), keeps=torch.bfloat16, **more)
 
 
 for backend in _backends.NAMES:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from onepass import _info
 
 from .families import Additive, Function, Multiplicative, elements
+from .providers import variant
 from .workloads import BOTH, FORWARD, Cost, Exact, Family, Run, Seconds, Shape, Workload, register
 
 RECORDED = "forward, recorded"  # for a backward that does not come
@@ -42,6 +44,13 @@ class Stepwise(Family):
 
     def expected(self, workload: Workload) -> dict[str, list[Exact]]:
         return {direction: self.function.expected(workload)[FORWARD] for direction in self.directions}
+
+    def as_kept(self, workload: Workload, dtype: torch.dtype) -> Workload:
+        """Additive keys are kept as their exponentials."""
+        keys, values = (workload.tensors[name].detach().double() for name in ("keys", "values"))
+        keys = (2 * keys).exp().to(dtype).double().log() / 2 if self.function.name == "additive" else keys.to(dtype).double()
+        kept = {"keys": keys.requires_grad_(), "values": values.to(dtype).double().requires_grad_()}
+        return replace(workload, tensors={**workload.tensors, **kept})
 
     def memory_bytes(self, workload: Workload) -> int:
         """Of keys and values: what a step reads."""
@@ -122,7 +131,7 @@ class Decoding(OneStep):
         return {
             name: {**limits, "of the limit": limits["limit seconds"] / statistics.median(times)}
             for name, times in seconds.items()
-            if name != "read"
+            if name != "read" and not variant(name)
         }
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import ceilings, memory, timing
-from .checks import as_tensors, wrong
-from .providers import EAGER, Provider, UnavailableError, mine, providers
+from .checks import as_tensors, standard_apart, wrong
+from .providers import EAGER, Provider, UnavailableError, mine, providers, variant
 from .records import FAILED, MISSING, WRONG, Record
 from .workloads import FAMILIES, Run, Workload
 
@@ -42,7 +42,8 @@ class Study:
                     reason = "its results cannot be judged without eager's"
                     problems += [Record.of(workload, name, direction, status=MISSING, reason=reason) for name in results]
                     runs = {}
-                wrongs = wrong(exact[direction], results, workload.dtype) if runs else {}
+                apart = {name: standard_apart(workload, keeps, direction) for name in runs if (keeps := there[name].keeps)}
+                wrongs = wrong(exact[direction], results, workload.dtype, apart) if runs else {}
                 timed = {name: run for name, run in runs.items() if name in self.only and name not in wrongs}
                 problems += [Record.of(workload, name, direction, status=WRONG, reason=reason) for name, reason in wrongs.items()]
                 problems += [Record.of(workload, name, direction, status=MISSING, reason=reason) for name, reason in missing.items()]
@@ -85,7 +86,7 @@ class Study:
         for name in runs:
             median = statistics.median(seconds[name])
             metrics = {"elements/s": cost.elements / median, "FLOP/s": 2 * cost.multiply_adds / median, "bytes/s": cost.bytes / median}
-            if rates:
+            if rates and not variant(name):
                 metrics["of ceiling"] = ceilings.share(cost, median, rates)
             if EAGER in runs:
                 metrics["over eager"] = timing.ratio(seconds, name, EAGER)

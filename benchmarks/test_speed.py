@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from onepass.benchmarks import catalogue
-from onepass.benchmarks.checks import as_tensors, wrong
+from onepass.benchmarks.checks import as_tensors, standard_apart, wrong
 from onepass.benchmarks.providers import EAGER, PROVIDERS, UnavailableError, providers
 from onepass.benchmarks.workloads import FAMILIES, Exact, Shape, Workload
 
@@ -53,7 +53,8 @@ def test_speed(benchmark: Any, family: str, shape: Shape, dtype: torch.dtype, de
         results = {other: as_tensors(there[other].prepare(workload, direction)()) for other in (name, EAGER)}
     except UnavailableError as reason:
         pytest.skip(str(reason))
-    assert not wrong(exact[direction], results, dtype)
+    keeps = there[name].keeps
+    assert not wrong(exact[direction], results, dtype, {name: standard_apart(workload, keeps, direction)} if keeps else {})
 
     def timed() -> None:
         run()

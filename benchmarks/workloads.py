@@ -90,6 +90,10 @@ class Family:
         """The results of each direction, in the order in which a ``Run`` returns them."""
         raise NotImplementedError
 
+    def as_kept(self, workload: Workload, dtype: torch.dtype) -> Workload:
+        """The workload whose inputs are those that a provider has which keeps them in fewer bits."""
+        raise NotImplementedError
+
     def cost(self, workload: Workload, direction: str) -> Cost:
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onepass.benchmarks import catalogue, g2p, installed, keras_peers
 from onepass.benchmarks.check_peers import verdict
-from onepass.benchmarks.checks import as_tensors, wrong
+from onepass.benchmarks.checks import as_tensors, standard_apart, wrong
 from onepass.benchmarks.layer_providers import Parts
 from onepass.benchmarks.providers import EAGER, PROVIDERS, Provider, UnavailableError
 from onepass.benchmarks.workloads import BOTH, FAMILIES, FORWARD, Shape, Workload
@@ -67,6 +67,24 @@ def test_a_wrong_weight_is_refused(provider: Provider, family: str, direction: s
             other.tensors[name] *= 1.01
         results = as_tensors(provider.prepare(other, direction)())
         assert list(wrong(exact, {EAGER: eager, provider.name: results}, workload.dtype)) == [provider.name], name
+
+
+@pytest.mark.parametrize("family", [f"{function} {kind}" for function in ("additive", "multiplicative") for kind in ("steps", "decoding")])
+def test_a_memory_in_fewer_bits_is_held_to_what_it_keeps(family: str) -> None:
+    """To a rounding of those bits: five percent more in keys or values is refused."""
+    workload, provider, direction = small(family), named("onepass cpu, bfloat16", family), FAMILIES[family].directions[0]
+    if reasons := provider.not_supported_reasons(workload):
+        pytest.skip("; ".join(reasons))
+    exact = FAMILIES[family].expected(workload)[direction]
+    eager = as_tensors(named(EAGER, family).prepare(workload, direction)())
+    apart = {provider.name: standard_apart(workload, torch.bfloat16, direction)}
+    assert wrong(exact, {EAGER: eager, provider.name: as_tensors(provider.prepare(workload, direction)())}, torch.float32, apart) == {}
+    for name in ("keys", "values"):
+        other = small(family)
+        with torch.no_grad():
+            other.tensors[name] *= 1.05
+        results = as_tensors(provider.prepare(other, direction)())
+        assert list(wrong(exact, {EAGER: eager, provider.name: results}, torch.float32, apart)) == [provider.name], name
 
 
 class Foreign(nn.Module):

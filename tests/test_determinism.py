@@ -41,6 +41,18 @@ def test_threads_and_repeats(family: str, dims: Dims, hidden: str, backend: str,
         assert_same_bits(results(case, backend), expected)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_threads(family: str, backend: str, set_threads: Callable[[int], None]) -> None:
+    """More threads than there are runs of tasks, which some then share."""
+    if backend == "reference":
+        pytest.xfail("torch's matrix products promise no such thing")
+    case = build(family, Dims(75, 3, 20, 24, 10), hidden="lengths")
+    set_threads(1)
+    expected = results(case, backend)
+    set_threads(70)
+    assert_same_bits(results(case, backend), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dims", [Dims(3, 33, 129, 40, 24), Dims(1, 2, 900, 40, 63)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)

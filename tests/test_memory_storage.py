@@ -123,3 +123,21 @@ def test_select_of_bfloat16_storage(family: str, backend: str) -> None:
     (grad,) = torch.autograd.grad(loss_of(context), [case.keys])
     assert grad[0].any()
     assert not grad[1:3].any()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dims", [Dims(2, 7, 203, 100, 70), Dims(1, 5, 98, 33, 1030)], ids=str)
+@each_family
+def test_together_or_one_by_one(family: str, dims: Dims, dtype: torch.dtype | None, backend: str, isa: str) -> None:
+    """A single query has loops of its own, and reads halves where they lie; every sum has one order all the same."""
+    if backend != "cpu":
+        pytest.xfail("promised by the CPU kernels alone")
+    case = build_for_memory(family, dims, hidden="both", span="wide")
+    memory = remember(case, backend, dtype=dtype)
+    context, weights = memory.attend(case.query, need_weights=True)
+    for step, query in enumerate(case.query.unbind(-2)):
+        found = memory.attend(query, need_weights=True)
+        assert weights is not None
+        for one, all_of_them in zip(found, (context, weights), strict=True):
+            assert one is not None
+            assert torch.equal(one, all_of_them.select(-2, step))
