@@ -153,7 +153,7 @@ def memory(results: Results) -> Iterator[tuple[str, Any]]:
 
 def roofline(results: Results) -> Iterator[tuple[str, Any]]:
     """Every kernel of every provider under what the machine can do; but for what measures calls alone."""
-    working = [record for record in compared(results) if record.metrics["bytes/s"] and "microseconds a step" not in record.metrics]
+    working = [record for record in compared(results) if record.metrics.get("bytes/s") and "microseconds a step" not in record.metrics]
     for of, rates in results.ceilings.items():
         device, dtype = of.split()
         timed = [record for record in working if (record.device, record.dtype) == (device, dtype)]

@@ -13,7 +13,7 @@ from . import catalogue, ceilings
 from .exponents import fused
 from .plan import thread_counts
 from .progress import Bar
-from .providers import PROVIDERS, mine, named, providers
+from .providers import PROVIDERS, mine, named, providers, variant
 from .records import MISSING, Record, Results
 from .scaling_report import draw, markdown
 from .study import Study
@@ -127,7 +127,8 @@ def main(
     """Measure time and memory over S, T, A and threads, fit exponents, and say where onepass loses. Ctrl-C keeps what there is."""
     results = Results.here("cpu")
     results.ceilings["cpu float32"] = ceilings.measure("cpu")
-    study = Study(named(provider, compiling=not quick), 1 if quick else rounds, 0.01 if quick else 0.05, results.ceilings)
+    who = {name for name in named(provider, compiling=not quick) if provider or not variant(name)}
+    study = Study(who, 1 if quick else rounds, 0.01 if quick else 0.05, results.ceilings)
     todo, complete = list(Scaling(study, limit, quick).jobs()), True
     with Bar(len(todo), len(todo)) as bar:
         try:

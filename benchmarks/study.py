@@ -85,7 +85,9 @@ class Study:
         more = family.metrics(workload, direction, seconds, rates)
         for name in runs:
             median = statistics.median(seconds[name])
-            metrics = {"elements/s": cost.elements / median, "FLOP/s": 2 * cost.multiply_adds / median, "bytes/s": cost.bytes / median}
+            metrics = {"elements/s": cost.elements / median, "FLOP/s": 2 * cost.multiply_adds / median}
+            if not variant(name):  # of which the cost is not
+                metrics["bytes/s"] = cost.bytes / median
             if rates and not variant(name):
                 metrics["of ceiling"] = ceilings.share(cost, median, rates)
             if EAGER in runs:

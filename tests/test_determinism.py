@@ -82,3 +82,21 @@ def test_ranges(family: str, span: str, backend: str, set_threads: Callable[[int
     for count in (2, 3):
         set_threads(count)
         assert_same_bits(results(case, backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_a_value_that_is_not_finite(family: str, dtype: torch.dtype, backend: str, set_threads: Callable[[int], None]) -> None:
+    """Its row is seen by all queries of some blocks and by some of others, and threads decide which are a block."""
+    if backend == "reference":
+        pytest.xfail("torch's matrix products promise no such thing")
+    case = build(family, Dims(1, 256, 64, 24, 40), dtype)
+    values, mask = case.values.clone(), torch.ones(1, 256, 64, dtype=torch.bool)
+    values[:, 5, 0], values[:, 7, 3], mask[:, 100:, 5], mask[:, ::2, 7] = torch.inf, torch.nan, False, False
+    case = case.replace(values=values, mask=mask)
+    set_threads(1)
+    expected = results(case, backend)
+    assert expected["context"][:, :, 1].isfinite().all()
+    for count in (2, 3, 4):
+        set_threads(count)
+        assert_same_bits(results(case, backend), expected)

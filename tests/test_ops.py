@@ -255,3 +255,19 @@ def test_steps_meet_checks() -> None:
     weighting[..., -4] = 3.0
     with pytest.raises(RuntimeError, match="vectors of 3 elements"):
         op(name)(*arguments[:6], weighting, None, None)
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_steps_of_float64_take_no_bfloat16(family: str) -> None:
+    """Which kernels of float64 would read four times past its end."""
+    case = build(family, dtype=torch.float64)
+    name, arguments = step_arguments(case, False, "cpu")
+    tried = [(name, arguments, position) for position in ((2, 4) if family == "additive" else (1, 2))]
+    tried.append(("weighted_values", (case.grad_weights, case.values, None, None), 1))
+    tried.append(("weighted_values_backward", (case.grad_context, case.values, None, None), 1))
+    for called, given, position in tried:
+        changed = list(given)
+        changed[position] = changed[position].bfloat16()
+        with pytest.raises(RuntimeError, match="has another dtype than the query"):
+            op(called)(*changed)

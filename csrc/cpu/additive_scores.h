@@ -293,7 +293,7 @@ void for_keys(Scratch& scratch, const Tensor& given, const Prepared& memory, con
   const int64_t all = visible.count, whole = channels.whole;
   const auto rows_of = [&](const Tensor& x, int64_t width) { return Rows<R>(scratch, x, b, h, visible.first, all, width, visible.index); };
   const bool prepared = memory.exponentials.data != nullptr;
-  const Rows<R> rows = rows_of(given, channels.count), exponentials = rows_of(prepared ? memory.exponentials : given, whole);
+  const Rows<R> rows = rows_of(given, channels.count), exponentials = prepared ? rows_of(memory.exponentials, whole) : rows;
   R* buffer = scratch.take<R>(channels.count);
   auto* size = scratch.take<Size<R>>(all);
   for (int64_t i = 0; i < all && prepared; ++i) size[i] = reinterpret_cast<const Size<R>*>(memory.sizes.at(b, h, 0))[visible.position(i)];
@@ -312,7 +312,7 @@ void for_keys(Scratch& scratch, const Tensor& given, const Prepared& memory, con
   };
   if (prepared && exponentials.native()) return in_place(R{});
   if constexpr (sizeof(R) == 4)
-    if (prepared && queries == 1) return in_place(Bf16{});
+    if (prepared && exponentials.dtype == Dtype::bf16 && queries == 1) return in_place(Bf16{});
 
   R* copy = nullptr;
   const R** e = nullptr;

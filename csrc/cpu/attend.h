@@ -107,7 +107,7 @@ bool all_finite(const R* row, int64_t n) {
 }
 
 // out[t] = sum over i of weights[t, i] * rows[i]. A row that only some of the queries see must not reach the others: where it is not
-// finite, 0 times it would, so it is added to its seers alone.
+// finite, 0 times it would: its numbers that are not are taken out, and added for its seers alone.
 template <class R>
 void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visible& visible, int64_t queries, const Rows<R>& rows,
                  R* const* out) {
@@ -115,27 +115,34 @@ void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visib
   int64_t suspects = 0;
   int64_t* suspect = nullptr;
   Rows<R> safe = rows;
-  R* buffer = nullptr;
+  R* buffer = rows.native() || visible.alike() ? nullptr : scratch.take<R>(width);
   if (!visible.alike()) {
     suspect = scratch.take<int64_t>(visible.count);
-    buffer = scratch.take<R>(width);
     for (int64_t i = 0; i < visible.count; ++i)
       if (visible.mixed(queries, i) && !all_finite<R>(rows.row(i, buffer), width)) suspect[suspects++] = i;
   }
+  const auto poisons = [&](int64_t i, const auto& f) {  // f(column, number)
+    const R* row = rows.row(i, buffer);
+    for (int64_t c = 0; c < width; ++c)
+      if (!std::isfinite(row[c])) f(c, row[c]);
+  };
   if (suspects > 0) {
-    R* zeros = scratch.take<R>(width);  // in any dtype
-    for (int64_t c = 0; c < width; ++c) zeros[c] = 0;
+    const int size = size_of(rows.dtype);
     safe.at = scratch.take<const void*>(visible.count);
     for (int64_t i = 0; i < visible.count; ++i) safe.at[i] = rows.at[i];
-    for (int64_t k = 0; k < suspects; ++k) safe.at[suspect[k]] = zeros;
+    for (int64_t k = 0; k < suspects; ++k) {
+      char* finite = scratch.take<char>(width * size);
+      __builtin_memcpy(finite, rows.at[suspect[k]], static_cast<size_t>(width * size));
+      poisons(suspect[k], [&](int64_t c, R) { __builtin_memset(finite + c * size, 0, static_cast<size_t>(size)); });
+      safe.at[suspect[k]] = finite;
+    }
   }
   weighted_sums<R>(weights, stride, 1, safe, visible.count, out, queries, Into::cache, {visible.first, visible.index});
-  for (int64_t k = 0; k < suspects; ++k) {
-    const R* row = rows.row(suspect[k], buffer);
-    for (int64_t t = 0; t < queries; ++t)
-      if (visible.sees(t, suspect[k]))
-        for (int64_t c = 0; c < width; ++c) out[t][c] += weights[t * stride + suspect[k]] * row[c];
-  }
+  for (int64_t k = 0; k < suspects; ++k)
+    poisons(suspect[k], [&](int64_t c, R poison) {
+      for (int64_t t = 0; t < queries; ++t)
+        if (visible.sees(t, suspect[k])) out[t][c] += weights[t * stride + suspect[k]] * poison;
+    });
 }
 
 // One row of a [.., T, S] tensor from its visible entries; the others become `elsewhere`.

@@ -37,9 +37,11 @@ ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) 
   for (int i = 0; i < M; ++i) __builtin_memcpy(out + i * stride, block + i * N, N * sizeof(R));
 }
 
-// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns.
+// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns. `next`: the
+// rows that come after those of `right`; one row on the left reads each but once, and so fetches these meanwhile.
 template <class R, int M, int N, class Element>
-ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, int64_t n, R* out, int64_t stride) {
+ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, const Element* const* next, int64_t n, R* out,
+                             int64_t stride) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M * N] = {};
   int64_t c = 0;
@@ -47,7 +49,7 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
     Vec<R> r[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      if constexpr (M == 1) __builtin_prefetch(right[j] + N * n + c);  // the next tile's rows: one row on the left just reads them once
+      if constexpr (M == 1) __builtin_prefetch(next[j] + c);
       r[j] = load_as<R>(right[j] + c);
     }
 #pragma GCC unroll 8
@@ -179,16 +181,16 @@ void add_rows(const R* weights, int64_t column, const Element* const* rows, int6
   if (c < width) store_first<R>(to + c, vector(c, width - c), width - c);
 }
 
-// One row of a product. The other rows are read once, from their beginnings to their ends, as the machine likes best to fetch them.
+// One row of a product. The other rows are read once, in long pieces, as the machine likes best to fetch them.
 template <class R>
 void weighted_sum(const R* weights, int64_t column, const Rows<R>& rows, int64_t n, R* out, Into into, const Positions& positions) {
-  constexpr int64_t kColumns = 1024, kTogether = 8;
+  constexpr int64_t kPiece = 1024, kTogether = 8;
   if (n == 0 && into != Into::sum) __builtin_memset(out, 0, static_cast<size_t>(rows.width) * sizeof(R));
   with_element<R>(rows.dtype, [&](auto element) {
     const auto* const* at = reinterpret_cast<const decltype(element)* const*>(rows.at);
-    alignas(64) R panel[kColumns];
-    for (int64_t offset = 0; offset < rows.width; offset += kColumns) {
-      const int64_t width = rows.width - offset < kColumns ? rows.width - offset : kColumns;
+    alignas(64) R panel[kPiece];
+    for (int64_t offset = 0; offset < rows.width; offset += kPiece) {
+      const int64_t width = rows.width - offset < kPiece ? rows.width - offset : kPiece;
       for (int64_t first = 0, count; first < n; first += count) {
         count = positions.panel(first, n);
         const bool adds = first > 0 || into == Into::sum;
@@ -205,8 +207,8 @@ void weighted_sum(const R* weights, int64_t column, const Rows<R>& rows, int64_t
   });
 }
 
-// out[i, 0:width] = sum over j < n of weights[i * row + j * column] * rows[j, 0:width], i < m. With more than
-// one tile of results the rows are packed: as they lie, often a power of two apart, few of them fit into the first-level cache at once.
+// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < m. With more than one tile of results the rows are packed: as they
+// lie, often a power of two apart, few of them fit into the first-level cache at once. So are halves, to convert them once.
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m,
                    Into into = Into::cache, const Positions& positions = {}) {
@@ -297,23 +299,27 @@ void packed_dot_products(const R* const* left, int64_t m, const Rows<R>& right, 
 // the two ways round differently, so that this must not depend on how the rows are shared out. Here rows of `right` come in blocks that
 // stay in the first-level cache.
 template <class R>
-void dot_products(const R* const* left, int64_t m, const Rows<R>& rows, int64_t p, R* out, int64_t stride, bool many) {
-  if (many) return packed_dot_products<R>(left, m, rows, p, out, stride);
+void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t p, R* out, int64_t stride, bool many) {
+  if (many) return packed_dot_products<R>(left, m, right, p, out, stride);
   constexpr int kTile = kRegisters == 32 ? 4 : 2;
   constexpr int64_t kBlockBytes = 24 * 1024;
-  const int64_t n = rows.width;
-  int64_t block = kBlockBytes / (n * size_of(rows.dtype) + 1) / 4 * 4;
+  const int64_t n = right.width;
+  int64_t block = kBlockBytes / (n * size_of(right.dtype) + 1) / 4 * 4;
   block = block < 4 ? 4 : block;
-  with_element<R>(rows.dtype, [&](auto element) {
-    const auto* const* right = reinterpret_cast<const decltype(element)* const*>(rows.at);
+  with_element<R>(right.dtype, [&](auto element) {
+    const auto* const* rows = reinterpret_cast<const decltype(element)* const*>(right.at);
     for (int64_t first = 0; first < p; first += block) {
       const int64_t end = first + block < p ? first + block : p;
       for (int64_t i = 0; i < m;) {
-        const auto row_of_tiles = [&](auto rows) {
-          constexpr int M = decltype(rows)::value;
+        const auto row_of_tiles = [&](auto tile_rows) {
+          constexpr int M = decltype(tile_rows)::value;
+          const auto tile = [&](auto together, int64_t j) {
+            constexpr int N = decltype(together)::value;
+            dot_tile<R, M, N>(left + i, rows + j, rows + (j + 2 * N <= p ? j + N : j), n, out + i * stride + j, stride);
+          };
           int64_t j = first;
-          for (; j + 4 <= end; j += 4) dot_tile<R, M, 4>(left + i, right + j, n, out + i * stride + j, stride);
-          for (; j < end; ++j) dot_tile<R, M, 1>(left + i, right + j, n, out + i * stride + j, stride);
+          for (; j + 4 <= end; j += 4) tile(std::integral_constant<int, 4>{}, j);
+          for (; j < end; ++j) tile(std::integral_constant<int, 1>{}, j);
           i += M;
         };
         if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{});

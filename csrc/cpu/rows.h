@@ -1,4 +1,4 @@
-// Rows of a tensor in the accumulator's type: in place where the tensor has that type, else converted into scratch.
+// Rows of a tensor, read in the accumulator's type: as they lie, a vector at a time, or converted into scratch.
 #pragma once
 
 #include "kernels.h"
@@ -21,10 +21,8 @@ ONEPASS_INLINE uint16_t to_bf16(float x) {
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
+// Where the machine cannot.
 ONEPASS_INLINE float from_f16(uint16_t x) {
-#if defined(__F16C__)
-  return _cvtsh_ss(x);
-#else
   // Shift the exponent and mantissa into place and rescale by 2^112; the multiplication also makes subnormals right.
   const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fffu) << 13;
   float y;
@@ -36,7 +34,6 @@ ONEPASS_INLINE float from_f16(uint16_t x) {
   bits |= static_cast<uint32_t>(x & 0x8000u) << 16;
   __builtin_memcpy(&y, &bits, 4);
   return y;
-#endif
 }
 
 ONEPASS_INLINE uint16_t to_f16(float x) {

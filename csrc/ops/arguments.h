@@ -89,9 +89,10 @@ class Arguments {
     return given.has_value() ? in(name, *given, sizes, dtype) : Tensor{};
   }
 
-  // What the memory keeps in the query's dtype or in bfloat16.
+  // What the memory keeps in the query's dtype or, unless that is float64, in bfloat16.
   Tensor in_memory(const char* name, const TorchTensor& given, const Sizes& sizes, ScalarType dtype) {
-    return in(name, given, sizes, given.scalar_type() == ScalarType::BFloat16 ? ScalarType::BFloat16 : dtype);
+    const bool half = given.scalar_type() == ScalarType::BFloat16 && dtype != ScalarType::Double;
+    return in(name, given, sizes, half ? ScalarType::BFloat16 : dtype);
   }
 
   // A view of a contiguous tensor made for the kernels to write.

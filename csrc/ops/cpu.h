@@ -25,11 +25,11 @@ inline const Kernels& kernels() {
 }
 
 // The tasks of one call, in a run for each thread, the same run in every call: what a core has read stays in its cache. A thread that is
-// done with its own goes on with another's, so that uneven tasks spread evenly. Every other call goes through the runs backwards, and so
+// done with its own goes on with another's, so that uneven tasks spread evenly. Every other op goes through the runs backwards, and so
 // begins with what the last one read last, where going round again would find nothing. No result depends on who takes which task when.
 class Tasks {
  public:
-  Tasks(int64_t count, int64_t threads) : count_(count), runs_(threads < kMost ? threads : kMost), backwards_(next_direction()) {}
+  Tasks(int64_t count, int64_t threads) : count_(count), runs_(threads < kMost ? threads : kMost), backwards_(direction()) {}
 
   template <class F>
   void work(int64_t thread, const F& f) {
@@ -39,24 +39,26 @@ class Tasks {
     }
   }
 
+  // Of the op that the calling thread is in.
+  static bool& direction() {
+    static thread_local bool backwards = false;
+    return backwards;
+  }
+
  private:
   static constexpr int64_t kMost = 64;
   struct alignas(64) Taken {
     std::atomic<int64_t> count{0};
   };
 
-  static bool next_direction() {
-    static thread_local bool backwards = true;
-    return backwards = !backwards;
-  }
-
   int64_t count_, runs_;
   bool backwards_;
   Taken taken_[kMost];
 };
 
-// torch's own threads.
+// torch's own threads, for one op.
 inline Executor executor() {
+  Tasks::direction() = !Tasks::direction();
   return {static_cast<int>(torch::stable::get_num_threads()), [](int64_t count, void (*task)(void*, int64_t), void* context) {
             const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
             const auto one = [&](int64_t i) { task(context, i); };
