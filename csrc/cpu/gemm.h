@@ -37,11 +37,10 @@ ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) 
   for (int i = 0; i < M; ++i) __builtin_memcpy(out + i * stride, block + i * N, N * sizeof(R));
 }
 
-// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns. `next`: the
-// rows that come after those of `right`; one row on the left reads each but once, and so fetches these meanwhile.
+// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns. One row on
+// the left reads each but once, and so fetches those that come next meanwhile, so many elements ahead.
 template <class R, int M, int N, class Element>
-ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, const Element* const* next, int64_t n, R* out,
-                             int64_t stride) {
+ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, int64_t ahead, int64_t n, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M * N] = {};
   int64_t c = 0;
@@ -49,7 +48,7 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
     Vec<R> r[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      if constexpr (M == 1) __builtin_prefetch(next[j] + c);
+      if constexpr (M == 1) __builtin_prefetch(right[j] + (c + ahead));
       r[j] = load_as<R>(right[j] + c);
     }
 #pragma GCC unroll 8
@@ -315,7 +314,8 @@ void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t
           constexpr int M = decltype(tile_rows)::value;
           const auto tile = [&](auto together, int64_t j) {
             constexpr int N = decltype(together)::value;
-            dot_tile<R, M, N>(left + i, rows + j, rows + (j + 2 * N <= p ? j + N : j), n, out + i * stride + j, stride);
+            const auto* next = rows[j + N < p ? j + N : j];
+            dot_tile<R, M, N>(left + i, rows + j, next - rows[j], n, out + i * stride + j, stride);
           };
           int64_t j = first;
           for (; j + 4 <= end; j += 4) tile(std::integral_constant<int, 4>{}, j);
