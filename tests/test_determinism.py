@@ -41,6 +41,7 @@ def test_threads_and_repeats(family: str, dims: Dims, hidden: str, backend: str,
         assert_same_bits(results(case, backend), expected)
 
 
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("family", FAMILIES)
 def test_many_threads(family: str, backend: str, set_threads: Callable[[int], None]) -> None:
     """More threads than there are runs of tasks, which some then share."""
@@ -84,6 +85,7 @@ def test_ranges(family: str, span: str, backend: str, set_threads: Callable[[int
         assert_same_bits(results(case, backend), expected)
 
 
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["additive", "multiplicative"])
 def test_a_value_that_is_not_finite(family: str, dtype: torch.dtype, backend: str, set_threads: Callable[[int], None]) -> None:

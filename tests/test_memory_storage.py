@@ -125,6 +125,7 @@ def test_select_of_bfloat16_storage(family: str, backend: str) -> None:
     assert not grad[1:3].any()
 
 
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dims", [Dims(2, 7, 203, 100, 70), Dims(1, 5, 98, 33, 1030)], ids=str)
 @each_family
