@@ -7,13 +7,14 @@ from torch import Tensor
 
 from .workloads import FAMILIES, Exact, Workload
 
-Standard = tuple[Sequence[Exact], torch.dtype]  # the results, and in what they may be off by a rounding
+Standard = tuple[Sequence[Exact], float]  # the results, and of the sum of the magnitudes of its terms what one may be off by
 
 
 def standard_apart(workload: Workload, keeps: torch.dtype, direction: str) -> Standard:
     """Of a provider that keeps inputs in fewer bits: the exact results of what it keeps."""
     family = FAMILIES[workload.family]
-    return family.expected(family.as_kept(workload, keeps))[direction], keeps
+    kept, rounding = family.as_kept(workload, keeps)
+    return family.expected(kept)[direction], rounding
 
 
 def as_tensors(result: object) -> tuple[Tensor, ...]:
@@ -37,7 +38,7 @@ def wrong(
 ) -> dict[str, str]:
     """Providers of which an element is off by more than twice what the yardstick is off at most in that result, plus one rounding, in the
     dtype, of the sum of the magnitudes of that element's terms; and why. Some may have a standard of their own, ``apart``."""
-    standards = {name: (apart or {}).get(name, (exact, dtype)) for name in results}
+    standards = {name: (apart or {}).get(name, (exact, torch.finfo(dtype).eps)) for name in results}
     problems: dict[str, str] = {}
     for name, got in results.items():
         if len(got) != len(exact):
@@ -48,7 +49,7 @@ def wrong(
             own, rounding = standards[name]
             value, size = own[position]
             error = _error(results[name][position], value)
-            over = _largest(error - size * torch.finfo(rounding).eps) if error.shape == size.shape else float("inf")
+            over = _largest(error - size * rounding) if error.shape == size.shape else float("inf")
             if not over <= allowed:
                 problems[name] = f"output {position}: off by {over:.1e} beyond a rounding, allowed {allowed:.1e}"
     return problems

@@ -45,12 +45,15 @@ class Stepwise(Family):
     def expected(self, workload: Workload) -> dict[str, list[Exact]]:
         return {direction: self.function.expected(workload)[FORWARD] for direction in self.directions}
 
-    def as_kept(self, workload: Workload, dtype: torch.dtype) -> Workload:
-        """Additive keys are kept as their exponentials."""
+    def as_kept(self, workload: Workload, dtype: torch.dtype) -> tuple[Workload, float]:
+        """Additive keys are kept as their exponentials: a key moves by half a rounding of these at most, by a quarter of ``eps``. Deferred
+        gradients take the keys as given, where the slope of tanh is another by twice as much of itself, half of ``eps``."""
         keys, values = (workload.tensors[name].detach().double() for name in ("keys", "values"))
-        keys = (2 * keys).exp().to(dtype).double().log() / 2 if self.function.name == "additive" else keys.to(dtype).double()
+        additive = self.function.name == "additive"
+        keys = (2 * keys).exp().to(dtype).double().log() / 2 if additive else keys.to(dtype).double()
         kept = {"keys": keys.requires_grad_(), "values": values.to(dtype).double().requires_grad_()}
-        return replace(workload, tensors={**workload.tensors, **kept})
+        rounding = torch.finfo(dtype).eps / 2 if additive else torch.finfo(workload.dtype).eps
+        return replace(workload, tensors={**workload.tensors, **kept}), rounding
 
     def memory_bytes(self, workload: Workload) -> int:
         """Of keys and values: what a step reads."""

@@ -90,8 +90,9 @@ class Family:
         """The results of each direction, in the order in which a ``Run`` returns them."""
         raise NotImplementedError
 
-    def as_kept(self, workload: Workload, dtype: torch.dtype) -> Workload:
-        """The workload whose inputs are those that a provider has which keeps them in fewer bits."""
+    def as_kept(self, workload: Workload, dtype: torch.dtype) -> tuple[Workload, float]:
+        """The workload whose inputs are those that a provider has which keeps them in fewer bits; and what results may be off by then, in sums
+        of the magnitudes of their terms."""
         raise NotImplementedError
 
     def cost(self, workload: Workload, direction: str) -> Cost:

@@ -71,7 +71,7 @@ def test_a_wrong_weight_is_refused(provider: Provider, family: str, direction: s
 
 @pytest.mark.parametrize("family", [f"{function} {kind}" for function in ("additive", "multiplicative") for kind in ("steps", "decoding")])
 def test_a_memory_in_fewer_bits_is_held_to_what_it_keeps(family: str) -> None:
-    """To a rounding of those bits: five percent more in keys or values is refused."""
+    """Half a percent more in multiplicative keys or values is refused; in additive ones, whose exponentials may round either way, five."""
     workload, provider, direction = small(family), named("onepass cpu, bfloat16", family), FAMILIES[family].directions[0]
     if reasons := provider.not_supported_reasons(workload):
         pytest.skip("; ".join(reasons))
@@ -82,7 +82,7 @@ def test_a_memory_in_fewer_bits_is_held_to_what_it_keeps(family: str) -> None:
     for name in ("keys", "values"):
         other = small(family)
         with torch.no_grad():
-            other.tensors[name] *= 1.05
+            other.tensors[name] *= 1.05 if family.startswith("additive") else 1.005
         results = as_tensors(provider.prepare(other, direction)())
         assert list(wrong(exact, {EAGER: eager, provider.name: results}, torch.float32, apart)) == [provider.name], name
 

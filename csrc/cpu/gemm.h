@@ -68,26 +68,45 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
 // Where results go: into a cache, past it, or onto what is there.
 enum class Into { cache, memory, sum };
 
-// Rows of which N vectors from some column on are read: in a panel, N vectors each; or where they lie, the last vector `last` columns wide.
+// Rows of which N vectors from some column on are read, a part of them at a time: where they lie, the last vector `last` columns wide; or
+// from a panel of N vectors each, which fill(panel, first row, rows) packs. Every kind of fill has this one type.
+template <class R, int N, bool Whole>
+struct Lying {
+  const R* const* rows;
+  int64_t offset, last;
+  Lying part(R*, int64_t first, int64_t) const { return {rows + first, offset, last}; }
+  ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const {
+    return load_as<R>(rows[j] + offset + k * kWidth<R>, Whole || k < N - 1 ? kWidth<R> : last);
+  }
+};
+
 template <class R, int N>
 struct Packed {
   const R* panel;
   ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const { return load<R>(panel + (j * N + k) * kWidth<R>); }
 };
 
-template <class R, int N, bool Whole>
-struct Lying {
-  const R* const* rows;
-  int64_t offset, last;
-  ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const {
-    return load_as<R>(rows[j] + offset + k * kWidth<R>, Whole || k < N - 1 ? kWidth<R> : last);
+template <class R, int N>
+class Packing {
+ public:
+  template <class Fill>
+  explicit Packing(const Fill& fill) : fill_(&fill), call_([](const void* fill, R* panel, int64_t first, int64_t count) {
+    (*static_cast<const Fill*>(fill))(panel, first, count);
+  }) {}
+  Packed<R, N> part(R* panel, int64_t first, int64_t count) const {
+    call_(fill_, panel, first, count);
+    return {panel};
   }
+
+ private:
+  const void* fill_;
+  void (*call_)(const void* fill, R* panel, int64_t first, int64_t count);
 };
 
 // out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on, of which the last
 // has `last` columns.
 template <class R, int M, int N, class Source>
-[[gnu::noinline]] void sum_tile(const R* weights, int64_t row, int64_t column, Source rows, int64_t n, int64_t offset, int64_t last,
+ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, Source rows, int64_t n, int64_t offset, int64_t last,
                                 R* const* out, Into into) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M][N];
@@ -112,24 +131,25 @@ template <class R, int M, int N, class Source>
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) {
       R* to = out[i] + offset + k * W;
-      const int64_t columns = k < N - 1 ? W : last;
-      const Vec<R> total = into == Into::sum ? load_as<R>(to, columns) + sum[i][k] : sum[i][k];
-      if (columns < W) store_first<R>(to, total, columns);
-      else if (into == Into::memory) store_past_cache<R>(to, total);
+      if (k == N - 1 && last < W) {
+        store_first<R>(to, into == Into::sum ? load_first<R>(to, last) + sum[i][k] : sum[i][k], last);
+        continue;
+      }
+      const Vec<R> total = into == Into::sum ? load<R>(to) + sum[i][k] : sum[i][k];
+      if (into == Into::memory) store_past_cache<R>(to, total);
       else store<R>(to, total);
     }
 }
 
-// N vectors of columns of a product: source(panel, first, count) gives the rows first .. first + count of them, which it may pack into the
-// panel.
-template <class R, int N, class F>
-void sum_columns(const R* weights, int64_t row, int64_t column, const F& source, int64_t n, int64_t offset, int64_t last, R* const* out,
-                 int64_t m, Into into, const Positions& positions) {
+// N vectors of columns of a product.
+template <class R, int N, class Source>
+void sum_columns(const R* weights, int64_t row, int64_t column, const Source& source, int64_t n, int64_t offset, int64_t last,
+                 R* const* out, int64_t m, Into into, const Positions& positions) {
   alignas(64) R panel[kPanel * N * kWidth<R>];
   int64_t first = 0;
   do {
     const int64_t count = positions.panel(first, n);
-    const auto rows = source(panel, first, count);
+    const auto rows = source.part(panel, first, count);
     const Into here = first > 0 ? Into::sum : into == Into::memory && count < n ? Into::cache : into;
     const auto tile = [&](auto tile_rows, int64_t i) {
       sum_tile<R, decltype(tile_rows)::value, N>(weights + i * row + first * column, row, column, rows, count, offset, last, out + i, here);
@@ -214,10 +234,13 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>&
   if (m == 1) return weighted_sum<R>(weights, column, rows, n, out[0], into, positions);
   by_columns<R>(rows.width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
-    const auto where_they_lie = [&](R*, int64_t first, int64_t) {
-      return Lying<R, N, decltype(whole)::value>{reinterpret_cast<const R* const*>(rows.at) + first, offset, last};
+    const auto sum = [&](const auto& source) {
+      sum_columns<R, N>(weights, row, column, source, n, offset, last, out, m, into, positions);
     };
-    const auto in_a_panel = [&](R* panel, int64_t first, int64_t count) {
+    if (m <= kTileRows && rows.native()) {
+      return sum(Lying<R, N, decltype(whole)::value>{reinterpret_cast<const R* const*>(rows.at), offset, last});
+    }
+    const auto pack = [&](R* panel, int64_t first, int64_t count) {
       with_element<R>(rows.dtype, [&](auto element) {
         const auto* const* at = reinterpret_cast<const decltype(element)* const*>(rows.at) + first;
         for (int64_t j = 0; j < count; ++j)
@@ -228,10 +251,8 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>&
             store<R>(panel + (j * N + k) * W, load_as<R>(from, whole || k < N - 1 ? W : last));
           }
       });
-      return Packed<R, N>{panel};
     };
-    if (m > kTileRows || !rows.native()) sum_columns<R, N>(weights, row, column, in_a_panel, n, offset, last, out, m, into, positions);
-    else sum_columns<R, N>(weights, row, column, where_they_lie, n, offset, last, out, m, into, positions);
+    sum(Packing<R, N>(pack));
   });
   if (into == Into::memory) finish_stores();
 }
@@ -280,17 +301,16 @@ void packed_dot_products(const R* const* left, int64_t m, const Rows<R>& right, 
   for (int64_t i = 0; i < m; ++i) rows[i] = out + i * stride;
   by_columns<R>(p, [&](auto vectors, auto, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
-    const auto transposed = [&](R* panel, int64_t first, int64_t count) {
+    const auto pack = [&](R* panel, int64_t first, int64_t count) {
       with_element<R>(right.dtype, [&](auto element) {
         const auto* const* at = reinterpret_cast<const decltype(element)* const*>(right.at) + offset;
         for (int k = 0; k < N; ++k)
           for (int64_t c = 0; c < count; c += W)
             transpose_square<R>(at + k * W, first + c, k < N - 1 ? W : last, count - c < W ? count - c : W, panel + (c * N + k) * W, N * W);
       });
-      return Packed<R, N>{panel};
     };
     const int64_t next = m > 1 ? left[1] - left[0] : 0;
-    sum_columns<R, N>(left[0], next, 1, transposed, right.width, offset, last, rows, m, Into::cache, {});
+    sum_columns<R, N>(left[0], next, 1, Packing<R, N>(pack), right.width, offset, last, rows, m, Into::cache, {});
   });
 }
 

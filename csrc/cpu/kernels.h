@@ -7,10 +7,11 @@
 
 namespace onepass {
 
-// Runs task(context, i) for i in [0, count) on the caller's threads, in any order.
+// Runs task(context, i) for i in [0, count) on the caller's threads, in any order; that order is the other way round if `backwards`.
 struct Executor {
   int threads;
-  void (*run)(int64_t count, void (*task)(void* context, int64_t i), void* context);
+  bool backwards;
+  void (*run)(const Executor& self, int64_t count, void (*task)(void* context, int64_t i), void* context);
 };
 
 // What an attention memory keeps of its keys and of v, for one instruction set; absent in a call without a memory.

@@ -76,41 +76,36 @@ ONEPASS_INLINE void with_element(Dtype dtype, const F& f) {
   f(R{});
 }
 
-// The first n elements (all, unless told) as a vector of R, zeros behind them.
-template <class R>
-ONEPASS_INLINE Vec<R> load_as(const R* p, int64_t n = kWidth<R>) {
-  return n == kWidth<R> ? load<R>(p) : load_first<R>(p, n);
-}
-
-// The same of halves; the compiler's own conversions of vectors take twice as many instructions.
-template <class R>
-ONEPASS_INLINE Vec<R> load_as(const Bf16* p, int64_t n = kWidth<R>) {
-  Bf16 half[kWidth<R>] = {};
-  __builtin_memcpy(half, p, n == kWidth<R> ? sizeof half : static_cast<size_t>(n) * sizeof(Bf16));
+// A vector's worth of halves as floats; the compiler's own conversions of vectors take twice as many instructions.
 #if defined(__AVX512F__)
-  return (Vec<R>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half))), 16);
+ONEPASS_INLINE __m256i halves_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+ONEPASS_INLINE Vec<float> widened(const Bf16* p) { return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves_at(p)), 16); }
+ONEPASS_INLINE Vec<float> widened(const F16* p) { return _mm512_cvtph_ps(halves_at(p)); }
 #elif defined(__AVX2__)
-  return (Vec<R>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half))), 16);
+ONEPASS_INLINE __m128i halves_at(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+ONEPASS_INLINE Vec<float> widened(const Bf16* p) { return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves_at(p)), 16); }
+ONEPASS_INLINE Vec<float> widened(const F16* p) { return _mm256_cvtph_ps(halves_at(p)); }
 #else
-  Vec<R> x;
-  for (int i = 0; i < kWidth<R>; ++i) x[i] = from_bf16(half[i].bits);
+ONEPASS_INLINE float widened(Bf16 x) { return from_bf16(x.bits); }
+ONEPASS_INLINE float widened(F16 x) { return from_f16(x.bits); }
+template <class Half>
+ONEPASS_INLINE Vec<float> widened(const Half* p) {
+  Vec<float> x;
+  for (int i = 0; i < kWidth<float>; ++i) x[i] = widened(p[i]);
   return x;
-#endif
 }
-
-template <class R>
-ONEPASS_INLINE Vec<R> load_as(const F16* p, int64_t n = kWidth<R>) {
-  F16 half[kWidth<R>] = {};
-  __builtin_memcpy(half, p, n == kWidth<R> ? sizeof half : static_cast<size_t>(n) * sizeof(F16));
-#if defined(__AVX512F__)
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
-#elif defined(__F16C__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
-#else
-  Vec<R> x;
-  for (int i = 0; i < kWidth<R>; ++i) x[i] = from_f16(half[i].bits);
-  return x;
 #endif
+
+// The first n elements (all, unless told) as a vector of R, zeros behind them.
+template <class R, class Element>
+ONEPASS_INLINE Vec<R> load_as(const Element* p, int64_t n = kWidth<R>) {
+  if constexpr (std::is_same_v<R, Element>) {
+    return n == kWidth<R> ? load<R>(p) : load_first<R>(p, n);
+  } else {
+    Element first[kWidth<R>] = {};
+    __builtin_memcpy(first, p, n == kWidth<R> ? sizeof first : static_cast<size_t>(n) * sizeof(Element));
+    return widened(first);
+  }
 }
 
 template <class R>

@@ -72,7 +72,7 @@ class Scratch {
 template <class F, class E>
 void parallel(const E& executor, int64_t count, const F& body) {
   executor.run(
-      count,
+      executor, count,
       [](void* context, int64_t i) {
         Scratch::mine().reset();
         (*static_cast<const F*>(context))(i);

@@ -25,11 +25,10 @@ inline const Kernels& kernels() {
 }
 
 // The tasks of one call, in a run for each thread, the same run in every call: what a core has read stays in its cache. A thread that is
-// done with its own goes on with another's, so that uneven tasks spread evenly. Every other op goes through the runs backwards, and so
-// begins with what the last one read last, where going round again would find nothing. No result depends on who takes which task when.
+// done with its own goes on with another's, so that uneven tasks spread evenly. No result depends on who takes which task when.
 class Tasks {
  public:
-  Tasks(int64_t count, int64_t threads) : count_(count), runs_(threads < kMost ? threads : kMost), backwards_(direction()) {}
+  Tasks(int64_t count, int64_t threads, bool backwards) : count_(count), runs_(threads < kMost ? threads : kMost), backwards_(backwards) {}
 
   template <class F>
   void work(int64_t thread, const F& f) {
@@ -37,12 +36,6 @@ class Tasks {
       const int64_t run = (thread + turn) % runs_, first = count_ * run / runs_, end = count_ * (run + 1) / runs_;
       for (int64_t i = taken_[run].count++; i < end - first; i = taken_[run].count++) f(backwards_ ? end - 1 - i : first + i);
     }
-  }
-
-  // Of the op that the calling thread is in.
-  static bool& direction() {
-    static thread_local bool backwards = false;
-    return backwards;
   }
 
  private:
@@ -56,28 +49,24 @@ class Tasks {
   Taken taken_[kMost];
 };
 
-// torch's own threads, for one op.
+// torch's own threads, for one op. Every other op goes backwards, and so begins with what the last one read last, where going round again
+// would find nothing of it in a cache.
 inline Executor executor() {
-  Tasks::direction() = !Tasks::direction();
-  return {static_cast<int>(torch::stable::get_num_threads()), [](int64_t count, void (*task)(void*, int64_t), void* context) {
-            const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-            const auto one = [&](int64_t i) { task(context, i); };
-            const auto each = [&](int64_t workers, const auto& work) {
-              torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t end) {
-                for (int64_t i = first; i < end; ++i) work(i);
-              });
-            };
-            if (count <= 1) {
-              if (count == 1) one(0);
-            } else if (count <= threads) {
-              each(count, one);
-            } else {
-              Tasks tasks(count, threads);
-              const auto work = [&](int64_t thread) { tasks.work(thread, one); };
-              if (threads == 1) work(0);
-              else each(threads, work);
-            }
-          }};
+  static thread_local bool backwards = true;
+  backwards = !backwards;
+  const auto run = [](const Executor& self, int64_t count, void (*task)(void*, int64_t), void* context) {
+    const int64_t workers = self.threads < count ? self.threads : count;
+    const auto one = [&](int64_t i) { task(context, i); };
+    if (workers <= 1) {
+      for (int64_t i = 0; i < count; ++i) one(self.backwards ? count - 1 - i : i);
+      return;
+    }
+    Tasks tasks(count, workers, self.backwards);
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t end) {
+      for (int64_t worker = first; worker < end; ++worker) tasks.work(worker, one);
+    });
+  };
+  return {static_cast<int>(torch::stable::get_num_threads()), backwards, run};
 }
 
 }  // namespace onepass

@@ -177,10 +177,12 @@ TorchTensor stack_steps(std::vector<TorchTensor> steps, bool several) {
         std::memcpy(to.at(bh / H, bh % H, k), from[i].at(bh / H, bh % H, k - begin[i]), static_cast<size_t>(W * size_of(to.dtype)));
   };
   const Named named("stack_steps", {B, H, begin.back(), 0, 0, W}, {}, to.dtype);
-  if (W > 0)
-    executor().run(
-        B * H, [](void* context, int64_t bh) { (*static_cast<decltype(copy)*>(context))(bh); },
+  if (W > 0) {
+    const Executor threads = executor();
+    threads.run(
+        threads, B * H, [](void* context, int64_t bh) { (*static_cast<decltype(copy)*>(context))(bh); },
         const_cast<void*>(static_cast<const void*>(&copy)));
+  }
   return stacked;
 }
 

@@ -14,7 +14,7 @@ using namespace onepass;
 
 namespace {
 
-const Executor serial{1, [](int64_t count, void (*task)(void*, int64_t), void* context) {
+const Executor serial{1, false, [](const Executor&, int64_t count, void (*task)(void*, int64_t), void* context) {
                         for (int64_t i = 0; i < count; ++i) task(context, i);
                       }};
 const Kernels& kernels = kernels_avx2;
