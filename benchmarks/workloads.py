@@ -91,8 +91,8 @@ class Family:
         raise NotImplementedError
 
     def as_kept(self, workload: Workload, dtype: torch.dtype) -> tuple[Workload, float]:
-        """The workload whose inputs are those that a provider has which keeps them in fewer bits; and what results may be off by then, in sums
-        of the magnitudes of their terms."""
+        """The workload whose inputs are those that a provider has which keeps them in fewer bits; and what results may be off by then, in
+        sums of the magnitudes of their terms."""
         raise NotImplementedError
 
     def cost(self, workload: Workload, direction: str) -> Cost:

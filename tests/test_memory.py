@@ -44,6 +44,13 @@ def test_additive_training(dims: Dims, kernels: str) -> None:
 
 
 @pytest.mark.of_cpp
+def test_long_source(kernels: str) -> None:
+    """Weights and gradients of scores, two numbers a score, and nothing that grows with S * A: keys are exponentiated a few at a time."""
+    dims = Dims(4, 32, 4096, 128, 128)
+    assert peak_extra(kernels, "additive", dims) <= 2 * dims.batch * dims.steps * dims.source * FLOAT + NOISE
+
+
+@pytest.mark.of_cpp
 def test_additive_inference(kernels: str) -> None:
     """Forward alone needs the weights and the exponentials, not four times as much."""
     dims = Dims(32, 256, 1024, 16, 16)

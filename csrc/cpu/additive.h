@@ -172,7 +172,7 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
   // depends on the slice.
   constexpr int64_t kUnit = 8 * kWidth<R>, kSlices = 256 * 1024 / sizeof(R), kTasks = 16;
-  const int64_t fitting = kSlices / (shape.S + shape.T + 1), sharing = heads * shape.A / kTasks;
+  const int64_t fitting = kSlices / ((shape.S < kGradientKeys ? shape.S : kGradientKeys) + shape.T + 1), sharing = heads * shape.A / kTasks;
   const int64_t least = (fitting < sharing ? fitting : sharing) / kUnit * kUnit;
   const int64_t channels = least < kUnit ? kUnit : least;
   const int64_t channel_blocks = (shape.A + channels - 1) / channels;

@@ -277,11 +277,13 @@ GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_
   return tile;
 }
 
+// Keys at a time: a vector of their exponentials and one of their sums stay in the first-level cache.
+constexpr int64_t kGradientKeys = 128;
+
 // dquery, dkeys and this (b, h)'s part of dv for channels [column, column + width): channels do not mix, so each is one task's alone.
 template <class R>
 void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t column, int64_t width) {
   constexpr int W = kWidth<R>;
-  constexpr int64_t kKeys = 128;  // whose exponentials and sums stay in the first-level cache, a vector of each
   Scratch& scratch = Scratch::mine();
   const Shape& shape = args.shape;
   const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
@@ -290,14 +292,13 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   clear_unseen<R>(args.grad_keys, b, h, shape.S, visible, column, width);
   clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
   const Slice<R> q(scratch, args.query, b, h, seers.index, 0, seers.count, column, width);
-  const Slice<R> k(scratch, args.keys, b, h, visible.index, visible.first, n, column, width);
   const Factors<R> v(scratch, args.v, h, column, width);
   const auto zeros = [&](int64_t count) {
     R* p = scratch.take<R>(count);
     __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
     return p;
   };
-  GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), scratch.take<R>(n * whole), zeros(whole), zeros(whole)};
+  GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), nullptr, zeros(whole), zeros(whole)};
   R largest = 0;
   for (int64_t t = 0; t < seers.count && n > 0; ++t) {
     const R* row = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t]));
@@ -306,17 +307,34 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     largest = size > largest ? size : largest;
   }
   const R scale = largest <= MergeLimits<R>::kScaled ? MergeLimits<R>::kScale : R(1), down = R(1) / scale;
-  const int64_t keys = n < kKeys ? n : kKeys;
+  const int64_t keys = n < kGradientKeys ? n : kGradientKeys;
   R* g = scratch.take<R>(seers.count * keys);
   uint8_t* seen = visible.alike() ? nullptr : scratch.take<uint8_t>(seers.count * keys);
   auto* tiles = scratch.take<GradientTile<R>>(seers.count);
+  const auto write = [&](const Tensor& to, const int32_t* index, int64_t first, int64_t count, const R* from) {
+    const Output<R> out(scratch, to, b, h, first, count, width, index, column);
+    const bool past_cache = destination<R>(to, shape) == Into::memory;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < width; c += W) {
+        const Vec<R> gradient = load<R>(v.late + c) * (load<R>(from + c * count + i * W) * down);
+        if (past_cache && c + W <= width) store_past_cache<R>(out.rows[i] + c, gradient);
+        else if (c + W <= width) store<R>(out.rows[i] + c, gradient);
+        else store_first<R>(out.rows[i] + c, gradient, width - c);
+      }
+    if (past_cache) finish_stores();
+    out.flush();
+  };
   for (int64_t first = 0; first < n; first += keys) {
+    const auto before = scratch.mark();
+    const Visible part = visible.part(0, first, n - first < keys ? n - first : keys);
+    const Slice<R> k(scratch, args.keys, b, h, part.index, part.first, part.count, column, width);
+    sums.dk = zeros(part.count * whole);
     int64_t count = 0, used = 0;
     const auto tile = [&](auto queries, int64_t t, int64_t from, int64_t end) {
-      from = from < first ? first : from;
-      end = end < first + keys ? end : first + keys;
+      from = from < first ? 0 : from - first;
+      end = end < first + part.count ? end - first : part.count;
       if (from >= end) return;
-      tiles[count++] = gradient_tile_of<R, decltype(queries)::value>(args, b, h, visible, seers, q, k, v, scale, t, from, end,
+      tiles[count++] = gradient_tile_of<R, decltype(queries)::value>(args, b, h, part, seers, q, k, v, scale, t, from, end,
                                                                      g + used, seen == nullptr ? nullptr : seen + used, sums.total);
       used += (end - from) * decltype(queries)::value;
     };
@@ -332,14 +350,14 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
       else tile(std::integral_constant<int, 1>{}, t, group.first, group.last);
       t += group.queries;
     }
-    for (int64_t c = 0; c < width; c += W) {
-      __builtin_memset(sums.dk + c * n + first * W, 0, static_cast<size_t>((n - first < keys ? n - first : keys) * W) * sizeof(R));
+    for (int64_t c = 0; c < width; c += W)
       for (int64_t i = 0; i < count; ++i) {
         if (tiles[i].queries == 4) gradient_tile<R, 4>(q, k, v, tiles[i], c, sums);
         else if (tiles[i].queries == 2) gradient_tile<R, 2>(q, k, v, tiles[i], c, sums);
         else gradient_tile<R, 1>(q, k, v, tiles[i], c, sums);
       }
-    }
+    write(args.grad_keys, part.index, part.first, part.count, sums.dk);
+    scratch.rewind(before);
   }
   for (int64_t c = 0; c < whole; c += W)
     for (int64_t t = 0; t < seers.count; ++t) {
@@ -348,21 +366,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
       store<R>(sums.plain + at, fma<R>(load<R>(q.e + at), load<R>(sums.factored + at), load<R>(sums.plain + at)));
     }
 
-  const auto write = [&](const Tensor& to, const int32_t* index, int64_t first, int64_t count, const R* from) {
-    const Output<R> out(scratch, to, b, h, first, count, width, index, column);
-    const bool past_cache = destination<R>(to, shape) == Into::memory;
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t c = 0; c < width; c += W) {
-        const Vec<R> gradient = load<R>(v.late + c) * (load<R>(from + c * count + i * W) * down);
-        if (past_cache && c + W <= width) store_past_cache<R>(out.rows[i] + c, gradient);
-        else if (c + W <= width) store<R>(out.rows[i] + c, gradient);
-        else store_first<R>(out.rows[i] + c, gradient, width - c);
-      }
-    if (past_cache) finish_stores();
-    out.flush();
-  };
   write(args.grad_query, seers.index, 0, seers.count, sums.plain);
-  write(args.grad_keys, visible.index, visible.first, n, sums.dk);
   R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
   for (int64_t c = 0; c < width; ++c) partial[c] = ((sums.total - R(2) * sums.fast[c]) + sums.direct[c]) * down;
 }

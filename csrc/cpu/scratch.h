@@ -20,10 +20,21 @@ class Scratch {
   void reset() {
     if (used_blocks_ > 1) {
       release();
-      blocks_[0] = allocate(capacity_ = total_);
+      blocks_[0] = allocate(capacity_ = most_);
     }
     used_blocks_ = blocks_[0] != nullptr;
-    used_ = total_ = 0;
+    used_ = total_ = most_ = 0;
+  }
+
+  // Take back all that was taken since a mark.
+  struct Mark {
+    int blocks;
+    size_t used, total;
+  };
+  Mark mark() const { return {used_blocks_, used_, total_}; }
+  void rewind(const Mark& mark) {
+    used_ = used_blocks_ == mark.blocks ? mark.used : 0;  // nothing older lies in a newer block
+    total_ = mark.total;
   }
 
   // n elements, on a cache line; uninitialised.
@@ -31,6 +42,7 @@ class Scratch {
   T* take(int64_t n) {
     const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64 + 64;
     total_ += bytes;
+    most_ = total_ > most_ ? total_ : most_;
     if (used_blocks_ == 0 || used_ + bytes > capacity_) {
       if (used_blocks_ == kBlocks) throw std::bad_alloc();
       capacity_ = bytes > kBlockBytes ? bytes : kBlockBytes;
@@ -65,7 +77,7 @@ class Scratch {
 
   char* blocks_[kBlocks] = {};
   int used_blocks_ = 0;
-  size_t capacity_ = 0, used_ = 0, total_ = 0;
+  size_t capacity_ = 0, used_ = 0, total_ = 0, most_ = 0;  // most_: that total_ has been
 };
 
 // Run body(i) for i in [0, count) on the executor's threads, each with an empty scratch.
