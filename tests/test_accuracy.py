@@ -75,6 +75,16 @@ def test_masks(family: str, dtype: torch.dtype, hidden: str, backend: str, isa: 
     check(results(garbage(case, torch.nan), backend), case)
 
 
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("hidden", MASKS)
+@pytest.mark.parametrize("span", ["normal", "cancelling 22", "huge"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masks_of_many_keys(dtype: torch.dtype, span: str, hidden: str, backend: str, isa: str) -> None:
+    """Gradients of additive scores take keys some at a time: what is hidden, and which keys are in range, goes on across."""
+    case = build("additive", Dims(2, 9, 300, 20, 5), dtype, span=span, hidden=hidden)
+    check(results(garbage(case, torch.nan), backend), case)
+
+
 @pytest.mark.parametrize("hidden", MASKS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks_with_heads(family: str, hidden: str, backend: str) -> None:

@@ -152,7 +152,7 @@ struct GradientTile {
 template <class R>
 struct GradientSums {
   R *factored, *plain;  // dq is e^(2q) factored + plain
-  R* dk;
+  R* dk;             // of the keys at hand
   R *fast, *direct;  // per channel, of g r over the pairs in range and of g tanh over the others
   R total = 0;       // of g over the pairs in range
 };

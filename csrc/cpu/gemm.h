@@ -107,7 +107,7 @@ class Packing {
 // has `last` columns.
 template <class R, int M, int N, class Source>
 ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, Source rows, int64_t n, int64_t offset, int64_t last,
-                                R* const* out, Into into) {
+                             R* const* out, Into into) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M][N];
 #pragma GCC unroll 8
