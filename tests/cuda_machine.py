@@ -69,6 +69,7 @@ class Launch:
     threads: int
     shared: int
     splits: int
+    cluster: int
     resident: int
     seconds: float
     scratch: list[int]

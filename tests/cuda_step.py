@@ -26,11 +26,12 @@ class Steps:
     """Calls of the ops on a device of some processors; ``machines`` are what they ran on."""
 
     processors: int = 1
+    capability: int = 80
     approximate: bool = False
     cache: int | None = None
     machines: list[Machine] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
-    kernel_of: Callable[[str, str], Kernel] = cuda_machine.kernel
+    kernel_of: Callable[[str, str, str], Kernel] = cuda_machine.kernel
 
     def forward(
         self, query: Tensor, keys: Tensor, values: Tensor, v: Tensor | None, scale: float, lengths: Tensor | None, mask: Tensor | None
@@ -63,17 +64,17 @@ class Steps:
     def launch(
         self, backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, arguments: Callable[[Any], Struct]
     ) -> None:
-        (found,) = launches_of(backward, additive, sizes, dtype, self.processors)
+        (found,) = launches_of(backward, additive, sizes, dtype, self.processors, self.capability)
         self.launches.append(found)
         if found.blocks == 0:
             return
         counters = np.zeros(found.blocks // found.splits, np.uint32)
         parts = Output(np.empty(found.scratch[0], np.uint8)) if found.scratch[0] else None
-        code = self.kernel_of(f"step_{'backward' if backward else 'forward'}.cu", found.kernel)
+        code = self.kernel_of(f"step_{'backward' if backward else 'forward'}.cu", found.kernel, str(self.capability))
         machine = Machine(code, approximate=self.approximate, cache=self.cache)
         self.machines.append(machine)
-        scratch = {"parts": parts, "counters": Buffer(counters), "splits": np.int32(found.splits)}
-        machine.launch(found.blocks, found.threads, [arguments(scratch)], found.shared)
+        scratch = {"parts": parts, "counters": Buffer(counters), "splits": np.int32(found.splits), "cluster": np.int32(found.cluster)}
+        machine.launch(found.blocks, found.threads, [arguments(scratch)], found.shared, found.cluster)
         assert not counters.any()
 
     @property

@@ -1,5 +1,5 @@
-"""CUDA kernels of decoding steps, as compiled for sm_80, executed on the PTX machine: right within the contract's bounds, and without a
-race, an overrun, a misaligned access or an uninitialised read, in one part of the source and in several."""
+"""CUDA kernels of decoding steps, as compiled for sm_80 and, in clusters, for sm_90, executed on the PTX machine: right within the
+contract's bounds, without a race, an overrun, a misaligned access or an uninitialised read, in one part of the source and in several."""
 
 import contextlib
 import dataclasses
@@ -80,11 +80,11 @@ def ops() -> Iterator[Ops]:
 def machine(ops: Ops) -> Callable[..., Any]:
     """Runs a function on the machine, without findings."""
 
-    def run(function: Callable[[], Any], *, splits: int = 1, **options: Any) -> Any:
+    def run(function: Callable[[], Any], *, splits: int = 1, cluster: int = 1, **options: Any) -> Any:
         ops.device = Steps(**options)
         found = function()
         assert not ops.device.findings, "\n".join(ops.device.findings)
-        assert {launch.splits for launch in ops.device.launches} == {splits}
+        assert {(launch.splits, launch.cluster) for launch in ops.device.launches} == {(splits, cluster)}
         return found
 
     return run
@@ -206,22 +206,102 @@ def test_again(machine: Callable[..., Any]) -> None:
     assert_same_bits(first, second)
 
 
-@pytest.mark.parametrize("opcode", ["bar", "membar"])
-def test_what_orders_threads_and_blocks_is_needed(opcode: str) -> None:
-    """Without the barriers, or without the fences, the machine finds races."""
+ONE_PART: dict[str, Any] = {"capability": 90, "processors": 132, "splits": 4, "cluster": 4}
+THREE_PARTS: dict[str, Any] = {"capability": 90, "processors": 3, "splits": 6, "cluster": 2}
+
+
+def of_parts(parts: dict[str, Any], steps: int = 1, width: int = 16, value_width: int = 24, heads: int = 0) -> Dims:
+    """Several parts are taken only where what they leave is little beside keys and values."""
+    if parts is THREE_PARTS:
+        return Dims(batch=1, steps=steps, source=600, width=64, value_width=192)
+    return Dims(batch=1, steps=steps, source=150, width=width, value_width=value_width, heads=heads)
+
+
+@pytest.mark.parametrize("hidden", ["none", "lengths", "holes", "nothing"])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_clusters(machine: Callable[..., Any], family: str, hidden: str) -> None:
+    """Blocks that put together what they found."""
+    for steps in (1, 3):
+        checked(machine, build(family, of_parts(ONE_PART, steps), hidden=hidden), **ONE_PART)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_several_clusters(machine: Callable[..., Any], family: str, steps: int) -> None:
+    """What these leave, the last block to finish combines."""
+    checked(machine, build(family, of_parts(THREE_PARTS, steps), hidden="holes" if steps == 1 else "lengths per query"), **THREE_PARTS)
+
+
+@pytest.mark.parametrize("parts", [ONE_PART, THREE_PARTS], ids=["one part", "three parts"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_dtype_in_clusters(machine: Callable[..., Any], dtype: torch.dtype, parts: dict[str, Any]) -> None:
+    several = (("additive", 1), ("additive", 2), ("multiplicative", 2)) if parts is ONE_PART else (("additive", 1),)
+    for family, steps in several:
+        checked(machine, build(family, of_parts(parts, steps, 20, 11), dtype, hidden="lengths"), **parts)
+
+
+@pytest.mark.parametrize("steps", [5, 16])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_beams_in_clusters(machine: Callable[..., Any], family: str, steps: int) -> None:
+    """A cluster reads its queries once. More columns than threads take at a time, and widths that no vector divides."""
+    checked(machine, build(family, of_parts(ONE_PART, steps, 40, 36), hidden="spans"), **ONE_PART)
+    checked(machine, build(family, of_parts(ONE_PART, steps, 9, 301), hidden="lengths per query"), **ONE_PART)
+
+
+def test_heads_in_clusters(machine: Callable[..., Any]) -> None:
+    parts = {**ONE_PART, "processors": 4}
+    checked(machine, build("additive", of_parts(ONE_PART, 2, 12, 8, heads=2), hidden="holes"), **parts)
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_ranges_in_clusters(machine: Callable[..., Any], span: str) -> None:
+    checked(machine, build("additive", of_parts(ONE_PART, 3), span=span), **ONE_PART)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("parts", [ONE_PART, THREE_PARTS], ids=["one part", "three parts"])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_not_finite_in_clusters(machine: Callable[..., Any], family: str, parts: dict[str, Any], bad: float) -> None:
+    case = build(family, of_parts(parts, 2), hidden="lengths per query")
+    for name in ("keys", "values"):
+        tensor = getattr(case, name).clone()
+        tensor[0, 11, 2] = bad
+        changed = case.replace(**{name: tensor})
+        sees = changed.visible()[0, :, 11]
+        got, expected = machine(functools.partial(call, changed, "cpu"), **parts), call(changed, "reference")
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one[0][sees], other[0][sees], equal_nan=True, atol=1e-5, rtol=1e-5)
+            assert one[0][~sees].isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_gradients_alone_and_garbage_in_clusters(machine: Callable[..., Any], family: str) -> None:
+    case = build(family, of_parts(ONE_PART, 2), hidden="holes")
+    checked(machine, case.replace(grad_context=None), **ONE_PART)
+    checked(machine, case.replace(grad_weights=None), **ONE_PART)
+    found = [machine(functools.partial(results, each, "cpu"), **ONE_PART) for each in (case, garbage(case, float("nan")), case)]
+    of_steps = ("context", "weights", "d_query")
+    for other in found[1:]:
+        assert_same_bits({name: other[name] for name in of_steps}, {name: found[0][name] for name in of_steps})
+
+
+@pytest.mark.parametrize(("opcode", "capability"), [("bar", 80), ("membar", 80), ("bar", 90), ("membar", 90), ("barrier", 90)])
+def test_what_orders_threads_and_blocks_is_needed(opcode: str, capability: int) -> None:
+    """Without the barriers of blocks or of clusters, or without the fences, the machine finds races."""
 
     def keeps(item: Any) -> bool:
         return bool(item.opcode != opcode)
 
-    def without(source: str, name: str) -> Kernel:
-        kernel = cuda_machine.kernel(source, name)
+    def without(source: str, name: str, architecture: str) -> Kernel:
+        kernel = cuda_machine.kernel(source, name, architecture)
         kept = [item for item in kernel.instructions if keeps(item)]
-        assert len(kept) < len(kernel.instructions)
+        if len(kept) == len(kernel.instructions):
+            raise ValueError(f"there is no {opcode}")
         labels = {label: sum(keeps(item) for item in kernel.instructions[:place]) for label, place in kernel.labels.items()}
         return dataclasses.replace(kernel, instructions=kept, labels=labels)
 
-    case = build("additive", Dims(batch=1, steps=1, source=130, width=12, value_width=8))
-    device = Steps(kernel_of=without)
+    case = build("additive", of_parts(THREE_PARTS))
+    device = Steps(kernel_of=without, capability=capability, processors=3)
     with contextlib.suppress(AssertionError):  # counters that are not zero again
         device.forward(case.query, case.keys, case.values, case.v, 1.0, None, None)
     assert any("race" in finding for finding in device.findings)

@@ -34,6 +34,28 @@ def test_bytes_and_wavefronts(dims: Dims, dtype: torch.dtype) -> None:
         assert machine.counts["shared wavefronts"] <= 1.05 * machine.counts["shared wavefronts at least"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steps", [1, 4, 5, 16])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_bytes_of_clusters(family: str, steps: int, dtype: torch.dtype) -> None:
+    """One sentence on all of an H100: at most a twentieth more, however many blocks have a piece of it. Elsewhere shorter ones, as the ones
+    above are, cost more: their blocks read the queries, and leave what they found, each by itself."""
+    case = build(family, Dims(1, steps, 400, 256, 256), dtype)
+    v = case.v if family == "additive" else None
+    device = Steps(processors=132, capability=90, cache=32 * 1024)
+    context, weights = device.forward(case.query, case.keys, case.values, v, 1.0, None, None)
+    grads = torch.ones_like(context), torch.ones_like(weights)
+    grad_query, grad_scores = device.backward(*grads, case.query, case.keys, case.values, v, 1.0, weights, None, None)
+    assert all(launch.cluster > 1 and launch.splits >= 8 for launch in device.launches)
+    inputs = [case.query, case.keys, case.values, *([] if v is None else [v])]
+    needs = (total([*inputs, context, weights]), total([*inputs, *grads, weights, grad_query, grad_scores]))
+    for machine, necessary in zip(device.machines, needs, strict=True):
+        assert not machine.findings
+        traffic = list(machine.global_bytes.values())
+        asked, moved = sum(each.loaded + each.stored for each in traffic), sum(each.fetched + each.written for each in traffic)
+        assert max(asked, moved) <= 1.05 * necessary, f"{machine.kernel.name}: {asked} bytes, {moved} past L1, {necessary} necessary"
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_registers(direction: str, architecture: str) -> None:

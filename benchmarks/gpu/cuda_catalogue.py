@@ -42,7 +42,8 @@ def entry(op: str, target: str, shape: Shape, necessary: int, merged: int = 0) -
     sizes = [shape.B, 1, shape.T, shape.S, shape.A, shape.D]
     how = _probe.cuda_launches(op, sizes, DTYPES.index(shape.dtype), processors, int(target))[0]
     source = SOURCES / (f"{op}.cu" if shape is MANY else f"step_{op.rpartition('_')[2]}.cu")
-    parts = f", {how['splits']} parts" if how["splits"] > 1 else ""
+    parts = f", {how['splits']} pieces" if how["splits"] > 1 else ""
+    parts += f" in clusters of {how['cluster']}" if how["cluster"] > 1 else ""
     return Entry(
         name=f"CUDA {op}",
         tile=f"{how['kernel']}, {how['threads'] // 32} warps{parts}",

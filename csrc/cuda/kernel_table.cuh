@@ -22,7 +22,13 @@ cudaError_t launch_named(const NamedKernel (&kernels)[Count], const Args& args, 
       if (refused != cudaSuccess) return refused;
     }
     void* arguments[] = {const_cast<Args*>(&args)};
-    return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(launch.blocks)), dim3(launch.threads), arguments, launch.shared, stream);
+    cudaLaunchConfig_t how{dim3(static_cast<unsigned>(launch.blocks)), dim3(launch.threads), static_cast<size_t>(launch.shared), stream};
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
+    how.attrs = &cluster;
+    how.numAttrs = launch.cluster > 1;
+    return cudaLaunchKernelExC(&how, kernel, arguments);
   }
   return cudaErrorInvalidDeviceFunction;
 }

@@ -12,6 +12,7 @@ constexpr int64_t kFewQueries = 16;  // queries up to which the kernels of steps
 struct Device {
   int processors = 132;
   int capability = 90;  // 90 for 9.0
+  bool clusters = capability >= 90;  // and kernels that use them
 };
 
 // What the products of a capability can do at most; of those that it does not know, what the one before it can.
@@ -34,7 +35,8 @@ struct Launch {
   std::string kernel;  // its symbol
   int64_t blocks = 0;
   int threads = 0, shared = 0;  // shared: bytes of dynamic shared memory
-  int splits = 1;               // parts of the source, each a block's
+  int splits = 1;               // pieces of the source, each a block's
+  int cluster = 1;              // blocks that run side by side, on neighbouring pieces
   int resident = 1;             // blocks that a processor is meant to hold at once
   double seconds = 0;           // predicted: the largest of issue slots, special functions and bytes over their rates
 };

@@ -20,6 +20,7 @@ cudaError_t launch(const AdditiveBackward& args, const Launch& how, cudaStream_t
 cudaError_t launch(const ScoreGradients& args, const Launch& how, cudaStream_t stream);
 cudaError_t launch(const StepForward& args, const Launch& how, cudaStream_t stream);
 cudaError_t launch(const StepBackward& args, const Launch& how, cudaStream_t stream);
+cudaError_t compiled_for(int* capability);
 
 namespace {
 
@@ -41,6 +42,7 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Of a device, which is the current one.
 Device properties(int32_t device) {
   constexpr size_t kMost = 64;
   static std::array<Device, kMost> known;
@@ -48,11 +50,13 @@ Device properties(int32_t device) {
   const auto index = static_cast<size_t>(device);
   ONEPASS_CHECK(index < kMost, "device ", device, " is beyond the ", kMost, " that onepass knows");
   std::call_once(asked[index], [&] {
-    int processors = 0, major = 0, minor = 0;
+    int processors = 0, major = 0, minor = 0, clusters = 0, compiled = 0;
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the number of processors");
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the compute capability");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the compute capability");
-    known[index] = {processors, 10 * major + minor};
+    check(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device), "asking for clusters");
+    check(compiled_for(&compiled), "looking for kernels that the device runs");
+    known[index] = {processors, 10 * major + minor, clusters != 0 && compiled >= 90};
   });
   return known[index];
 }
@@ -112,8 +116,9 @@ Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D
 void step(Call& call, StepForward& args, bool additive) {
   const Launch how = step_forward_launch(args.shape, args.query.dtype, additive, call.device());
   args.splits = how.splits;
+  args.cluster = how.cluster;
   args.parts = call.scratch(step_forward_parts(args.shape, args.query.dtype, how));
-  args.counters = call.counters(how.splits > 1 ? how.blocks / how.splits : 0);
+  args.counters = call.counters(how.splits > how.cluster ? how.blocks / how.splits : 0);
   call.run(args, how);
 }
 
@@ -293,8 +298,9 @@ Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad
   const Named named = call.named(v != nullptr ? "additive_step_backward" : "multiplicative_step_backward", args);
   const Launch how = step_backward_launch(s, args.query.dtype, v != nullptr, call.device());
   args.splits = how.splits;
+  args.cluster = how.cluster;
   args.parts = call.scratch(step_backward_parts(s, args.query.dtype, how));
-  args.counters = call.counters(how.splits > 1 ? how.blocks / how.splits : 0);
+  args.counters = call.counters(how.splits > how.cluster ? how.blocks / how.splits : 0);
   call.run(args, how);
   return {grad_query, grad_scores};
 }

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "arithmetic.cuh"
+#include "cluster.cuh"
 #include "step.h"
 #include "visible.cuh"
 
@@ -115,11 +116,12 @@ __device__ __forceinline__ void store_row(T* row, int at, int width, bool whole,
   }
 }
 
-// A block's place: batch, head, the first of its queries and how many there are, its part of the source.
+// A block's place: batch, head, the first of its queries and how many there are, its piece of the source.
 struct Place {
-  int W, b, h, split, splits, t, steps, first, rows;
+  int W, b, h, split, splits, cluster, t, steps, first, rows;
 
-  __device__ __forceinline__ Place(const Shape& shape, int splits, int W) : W(W), splits(splits) {
+  __device__ __forceinline__ Place(const Shape& shape, int splits, int cluster, int W)
+      : W(W), splits(splits), cluster(kClusters ? cluster : 1) {
     const unsigned T = shape.T, S = shape.S, H = shape.H, groups = (T + W - 1) / W, part = (S + splits - 1) / splits;
     const unsigned group = blockIdx.x / splits, row = group / groups;
     split = blockIdx.x - group * splits;
@@ -130,6 +132,12 @@ struct Place {
     first = min(split * part, S);
     rows = min(part, S - first);
   }
+
+  __device__ __forceinline__ bool gathers() const { return kClusters && cluster > 1; }  // whether there are others in the cluster
+  __device__ __forceinline__ bool apart() const { return splits > cluster; }            // whether there are other parts
+  __device__ __forceinline__ int rank() const { return kClusters ? split % cluster : 0; }
+  __device__ __forceinline__ int part() const { return kClusters ? split / cluster : split; }
+  __device__ __forceinline__ int parts() const { return kClusters ? splits / cluster : splits; }
 
   // Which of the groups of queries it has, computed only where it is asked for.
   __device__ __forceinline__ int64_t group(const Shape& shape) const {
@@ -176,7 +184,7 @@ __device__ __forceinline__ R plus(R x, R y) {
   return x + y;
 }
 
-// What parts leave of each query: a row of numbers and two more, each by [splits, B, H, T].
+// What parts leave of each query: a row of numbers and two more, each by [parts, B, H, T].
 template <class R>
 struct Parts {
   R *rows, *pairs;
@@ -185,11 +193,22 @@ struct Parts {
   __device__ Parts(void* data, const Shape& shape, int64_t padded, const Place& place)
       : rows(static_cast<R*>(data)), padded(padded), first((static_cast<int64_t>(place.b) * shape.H + place.h) * shape.T + place.t),
         count(shape.B * shape.H * shape.T) {
-    pairs = rows + place.splits * count * padded;
+    pairs = rows + place.parts() * count * padded;
   }
 
-  __device__ __forceinline__ R* row(int split, int t) const { return rows + (split * count + first + t) * padded; }
-  __device__ __forceinline__ R* pair(int split, int t) const { return pairs + (split * count + first + t) * 2; }
+  __device__ __forceinline__ R* row(int part, int t) const { return rows + (part * count + first + t) * padded; }
+  __device__ __forceinline__ R* pair(int part, int t) const { return pairs + (part * count + first + t) * 2; }
+};
+
+// What a block leaves of each query for its cluster, in shared memory: a row of numbers and four more.
+template <class R>
+struct Left {
+  R* rows;
+  int64_t padded;
+
+  __device__ __forceinline__ Left(void* data, int64_t padded) : rows(static_cast<R*>(data)), padded(padded) {}
+  __device__ __forceinline__ R* row(int t) const { return rows + t * (padded + 4); }
+  __device__ __forceinline__ R* more(int t) const { return row(t) + padded; }
 };
 
 // Queries beside which rows are read, four channels at a time, vectors side by side, so that neighbours read other banks. Products take the
@@ -208,37 +227,47 @@ struct Factors {
     return data + (W + 1) * vectors * kVector + (f * vectors + vector) * 2;
   }
 
-  __device__ void fill(const Rows<T>& queries, int steps, const T* v) const {
+  // All of them, or a block's share of what its cluster collects.
+  __device__ void fill(const Rows<T>& queries, int steps, const T* v, int rank, int cluster) const {
     if constexpr (Tanh && sizeof(T) == 8) return;
-    const int padded = vectors * kVector;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < padded * (Tanh ? W + 1 : W); i += kStepThreads) {
-      const int t = i / padded, a = i % padded, n = a % kVector;
-      R x = 0;
-      if (a < queries.width && t < steps) x = wide(queries.at(t)[a]);
-      if constexpr (Tanh) {
-        if (t == W) x = a < queries.width ? R(-2) * wide(v[a]) : R(0);
-        else x = exponential<2>(x);
-      }
-      four(t, n / kFour, a / kVector)[n % kFour] = x;
-    }
+    const int begin = first_piece(vectors, rank, cluster), many = first_piece(vectors, rank + 1, cluster) - begin;
     if constexpr (Tanh) {
 #pragma unroll 1
-      for (int i = threadIdx.x; i < vectors * kFours; i += kStepThreads) {
-        const int f = i / vectors, vector = i % vectors, first = vector * kVector + f * kFour;
+      for (int i = threadIdx.x; i < many * kFours; i += kStepThreads) {
+        const int f = i / many, vector = begin + i % many, first = vector * kVector + f * kFour;
         float sum = 0, top = first < queries.width ? 0 : 1;
-#pragma unroll 1
-        for (int a = first; a < first + kFour && a < queries.width; ++a) {
-          const float x = wide(v[a]);
+#pragma unroll
+        for (int n = 0; n < kFour; ++n) {
+          const bool there = first + n < queries.width;
+          const float x = there ? wide(v[first + n]) : 0.0f;
           sum += x;
-          if (!(fabsf(x) <= kHeaviest) || queries.width <= kNarrow) top = INFINITY;
-#pragma unroll 1
-          for (int t = 0; t < steps; ++t) top = fmaxf(top, fabsf(wide(queries.at(t)[a])));
+          if (there && (!(fabsf(x) <= kHeaviest) || queries.width <= kNarrow)) top = INFINITY;
+          four(W, f, vector)[n] = -2 * x;
         }
+#pragma unroll 1
+        for (int t = 0; t < W; ++t)
+#pragma unroll
+          for (int n = 0; n < kFour; ++n) {
+            const float x = t < steps && first + n < queries.width ? wide(queries.at(t)[first + n]) : 0.0f;
+            top = fmaxf(top, fabsf(x));
+            four(t, f, vector)[n] = exponential<2>(x);
+          }
         note(f, vector)[0] = sum;
         note(f, vector)[1] = top;
       }
+    } else {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < many * kVector * W; i += kStepThreads) {
+        const int t = i / (many * kVector), a = begin * kVector + i % (many * kVector), n = a % kVector;
+        four(t, n / kFour, a / kVector)[n % kFour] = t < steps && a < queries.width ? wide(queries.at(t)[a]) : R(0);
+      }
     }
+  }
+
+  __device__ void collect(int rank, int cluster) const {
+    if constexpr (Tanh && sizeof(T) == 8) return;
+    cuda::collect<kFour>(data, (Tanh ? W + 1 : W) * kFours, vectors * kFour, vectors, rank, cluster);
+    if constexpr (Tanh) cuda::collect<2>(note(0, 0), kFours, vectors * 2, vectors, rank, cluster);
   }
 };
 

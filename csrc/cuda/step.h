@@ -1,8 +1,9 @@
 // What the kernels of decoding steps and their hosts agree on: few queries (T <= 16) over one source, bound by its bytes.
 //
-// A block has a group of up to W queries and a part of the source, of whose positions it keeps a few numbers a query in shared memory.
-// A thread has Q of the queries, one or four; neighbours with the others load the same bytes. Where there are several parts, the last
-// block of a group to finish combines them.
+// A block has a group of up to W queries and a piece of the source, of whose positions it keeps a few numbers a query in shared memory.
+// A thread has Q of the queries, one or four; neighbours with the others load the same bytes. Where a device has clusters, the blocks of one
+// share the reading of queries, and put together what they found, through their shared memories. What is one block's or cluster's is a part;
+// where there are several parts, the last block of a group to finish combines them, through global memory.
 #pragma once
 
 #include "launch.h"
@@ -10,6 +11,8 @@
 namespace onepass::cuda {
 
 constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32, kMostQueries = 16;
+constexpr int kCluster = 8;      // blocks that every device with clusters takes
+constexpr int kFewestRows = 24;  // of a block that makes up a cluster
 
 ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
@@ -32,17 +35,18 @@ ONEPASS_ANYWHERE constexpr int64_t step_factors(int64_t width, int W, int size, 
   return size == 8 && additive ? 0 : padded * W + (additive ? padded + padded / 2 : 0);
 }
 
-// Bytes of dynamic shared memory, by what is kept there.
+// Bytes of dynamic shared memory, by what is kept there. `left`: numbers of a row that a block leaves of each query for its cluster, or 0.
 struct StepLayout {
-  int64_t numbers, exchange, seen, windows, total;  // the factors come first, in whose place sums are folded later
+  int64_t numbers, exchange, seen, windows, rows_left, total;  // the factors come first, in whose place sums are folded later
 
-  ONEPASS_ANYWHERE constexpr StepLayout(int64_t rows, int W, int each, int64_t factors, int size) {
+  ONEPASS_ANYWHERE constexpr StepLayout(int64_t rows, int W, int each, int64_t factors, int size, int64_t left) {
     const int64_t fold = kStepThreads * 16 / size, wide = wide_size(size);
     numbers = up_to((factors > fold ? factors : fold) * wide, 16);
     exchange = numbers + up_to(rows * step_stride(W, each) * wide, 16);
     seen = exchange + (kStepWarps + 2) * kMostQueries * wide;
     windows = seen + up_to(rows * 2, 16);
-    total = windows + W * 8;
+    rows_left = up_to(windows + W * 8, 16);
+    total = left == 0 ? windows + W * 8 : rows_left + W * (left + 4) * wide;
   }
 };
 
@@ -62,16 +66,39 @@ inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work,
   const int64_t factors = step_factors(work.row_width, W, size, work.additive), per_row = step_stride(W, work.each) * wide_size(size);
   const int64_t most = 16 * 1024 / per_row;  // positions of a part
   Launch launch;
-  if (StepLayout(most, W, work.each, factors, size).total > 99 * 1024) return launch;
+  if (StepLayout(most, W, work.each, factors, size, 0).total > 99 * 1024) return launch;
   const int64_t groups = shape.B * shape.H * ceil_div(shape.T, W);
   const int64_t wanted = ceil_div(2 * device.processors, groups > 0 ? groups : 1), useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
   const int64_t fewest = ceil_div(shape.S, most), splits = wanted < useful ? wanted : useful;
   launch.kernel = work.family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(Q);
   launch.splits = static_cast<int>(splits > fewest ? splits : fewest > 1 ? fewest : 1);
+  const Rates rate = rates(device);
+  const auto shared = [&](int64_t splits, int cluster) {
+    const int64_t left = cluster == 1 ? 0 : work.each * step_padded(work.column_width);
+    return StepLayout(ceil_div(shape.S, splits), W, work.each, factors, size, left).total;
+  };
+  // Clusters so large and so many that most blocks have work, but what they move beside keys and values is at most a 25th of these: the
+  // queries and, to and from global memory, the scores and rows that several parts leave.
+  const int64_t T = shape.T < W ? shape.T : W, left = 2 * T * wide_size(size);
+  const int64_t beside = T * (work.row_width + (work.each - 1) * work.column_width) * size + (work.additive ? work.row_width * size : 0);
+  const int64_t limit = shape.S * (work.row_width + work.column_width) * size / 25, pieces = launch.splits;
+  for (int cluster = kCluster; device.clusters && cluster > 1; cluster /= 2) {
+    const int64_t least = fewest > cluster ? ceil_div(fewest, cluster) : 1;
+    for (int64_t parts = ceil_div(pieces, cluster); parts >= least; --parts) {
+      const int64_t blocks = parts * cluster, moved = (Q == 1 ? blocks : parts) * beside +
+                            (parts > 1 ? left * (shape.S + parts * work.each * work.column_width) : 0);
+      if (blocks > pieces && (shape.S < kFewestRows * blocks || groups * blocks > 2 * device.processors)) continue;
+      if ((parts > least && moved > limit) || shared(blocks, cluster) > rate.shared - 1024) continue;
+      if (launch.cluster == 1 || blocks > launch.splits) {
+        launch.splits = static_cast<int>(blocks);
+        launch.cluster = cluster;
+      }
+      break;
+    }
+  }
   launch.blocks = groups * launch.splits;
   launch.threads = kStepThreads;
-  launch.shared = static_cast<int>(StepLayout(ceil_div(shape.S, launch.splits), W, work.each, factors, size).total);
-  const Rates rate = rates(device);
+  launch.shared = static_cast<int>(shared(launch.splits, launch.cluster));
   const int fit = rate.shared / (launch.shared + 1024), meant = step_resident(Q, work.each, size);
   launch.resident = fit < meant ? fit : meant;
   const double rows = static_cast<double>(shape.B * shape.H * shape.S), wide = static_cast<double>(work.row_width);

@@ -15,11 +15,12 @@ struct Slopes {
   static constexpr int kAtOnce = Q == 1 ? 4 : 3;  // rows in flight, as registers allow
   const Rows<T> queries;
   const int steps;
+  const Left<R> staged;  // the same queries in shared memory, or no rows
   R powers[Q][N];
   float top;
   int first, at;
 
-  __device__ Slopes(const Rows<T>& queries, int steps) : queries(queries), steps(steps) {}
+  __device__ Slopes(const Rows<T>& queries, int steps, const Left<R>& staged) : queries(queries), steps(steps), staged(staged) {}
 
   __device__ __forceinline__ void begin(int query, int column) {
     first = query;
@@ -31,7 +32,8 @@ struct Slopes {
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         const bool there = first + t < steps && at + n < queries.width;
-        const float q = there ? static_cast<float>(wide(queries.at(first + t)[at + n])) : 0;
+        float q = 0;
+        if (there) q = kClusters && staged.rows != nullptr ? staged.row(first + t)[at + n] : wide(queries.at(first + t)[at + n]);
         top = fmaxf(top, fabsf(q));
         powers[t][n] = exponential<2>(q);
       }
@@ -119,7 +121,7 @@ __device__ __forceinline__ void combine_backward(const StepBackward& args, const
   R mean = 0;
   if (mine < place.steps)
 #pragma unroll 1
-    for (int i = threadIdx.x / W; i < place.splits; i += kStepThreads / W) mean += parts.pair(i, mine)[0];
+    for (int i = threadIdx.x / W; i < place.parts(); i += kStepThreads / W) mean += parts.pair(i, mine)[0];
   mean = over_threads(mean, W, exchange, plus<R>);
   R* means = exchange + kStepWarps * kMostQueries;
   if (threadIdx.x < W) means[mine] = mean;
@@ -129,7 +131,7 @@ __device__ __forceinline__ void combine_backward(const StepBackward& args, const
     const int t = i / A, a = i % A;
     R sum = 0;
 #pragma unroll 4
-    for (int part = 0; part < place.splits; ++part) {
+    for (int part = 0; part < place.parts(); ++part) {
       const R* row = parts.row(part, t);
       sum += fma(parts.pair(part, t)[1] - means[t], row[parts.padded / 2 + a], row[a]);
     }
@@ -150,6 +152,96 @@ __device__ __forceinline__ void combine_backward(const StepBackward& args, const
   }
 }
 
+// Queries, or a block's share of what its cluster collects, where Slopes looks for them.
+template <class T>
+__device__ __forceinline__ void stage(const Rows<T>& queries, int steps, const Left<Wide<T>>& to, int rank, int cluster) {
+  constexpr int N = 16 / sizeof(Wide<T>);
+  const int pieces = static_cast<int>(ceil_div(queries.width, N)), begin = first_piece(pieces, rank, cluster) * N;
+  const int many = first_piece(pieces, rank + 1, cluster) * N - begin;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < steps * many; i += kStepThreads) {
+    const int t = i / many, a = begin + i % many;
+    to.row(t)[a] = a < queries.width ? wide(queries.at(t)[a]) : Wide<T>(0);
+  }
+}
+
+// Puts together what the blocks of a cluster found: each of them some of the columns.
+template <class T, bool Additive>
+__device__ __forceinline__ void gather_backward(const StepBackward& args, const Place& place, const Left<Wide<T>>& left,
+                                                const Wide<T>* numbers, const uint16_t* seen, Wide<T>* exchange) {
+  using R = Wide<T>;
+  constexpr int N = 16 / sizeof(R);
+  const Parts<R> parts(args.parts, args.shape, left.padded, place);
+  const int W = place.W, mine = threadIdx.x % W, rank = place.rank(), vectors = static_cast<int>(ceil_div(args.shape.A, N));
+  const Rows<T> out(args.grad_query, place.b, place.h, place.t, args.shape.A);
+  const bool whole = out.template whole<N>(), apart = place.apart();
+  const R scale = static_cast<R>(args.scale);
+  R* shifts = exchange;
+  static_assert(kCluster <= kStepWarps);
+  cluster_sync();
+  if (threadIdx.x < W) {
+    R mean = 0, total = 0;
+#pragma unroll 1
+    for (int other = 0; other < place.cluster; ++other) {
+      R found[4];
+      read_block<4>(found, other, left.more(mine));
+      mean += found[0];
+      total += found[2];
+      shifts[other * kMostQueries + mine] = found[1];
+    }
+    R centre = mean;
+    if (apart) {
+      centre = mean / total;
+      if (!(fabs(centre) < R(INFINITY))) centre = 0;
+      if (rank == 0 && mine < place.steps) {
+        parts.pair(place.part(), mine)[0] = mean;
+        parts.pair(place.part(), mine)[1] = centre;
+      }
+    }
+#pragma unroll 1
+    for (int other = 0; other < place.cluster; ++other) shifts[other * kMostQueries + mine] -= centre;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x + rank * kStepThreads; i < place.steps * vectors; i += place.cluster * kStepThreads) {
+    const int t = i / vectors, at = i % vectors * N;
+    R sums[N] = {}, totals[N] = {};
+#pragma unroll 2
+    for (int other = 0; other < place.cluster; ++other) {
+      const R shift = shifts[other * kMostQueries + t];
+      R x[N], y[N];
+      read_block<N>(x, other, left.row(t) + at);
+      read_block<N>(y, other, left.row(t) + left.padded / 2 + at);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        sums[n] += fma(shift, y[n], x[n]);
+        totals[n] += y[n];
+      }
+    }
+    if (apart) {
+      R* row = parts.row(place.part(), t);
+      store_row<R, N>(row, at, vectors * N, true, sums);
+      store_row<R, N>(row + left.padded / 2, at, vectors * N, true, totals);
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        if (at + n < out.width) sums[n] *= slope_factor<Additive, T>(args.v, place.h, at + n, scale);
+      store_row<T, N>(const_cast<T*>(out.at(t)), at, out.width, whole, sums);
+    }
+  }
+#pragma unroll 1
+  for (int t = 0; !apart && t < place.steps; ++t) {
+    R* gradients = reinterpret_cast<R*>(args.grad_scores.at(place.b, place.h, place.t + t)) + place.first;
+    const R shift = shifts[rank * kMostQueries + t];
+#pragma unroll 1
+    for (int row = threadIdx.x; row < place.rows; row += kStepThreads) {
+      const R* number = numbers + row * step_stride(W, 2) + t;
+      gradients[row] = seen[row] >> t & 1 ? fma(number[W], shift, number[0]) * (Additive ? R(1) : scale) : R(0);
+    }
+  }
+  cluster_sync();  // before a block leaves
+}
+
 template <class T, int Q, bool Additive>
 __device__ void step_backward(const StepBackward& args) {
   using R = Wide<T>;
@@ -157,21 +249,34 @@ __device__ void step_backward(const StepBackward& args) {
   extern __shared__ __align__(16) char shared[];
   const Shape& shape = args.shape;
   const int W = Q == 1 ? 1 : step_queries(shape.T), stride = step_stride(W, 2);
-  const Place place(shape, args.splits, W);
-  const StepLayout layout(ceil_div(shape.S, args.splits), W, 2, step_factors(shape.D, W, sizeof(T), false), sizeof(T));
+  const Place place(shape, args.splits, args.cluster, W);
+  const bool gathers = place.gathers(), shares = Q > 1 && gathers, apart = place.apart(), alone = args.splits == 1;
+  const int64_t factor_numbers = step_factors(shape.D, W, sizeof(T), false), padded = 2 * step_padded(shape.A);
+  const StepLayout layout(ceil_div(shape.S, args.splits), W, 2, factor_numbers, sizeof(T), gathers ? padded : 0);
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
+  const Left<R> left(shared + layout.rows_left, padded);
+  const Rows<T> query(args.query, place.b, place.h, place.t, shape.A);
   const R scale = static_cast<R>(args.scale);
-  const bool alone = args.splits == 1, of_context = args.grad_context.data != nullptr, of_weights = args.grad_weights.data != nullptr;
+  const bool of_context = args.grad_context.data != nullptr, of_weights = args.grad_weights.data != nullptr;
+  const bool stages = gathers && Additive && sizeof(T) < 8;
+  const int rank = shares ? place.rank() : 0, cluster = shares ? place.cluster : 1;
 
   mark_seen(args.visibility, place, shape.S, reinterpret_cast<Window*>(shared + layout.windows), seen);
+  const Rows<T> gradient(args.grad_context, place.b, place.h, place.t, shape.D);
+  const Factors<T, false> factors(reinterpret_cast<R*>(shared), W, gradient.width);
+  if (of_context) factors.fill(gradient, place.steps, nullptr, rank, cluster);
+  if (stages) stage(query, place.steps, left, rank, cluster);
+  if (shares) {
+    constexpr int kPiece = 16 / sizeof(R);
+    cluster_sync();
+    if (of_context) factors.collect(rank, cluster);
+    if (stages) collect<kPiece>(left.rows, place.steps, left.padded + 4, static_cast<int>(ceil_div(shape.A, kPiece)), rank, cluster);
+  }
+  __syncthreads();
   if (of_context) {
     const Rows<T> values(args.values, place.b, place.h, place.first, shape.D);
-    const Rows<T> gradient(args.grad_context, place.b, place.h, place.t, shape.D);
-    const Factors<T, false> factors(reinterpret_cast<R*>(shared), W, gradient.width);
-    factors.fill(gradient, place.steps, nullptr);
-    __syncthreads();
     row_sums<T, Q, false>(values, place.rows, seen, gradient, place.steps, nullptr, factors,
                           [&](int row, int t, R sum) { numbers[row * stride + t] = sum; });
   }
@@ -199,10 +304,15 @@ __device__ void step_backward(const StepBackward& args) {
     centre = mean / total;
     if (!(fabs(centre) < R(INFINITY))) centre = 0;
   }
-  if (!alone && threadIdx.x < place.steps) {
-    const Parts<R> parts(args.parts, shape, 2 * step_padded(shape.A), place);
-    parts.pair(place.split, mine)[0] = mean;
-    parts.pair(place.split, mine)[1] = centre;
+  if (gathers && threadIdx.x < W) {
+    left.more(mine)[0] = mean;
+    left.more(mine)[1] = centre;
+    left.more(mine)[2] = total;
+    left.more(mine)[3] = 0;
+  } else if (!gathers && apart && threadIdx.x < place.steps) {
+    const Parts<R> parts(args.parts, shape, padded, place);
+    parts.pair(place.part(), mine)[0] = mean;
+    parts.pair(place.part(), mine)[1] = centre;
   }
   R* const gradients = mine < place.steps ? reinterpret_cast<R*>(args.grad_scores.at(place.b, place.h, t)) + place.first : nullptr;
 #pragma unroll 1
@@ -210,14 +320,15 @@ __device__ void step_backward(const StepBackward& args) {
     const R p = numbers[row * stride + mine], weight = numbers[row * stride + W + mine];
     const R gradient = seen[row] >> mine & 1 ? weight * (p - centre) : R(0);
     numbers[row * stride + mine] = gradient;
-    if (mine < place.steps) gradients[row] = !alone ? p : Additive ? gradient : gradient * scale;
+    if (mine < place.steps && (alone || apart)) gradients[row] = apart ? p : Additive ? gradient : gradient * scale;
   }
-  __syncthreads();
+  if (shares) cluster_sync();  // others are done with the factors, in whose place sums are folded, and with the staged queries
+  else __syncthreads();
 
-  const Rows<T> query(args.query, place.b, place.h, place.t, shape.A), keys(args.keys, place.b, place.h, place.first, shape.A);
+  const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A);
   using Terms = std::conditional_t<Additive, Slopes<T, Q, N>, Itself<T, Q, N>>;
   Terms terms = [&] {
-    if constexpr (Additive) return Terms(query, place.steps);
+    if constexpr (Additive) return Terms(query, place.steps, Left<R>(stages ? left.rows : nullptr, padded));
     else return Terms{};
   }();
   column_sums<T, Q, 2, N>(keys, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), terms,
@@ -230,13 +341,14 @@ __device__ void step_backward(const StepBackward& args) {
                                 if (at + n < out.width) sum[n] *= slope_factor<Additive, T>(args.v, place.h, at + n, scale);
                               store_row<T, N>(const_cast<T*>(out.at(step)), at, out.width, out.template whole<N>(), sum);
                             } else {
-                              const Parts<R> parts(args.parts, shape, 2 * step_padded(shape.A), place);
-                              R* row = parts.row(place.split, step);
+                              R* row = left.row(step);
+                              if (!gathers) row = Parts<R>(args.parts, shape, padded, place).row(place.part(), step);
                               store_row<R, N>(row, at, query.width, true, sum);
-                              store_row<R, N>(row + parts.padded / 2, at, query.width, true, sums(1));
+                              store_row<R, N>(row + padded / 2, at, query.width, true, sums(1));
                             }
                           });
-  if (!alone && comes_last(args.counters + place.group(shape), args.splits)) combine_backward<T, Additive>(args, place, exchange);
+  if (gathers) gather_backward<T, Additive>(args, place, left, numbers, seen, exchange);
+  if (apart && comes_last(args.counters + place.group(shape), args.splits)) combine_backward<T, Additive>(args, place, exchange);
 }
 
 }  // namespace onepass::cuda

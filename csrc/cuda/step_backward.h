@@ -12,9 +12,9 @@ struct StepBackward {
   Visibility visibility;
   Tensor weights, grad_context, grad_weights;  // weights and their gradient as they accumulate; either gradient may be absent
   Tensor grad_query, grad_scores;              // grad_scores as they accumulate, times the scale
-  void* parts = nullptr;                       // step_backward_parts bytes, 16-byte aligned, where the launch has splits
+  void* parts = nullptr;                       // step_backward_parts bytes, 16-byte aligned, where the launch has several parts
   unsigned* counters = nullptr;                // blocks / splits of them, zero before the launch and after it
-  int splits = 1;
+  int splits = 1, cluster = 1;                 // of the launch
 };
 
 inline Launch step_backward_launch(const Shape& shape, Dtype dtype, bool additive, const Device& device) {
@@ -25,7 +25,8 @@ inline Launch step_backward_launch(const Shape& shape, Dtype dtype, bool additiv
 }
 
 inline int64_t step_backward_parts(const Shape& shape, Dtype dtype, const Launch& launch) {
-  return launch.splits == 1 ? 0 : shape.B * shape.H * shape.T * launch.splits * (2 * step_padded(shape.A) + 2) * wide_size(size_of(dtype));
+  const int64_t parts = launch.splits / launch.cluster;
+  return parts == 1 ? 0 : shape.B * shape.H * shape.T * parts * (2 * step_padded(shape.A) + 2) * wide_size(size_of(dtype));
 }
 
 }  // namespace onepass::cuda

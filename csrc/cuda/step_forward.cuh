@@ -15,11 +15,11 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
   const bool whole = contexts.template whole<N>();
   R highest = -INFINITY, total = 0;
 #pragma unroll 1
-  for (int i = threadIdx.x / W; mine < place.steps && i < place.splits; i += kStepThreads / W)
+  for (int i = threadIdx.x / W; mine < place.steps && i < place.parts(); i += kStepThreads / W)
     if (parts.pair(i, mine)[1] != R(0)) highest = larger(parts.pair(i, mine)[0], highest);
   highest = over_threads(highest, W, exchange, larger<R>);
 #pragma unroll 1
-  for (int i = threadIdx.x / W; mine < place.steps && i < place.splits; i += kStepThreads / W) {
+  for (int i = threadIdx.x / W; mine < place.steps && i < place.parts(); i += kStepThreads / W) {
     const R sum = parts.pair(i, mine)[1];
     if (sum != R(0)) total += sum * softmax_term(parts.pair(i, mine)[0], highest);
   }
@@ -35,7 +35,7 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
     const int t = i / vectors, at = i % vectors * N;
     R sums[N] = {};
 #pragma unroll 4
-    for (int part = 0; part < place.splits; ++part) {
+    for (int part = 0; part < place.parts(); ++part) {
       const R* softmax = parts.pair(part, t);
       if (softmax[1] == R(0)) continue;
       const R factor = softmax_term(softmax[0], tops[t]);
@@ -62,6 +62,74 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
   }
 }
 
+// Puts together what the blocks of a cluster found: each of them some of the columns.
+template <class T>
+__device__ __forceinline__ void gather_forward(const StepForward& args, const Place& place, const Left<Wide<T>>& left,
+                                               const Wide<T>* numbers, const uint16_t* seen, Wide<T>* exchange) {
+  using R = Wide<T>;
+  constexpr int N = 16 / sizeof(R);
+  const Parts<R> parts(args.parts, args.shape, left.padded, place);
+  const int W = place.W, mine = threadIdx.x % W, rank = place.rank(), vectors = static_cast<int>(ceil_div(args.shape.D, N));
+  const Rows<T> contexts(args.context, place.b, place.h, place.t, args.shape.D);
+  const bool whole = contexts.template whole<N>(), apart = place.apart();
+  R *factors = exchange, *inverses = exchange + kStepWarps * kMostQueries;
+  static_assert(kCluster <= kStepWarps);
+  cluster_sync();
+  if (threadIdx.x < W) {
+    R highest = -INFINITY, total = 0;
+#pragma unroll 1
+    for (int other = 0; other < place.cluster; ++other) {
+      R found[2];
+      read_block<2>(found, other, left.more(mine));
+      if (found[1] != R(0)) highest = larger(found[0], highest);
+    }
+#pragma unroll 1
+    for (int other = 0; other < place.cluster; ++other) {
+      R found[2];
+      read_block<2>(found, other, left.more(mine));
+      const R factor = found[1] == R(0) ? R(-1) : softmax_term(found[0], highest);  // -1: it sees nothing
+      if (found[1] != R(0)) total += found[1] * factor;
+      factors[other * kMostQueries + mine] = factor;
+    }
+    inverses[mine] = total == R(0) ? R(0) : R(1) / total;
+    if (apart && rank == 0 && mine < place.steps) {
+      parts.pair(place.part(), mine)[0] = highest;
+      parts.pair(place.part(), mine)[1] = total;
+    }
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x + rank * kStepThreads; i < place.steps * vectors; i += place.cluster * kStepThreads) {
+    const int t = i / vectors, at = i % vectors * N;
+    R sums[N] = {};
+#pragma unroll 2
+    for (int other = 0; other < place.cluster; ++other) {
+      const R factor = factors[other * kMostQueries + t];
+      if (factor < R(0)) continue;
+      R x[N];
+      read_block<N>(x, other, left.row(t) + at);
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[n] = fma(factor, x[n], sums[n]);
+    }
+    if (apart) {
+      store_row<R, N>(parts.row(place.part(), t), at, vectors * N, true, sums);
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[n] *= inverses[t];
+      store_row<T, N>(const_cast<T*>(contexts.at(t)), at, static_cast<int>(args.shape.D), whole, sums);
+    }
+  }
+#pragma unroll 1
+  for (int t = 0; !apart && t < place.steps; ++t) {
+    R* weights = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t)) + place.first;
+    const R factor = factors[rank * kMostQueries + t] * inverses[t];
+#pragma unroll 1
+    for (int row = threadIdx.x; row < place.rows; row += kStepThreads)
+      weights[row] = seen[row] >> t & 1 ? numbers[row * step_stride(W, 1) + t] * factor : R(0);
+  }
+  cluster_sync();  // before a block leaves
+}
+
 template <class T, int Q, bool Additive>
 __device__ void step_forward(const StepForward& args) {
   using R = Wide<T>;
@@ -69,26 +137,32 @@ __device__ void step_forward(const StepForward& args) {
   extern __shared__ __align__(16) char shared[];
   const Shape& shape = args.shape;
   const int W = Q == 1 ? 1 : step_queries(shape.T), stride = step_stride(W, 1);
-  const Place place(shape, args.splits, W);
-  const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, step_factors(shape.A, W, sizeof(T), Additive), sizeof(T));
+  const Place place(shape, args.splits, args.cluster, W);
+  const bool gathers = place.gathers(), shares = Q > 1 && gathers, apart = place.apart();
+  const int64_t factor_numbers = step_factors(shape.A, W, sizeof(T), Additive), padded = step_padded(shape.D);
+  const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, factor_numbers, sizeof(T), gathers ? padded : 0);
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
+  const Left<R> left(shared + layout.rows_left, padded);
   const Rows<T> query(args.query, place.b, place.h, place.t, shape.A);
   const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A);
   const Factors<T, Additive> factors(reinterpret_cast<R*>(shared), W, query.width);
   const T* v = static_cast<const T*>(args.v.data) + place.h * args.v.head;
 
   mark_seen(args.visibility, place, shape.S, reinterpret_cast<Window*>(shared + layout.windows), seen);
-  factors.fill(query, place.steps, v);
+  factors.fill(query, place.steps, v, shares ? place.rank() : 0, shares ? place.cluster : 1);
+  if (shares) {
+    cluster_sync();
+    factors.collect(place.rank(), place.cluster);
+  }
   __syncthreads();
   const R scale = static_cast<R>(args.scale);
   row_sums<T, Q>(keys, place.rows, seen, query, place.steps, v, factors,
            [&](int row, int t, R sum) { numbers[row * stride + t] = Additive ? sum : scale * sum; });
   __syncthreads();
 
-  const bool alone = args.splits == 1;
-  if (!alone)
+  if (apart)
 #pragma unroll 1
     for (int t = 0; t < place.steps; ++t) {
       R* scores = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t)) + place.first;
@@ -116,28 +190,35 @@ __device__ void step_forward(const StepForward& args) {
   R* inverses = exchange + kStepWarps * kMostQueries;
   if (threadIdx.x < W) {
     inverses[mine] = total == R(0) ? R(0) : softmax_term(highest, highest) / total;
-    if (!alone && mine < place.steps) {
-      const Parts<R> parts(args.parts, shape, step_padded(shape.D), place);
-      parts.pair(place.split, mine)[0] = highest;
-      parts.pair(place.split, mine)[1] = total;
+    if (gathers) {
+      left.more(mine)[0] = highest;
+      left.more(mine)[1] = total;
+    } else if (apart && mine < place.steps) {
+      const Parts<R> parts(args.parts, shape, padded, place);
+      parts.pair(place.part(), mine)[0] = highest;
+      parts.pair(place.part(), mine)[1] = total;
     }
   }
-  __syncthreads();
+  if (shares) cluster_sync();  // others are done with the factors, in whose place sums are folded
+  else __syncthreads();
 
   const Rows<T> values(args.values, place.b, place.h, place.first, shape.D);
   column_sums<T, Q, 1, N>(values, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), Itself<T, Q, N>{},
                           [&](int t, int at, auto sums) {
                             R(&context)[N] = sums(0);
-                            if (!alone) {
-                              const Parts<R> parts(args.parts, shape, step_padded(shape.D), place);
-                              return store_row<R, N>(parts.row(place.split, t), at, values.width, true, context);
+                            if (gathers) return store_row<R, N>(left.row(t), at, values.width, true, context);
+                            if (apart) {
+                              const Parts<R> parts(args.parts, shape, padded, place);
+                              return store_row<R, N>(parts.row(place.part(), t), at, values.width, true, context);
                             }
                             const Rows<T> contexts(args.context, place.b, place.h, place.t, shape.D);
 #pragma unroll
                             for (int n = 0; n < N; ++n) context[n] *= inverses[t];
                             store_row<T, N>(const_cast<T*>(contexts.at(t)), at, values.width, contexts.template whole<N>(), context);
                           });
-  if (alone) {
+  if (gathers) {
+    gather_forward<T>(args, place, left, numbers, seen, exchange);
+  } else if (!apart) {
 #pragma unroll 1
     for (int t = 0; t < place.steps; ++t) {
       R* weights = reinterpret_cast<R*>(args.weights.at(place.b, place.h, place.t + t));
@@ -145,9 +226,8 @@ __device__ void step_forward(const StepForward& args) {
       for (int row = threadIdx.x; row < place.rows; row += kStepThreads)
         weights[row] = seen[row] >> t & 1 ? numbers[row * stride + t] * inverses[t] : R(0);
     }
-  } else if (comes_last(args.counters + place.group(shape), args.splits)) {
-    combine_forward<T>(args, place, exchange);
   }
+  if (apart && comes_last(args.counters + place.group(shape), args.splits)) combine_forward<T>(args, place, exchange);
 }
 
 }  // namespace onepass::cuda

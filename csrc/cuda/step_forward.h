@@ -11,9 +11,9 @@ struct StepForward {
   double scale = 1;
   Visibility visibility;
   Tensor context, weights;       // weights as they accumulate: float64 or float32
-  void* parts = nullptr;         // step_forward_parts bytes, 16-byte aligned, where the launch has splits
+  void* parts = nullptr;         // step_forward_parts bytes, 16-byte aligned, where the launch has several parts
   unsigned* counters = nullptr;  // blocks / splits of them, zero before the launch and after it
-  int splits = 1;
+  int splits = 1, cluster = 1;   // of the launch
 };
 
 inline Launch step_forward_launch(const Shape& shape, Dtype dtype, bool additive, const Device& device) {
@@ -24,7 +24,8 @@ inline Launch step_forward_launch(const Shape& shape, Dtype dtype, bool additive
 }
 
 inline int64_t step_forward_parts(const Shape& shape, Dtype dtype, const Launch& launch) {
-  return launch.splits == 1 ? 0 : shape.B * shape.H * shape.T * launch.splits * (step_padded(shape.D) + 2) * wide_size(size_of(dtype));
+  const int64_t parts = launch.splits / launch.cluster;
+  return parts == 1 ? 0 : shape.B * shape.H * shape.T * parts * (step_padded(shape.D) + 2) * wide_size(size_of(dtype));
 }
 
 }  // namespace onepass::cuda

@@ -130,7 +130,7 @@ py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes,
     if (launch.kernel.empty()) continue;
     using namespace py::literals;
     launches.append(py::dict("kernel"_a = launch.kernel, "blocks"_a = launch.blocks, "threads"_a = launch.threads,
-                             "shared"_a = launch.shared, "splits"_a = launch.splits, "resident"_a = launch.resident,
+                             "shared"_a = launch.shared, "splits"_a = launch.splits, "cluster"_a = launch.cluster, "resident"_a = launch.resident,
                              "seconds"_a = launch.seconds, "scratch"_a = scratch, "cut"_a = cut));
   }
   return launches;

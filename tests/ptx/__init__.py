@@ -1,7 +1,7 @@
 """A machine that executes PTX on numpy, to prove compiled kernels where there is no GPU.
 
 ``parse`` reads the text, ``Machine`` runs it: one numpy lane per thread, with the barriers, races, bounds and initialisation of the real
-machine watched more closely than the real one does. It runs what nvcc and Triton make for sm_80::
+machine watched more closely than the real one does. It runs what nvcc and Triton make for sm_80, and nvcc's clusters of sm_90::
 
     machine = Machine(parse(text, "kernel"))
     machine.launch(grid, block, [inputs, Output(result), 3, 0.5], dynamic_shared=0)
@@ -9,8 +9,9 @@ machine watched more closely than the real one does. It runs what nvcc and Trito
     machine.counts["mma"], machine.global_bytes["kernel_param_0"].loaded
 
 Faults (bounds, alignment, deadlocks) end a launch; races, uninitialised reads, copies that nobody waited for and divergent barriers are
-collected. Blocks run one after another, and all warps of a block at one pace: what is found is found whatever the order on a real machine,
-because accesses are judged by what orders them. Not there: calls of functions, brx.idx, mbarrier, bulk copies, wgmma and tcgen05.
+collected. Blocks run one after another, those of a cluster in turn from barrier to barrier, and all warps of a block at one pace: what is
+found is found whatever the order on a real machine, because accesses are judged by what orders them. Not there: calls of functions,
+brx.idx, mbarrier, bulk copies, work between a cluster's arrival and its wait, wgmma and tcgen05.
 """
 
 from .findings import Fault, Finding, Findings, PTXError

@@ -1,4 +1,4 @@
-"""ld, st, atom, red, cp.async and fences."""
+"""ld, st, atom, red, cp.async, mapa and fences."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from .operation import unsupported
 from .parse import Address, Immediate, Instruction, Operand, Register, Symbol, Vector
 from .registers import Reader, Step, mask_lanes, reader, writer
 from .rounding import Array
-from .values import GLOBAL_WINDOW, LOCAL_WINDOW, SHARED_WINDOW, UNSIGNED, WIDTH, decode, encode, is_signed
+from .values import CLUSTER_SHIFT, GLOBAL_WINDOW, LOCAL_WINDOW, SHARED_WINDOW, UNSIGNED, WIDTH, decode, encode, is_signed
 
-SPACES = ("global", "shared", "param", "local", "const")
+SPACES = ("global", "shared", "shared_cluster", "param", "local", "const")
 STRONG = {"relaxed", "acquire", "release", "volatile", "mmio"}
 UNCACHED = {"cg", "cv", "L1::no_allocate", *STRONG}  # loads that leave nothing in L1
 
@@ -52,6 +52,12 @@ def requests(block: Block, space: str, addresses: Array, mask: Array | None, siz
     lanes = block.active(mask)
     wanted = block.spread(addresses)[lanes]
     everyone = np.arange(lanes.size)
+    if space == "shared_cluster":
+        for owner in np.unique(wanted >> CLUSTER_SHIFT):
+            inside = wanted >> CLUSTER_SHIFT == owner
+            shared = block.shared if owner == 0 else block.cluster[int(owner) - 1].shared
+            yield shared, Access(block, lanes[inside], wanted[inside] - (owner << CLUSTER_SHIFT), size, width), everyone[inside]
+        return
     if space != "generic":
         memory, start = home(block, space)
         yield memory, Access(block, lanes, wanted - start, size, width), everyone
@@ -178,6 +184,25 @@ def fence(instruction: Instruction) -> Step:
     return step
 
 
+def mapa(instruction: Instruction) -> Step:
+    """The address, in the window of the cluster, of what lies in another block's shared memory where an address lies in this one's."""
+    target, source, rank = instruction.operands
+    if instruction.parts != ("shared_cluster", "u32"):
+        raise unsupported(instruction)
+    write, read, read_rank = writer(target, "u32"), reader(source, "u32"), reader(rank, "u32")
+
+    def step(block: Block, mask: Array | None) -> None:
+        lanes = block.active(mask)
+        ranks = block.spread(read_rank(block)).astype(np.int64)
+        strangers = ranks[lanes] >= len(block.cluster)
+        if strangers.any():
+            lane = int(lanes[strangers.argmax()])
+            raise block.fault("no such block", f"block {ranks[lane]} of a cluster of {len(block.cluster)}", lane)
+        write(block, (((ranks + 1) << CLUSTER_SHIFT) + block.spread(read(block))).astype(np.uint32), mask)
+
+    return step
+
+
 class CopyQueue:
     """cp.async of one block. A copy arrives when a wait of its thread demands it and not before; groups are counted per thread."""
 
@@ -273,6 +298,7 @@ BUILDERS: dict[str, Callable[[Instruction], Step]] = {
     "atom": atomic,
     "red": atomic,
     "cp": asynchronous_copy,
+    "mapa": mapa,
     "membar": fence,
     "fence": fence,
 }

@@ -37,6 +37,7 @@ class Block:
     copies: "CopyQueue"
     cache: "SectorCache | None" = None
     here: int = 0
+    cluster: "list[Block]" = field(default_factory=list)  # its blocks by rank, this one among them
     lanes: Array = field(init=False)
 
     def __post_init__(self) -> None:

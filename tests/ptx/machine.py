@@ -1,4 +1,4 @@
-"""Launches kernels: places arguments, runs the blocks one after another, collects findings and counts."""
+"""Launches kernels: places arguments, runs clusters of blocks one after another, collects findings and counts."""
 
 import itertools
 from collections import Counter
@@ -17,7 +17,7 @@ from .memory import Buffer, GlobalMemory, LocalMemory, ParameterMemory, SharedMe
 from .operation import CARRY
 from .parse import Immediate, Instruction, Kernel, Parameter
 from .program import program
-from .races import Clock
+from .races import BlockRaces, Clock
 from .registers import fresh
 from .rounding import Array
 from .schedule import Scheduler
@@ -25,6 +25,7 @@ from .values import WIDTH
 
 Argument: TypeAlias = "npt.NDArray[Any] | Buffer | Struct | int | float | bool | bytes | np.generic"
 SHARED_LIMIT = 232448  # bytes that a block may have at most on any device so far
+CLUSTER_LIMIT = 8  # blocks of a cluster that every device with clusters takes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Launch:
     grid: Position
     block: Position
     dynamic_shared: int
+    cluster: int
     memory: GlobalMemory
     parameters: ParameterMemory
 
@@ -62,9 +64,13 @@ class Machine:
         self.counts: Counter[str] = Counter()
         self.global_bytes: dict[str, Traffic] = {}
 
-    def launch(self, grid: Sequence[int] | int, block: Sequence[int] | int, arguments: Sequence[Argument], dynamic_shared: int = 0) -> None:
-        """Arrays are read and written in place; wrap one in ``Output`` whose contents do not count. Missing last arguments are zero."""
+    def launch(self, grid: Sequence[int] | int, block: Sequence[int] | int, arguments: Sequence[Argument],
+               dynamic_shared: int = 0, cluster: int = 1) -> None:  # fmt: skip
+        """Arrays are read and written in place; wrap one in ``Output`` whose contents do not count. Missing last arguments are zero.
+        ``cluster`` blocks along x make up one."""
         blocks, threads = extents(grid), extents(block)
+        if blocks[0] % cluster or not 1 <= cluster <= CLUSTER_LIMIT:
+            raise ValueError(f"clusters of {cluster} blocks cannot make up a grid of {blocks}")
         if self.kernel.required_threads and extents(self.kernel.required_threads) != threads:
             raise ValueError(f"the kernel requires blocks of {self.kernel.required_threads}, not {threads}")
         if len(arguments) > len(self.kernel.parameters):
@@ -74,13 +80,14 @@ class Machine:
             raise ValueError(f"{shared} bytes of shared memory")
         memory, parameters = self._place(arguments)
         memory.several_blocks = int(np.prod(blocks)) > 1
-        launch = Launch(blocks, threads, dynamic_shared, memory, parameters)
-        clock = Clock(int(np.prod(threads)), 0)
+        launch = Launch(blocks, threads, dynamic_shared, cluster, memory, parameters)
+        positions = [(x, y, z) for z, y, x in itertools.product(*(range(extent) for extent in reversed(blocks)))]
+        now = 0
         try:
             with np.errstate(all="ignore"):
-                for number, (z, y, x) in enumerate(itertools.product(*(range(extent) for extent in reversed(blocks)))):
-                    clock = Clock(clock.threads, clock.now + 1)
-                    self._run(launch, (x, y, z), number, clock)
+                for first in range(0, len(positions), cluster):
+                    members = [self._block(launch, positions[number], number, now) for number in range(first, first + cluster)]
+                    now = self._run(members, now)
         finally:
             memory.write_back()
             for name, traffic in memory.traffic.items():
@@ -110,26 +117,54 @@ class Machine:
             content[parameter.offset : parameter.offset + parameter.size] = scalar_bytes(parameter, argument)
         return memory, ParameterMemory(bytes(content))
 
-    def _run(self, launch: Launch, position: Position, number: int, clock: Clock) -> None:
+    def _run(self, blocks: list[Block], now: int) -> int:
+        """Runs a cluster, its blocks in turn from one of its barriers to the next, at times from ``now`` on; returns the last one."""
+        for block in blocks:
+            block.cluster = blocks
+            if len(blocks) > 1:
+                block.shared.blocks = BlockRaces(len(block.shared.initialised))
+        left = [Scheduler(block, self.lines, self.limit) for block in blocks]
+        while left:
+            waiting = []
+            for scheduler in left:
+                block = scheduler.block
+                block.clock.start(now + 1)
+                if not scheduler.run():
+                    waiting.append(scheduler)
+                else:
+                    block.shared.left = True
+                now = block.clock.now
+            for block in blocks:
+                if block.shared.left and block.shared.visited:
+                    block.report("leaves a cluster early", "others are in its shared memory, with no barrier of the cluster after that", 0)
+                block.shared.meet()
+            left = waiting
+            if left:
+                left[0].block.global_.order.meet([scheduler.block.number for scheduler in left], now)
+            for scheduler in left:
+                scheduler.go_on()
+        return now
+
+    def _block(self, launch: Launch, position: Position, number: int, now: int) -> Block:
+        threads = int(np.prod(launch.block))
         sizes = {space: self.kernel.layouts[space].size for space in ("shared", "local")}
-        block = Block(
+        return Block(
             position=position,
             number=number,
-            threads=clock.threads,
+            threads=threads,
             instructions=self.kernel.instructions,
             findings=self.findings,
             counts=self.counts,
-            clock=clock,
-            special=special_registers(launch, position, sizes["shared"]),
+            clock=Clock(threads, now + 1),
+            special=special_registers(launch, position, number, sizes["shared"]),
             registers={**fresh(self.kernel.registers), CARRY.name: np.array(False)},
             shared=SharedMemory(sizes["shared"] + launch.dynamic_shared, self.units["shared"]),
-            local=LocalMemory(clock.threads, sizes["local"], self.units["local"]),
+            local=LocalMemory(threads, sizes["local"], self.units["local"]),
             global_=launch.memory,
             parameters=launch.parameters,
-            copies=CopyQueue(clock.threads),
+            copies=CopyQueue(threads),
             cache=None if self.cache is None else SectorCache(self.cache),
         )
-        Scheduler(block, self.lines, self.limit).run()
 
 
 def narrowest(kernel: Kernel, space: str) -> int:
@@ -199,7 +234,7 @@ def touches(instruction: Instruction, space: str) -> bool:
         return "async" in instruction.parts and space in ("shared", "global") and len(instruction.operands) > 1
     if instruction.opcode == "ldmatrix":
         return space == "shared"
-    return instruction.opcode in ("ld", "ldu", "st", "atom", "red") and space_of(instruction) in (space, "generic")
+    return instruction.opcode in ("ld", "ldu", "st", "atom", "red") and space_of(instruction) in (space, f"{space}_cluster", "generic")
 
 
 def access_bytes(instruction: Instruction) -> int:
@@ -209,7 +244,7 @@ def access_bytes(instruction: Instruction) -> int:
     return 16 if instruction.opcode == "ldmatrix" else min(16, WIDTH[instruction.type] * elements(instruction))
 
 
-def special_registers(launch: Launch, position: Position, static_shared: int) -> dict[str, Array]:
+def special_registers(launch: Launch, position: Position, number: int, static_shared: int) -> dict[str, Array]:
     grid, block, dynamic = launch.grid, launch.block, launch.dynamic_shared
     lanes = np.arange(int(np.prod(block)), dtype=np.uint32)
     lane, width, height = lanes % np.uint32(32), np.uint32(block[0]), np.uint32(block[1])
@@ -228,6 +263,8 @@ def special_registers(launch: Launch, position: Position, static_shared: int) ->
         "%lanemask_le": (np.uint32(2) << lane) - one,
         "%lanemask_gt": ~((np.uint32(2) << lane) - one),
         "%lanemask_ge": ~((one << lane) - one),
+        "%cluster_ctarank": np.uint32(number % launch.cluster),
+        "%cluster_nctarank": np.uint32(launch.cluster),
         "%dynamic_smem_size": np.uint32(dynamic),
         "%total_smem_size": np.uint32(static_shared + dynamic),
         "%clock": np.uint32(0),

@@ -151,13 +151,16 @@ def without_repeats(ordered: Array) -> Array:
 
 
 class SharedMemory(Space):
-    """Shared memory of one block, with the asynchronous copies that are on their way into it."""
+    """Shared memory of one block, with the asynchronous copies that are on their way into it. In a cluster, other blocks read and write it
+    too: between barriers of the cluster, one may write only what no other touches, and only while the block is there."""
 
     def __init__(self, size: int, unit: int) -> None:
         super().__init__("shared", size, unit)
         self.races = ThreadRaces(len(self.initialised))
         self.pending = np.full(len(self.initialised), -1)  # the instruction of the copy, or -1
         self.copies_under_way = 0  # counted by lanes
+        self.blocks: BlockRaces | None = None  # where there is a cluster
+        self.visited, self.left = False, False  # by another block since the last barrier of the cluster; by its own for good
 
     def load(self, access: Access, strong: bool = False) -> Array:
         self.check(access)
@@ -165,6 +168,9 @@ class SharedMemory(Space):
         self._check_pending(access, units, lanes)
         self.check_initialised(access, units, lanes)
         block = access.block
+        self._visit(access)
+        if self.blocks is not None:
+            block.report_race(self.blocks.read(units, lanes, block.here, block.number, strong), "race between blocks")
         block.report_race(self.races.read(units, lanes, block.here, block.clock, strong), "shared race")
         self._count(access)
         return self.gather(access)
@@ -177,9 +183,8 @@ class SharedMemory(Space):
 
     def update(self, access: Access, strong: bool = True) -> None:
         units, lanes = self.units(access)
-        block = access.block
         self._check_pending(access, units, lanes)
-        block.report_race(self.races.write(units, lanes, block.here, block.clock, strong), "shared race")
+        self._race_write(access, units, lanes, strong)
         self.initialised[units] = True
 
     def begin_copy(self, access: Access) -> None:
@@ -188,7 +193,7 @@ class SharedMemory(Space):
         units, lanes = self.units(access)
         block = access.block
         self._check_pending(access, units, lanes)
-        block.report_race(self.races.write(units, lanes, block.here, block.clock), "shared race")
+        self._race_write(access, units, lanes)
         self.pending[units] = block.here
         self.copies_under_way += access.lanes.size
 
@@ -200,6 +205,25 @@ class SharedMemory(Space):
         self.scatter(access, values)
         self._count(access)
         self.copies_under_way -= access.lanes.size
+
+    def meet(self) -> None:
+        """The blocks of the cluster are at their barrier."""
+        self.visited = False
+        if self.blocks is not None:
+            self.blocks.forget()
+
+    def _race_write(self, access: Access, units: Array, lanes: Array, atomic: bool = False) -> None:
+        block = access.block
+        self._visit(access)
+        if self.blocks is not None:
+            block.report_race(self.blocks.write(units, lanes, block.here, block.number, atomic), "race between blocks")
+        block.report_race(self.races.write(units, lanes, block.here, block.clock, atomic), "shared race")
+
+    def _visit(self, access: Access) -> None:
+        if access.block.shared is not self and access.lanes.size:
+            self.visited = True
+            if self.left:
+                access.block.report("shared memory of a block that has left", self.describe(int(access.offsets[0])), int(access.lanes[0]))
 
     def _check_pending(self, access: Access, units: Array, lanes: Array) -> None:
         if not self.copies_under_way:
@@ -213,6 +237,9 @@ class SharedMemory(Space):
     def _count(self, access: Access) -> None:
         """Wavefronts: how often the fullest of the 32 banks is needed. Wider accesses go by half or quarter warps."""
         if not access.lanes.size:
+            return
+        if access.block.shared is not self:
+            access.block.counts["cluster bytes"] += access.lanes.size * access.size
             return
         width = max(access.size, 4)
         group = access.lanes * width // 128

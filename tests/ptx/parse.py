@@ -139,7 +139,7 @@ STATEMENT = re.compile(
     re.S,
 )
 SPECIAL = re.compile(
-    r"%(?:n?tid|n?ctaid|laneid|n?warpid|n?smid|lanemask_\w+|clock\w*|globaltimer\w*|gridid|\w+_smem_size|envreg\d+|pm\d)(?:\.[xyzw])?$"
+    r"%(?:n?tid|n?ctaid|cluster_n?ctarank|laneid|n?warpid|n?smid|lanemask_\w+|clock\w*|globaltimer\w*|gridid|\w+_smem_size|envreg\d+|pm\d)(?:\.[xyzw])?$"
 )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from . import access, approximate, arithmetic, convert, logic, warp
 from .approximate import perturbed
 from .block import Block
@@ -20,13 +22,15 @@ NOTHING = {"nanosleep", "prefetch", "prefetchu", "griddepcontrol", "discard", "a
 
 @dataclass(frozen=True)
 class Barrier:
-    """``threads`` is None where all have to come. ``reduce`` combines a predicate over them and writes it."""
+    """``threads`` is None where all have to come, with ``cluster`` all of the cluster. ``reduce`` combines a predicate over them and writes
+    it."""
 
     number: Reader
     threads: Reader | None
     waits: bool
     aligned: bool
     reduce: Callable[[Block, Array], None] | None
+    cluster: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class Line:
 
 
 def program(kernel: Kernel, approximates: bool) -> list[Line]:
-    return [line(kernel, instruction, approximates) for instruction in kernel.instructions]
+    found = [line(kernel, instruction, approximates) for instruction in kernel.instructions]
+    for here, following in zip(found, [*found[1:], None], strict=True):
+        if here.name == "barrier.cluster.arrive" and (following is None or following.name != "barrier.cluster.wait"):
+            raise PTXError(f"nothing may stand between arrival at a cluster's barrier and the wait [{here.instruction.line}]")
+    return found
 
 
 def line(kernel: Kernel, instruction: Instruction, approximates: bool) -> Line:
@@ -57,6 +65,8 @@ def line(kernel: Kernel, instruction: Instruction, approximates: bool) -> Line:
     if opcode in ("ret", "exit"):
         return Line(**common, leaves=True)
     try:
+        if opcode == "barrier" and parts[0] == "cluster":
+            return Line(**common, **cluster_barrier(instruction))
         if opcode in ("bar", "barrier") and parts[0] != "warp":
             return Line(**common, barrier=barrier(instruction))
         if opcode in warp.BUILDERS or (opcode == "bar" and parts[:2] == ("warp", "sync")):
@@ -139,6 +149,15 @@ def barrier(instruction: Instruction) -> Barrier:
     return Barrier(reader(number, "u32"), threads, parts[0] != "arrive", aligned, reduce)
 
 
+def cluster_barrier(instruction: Instruction) -> dict[str, Any]:
+    """barrier.cluster.arrive, which says nothing to the thread itself, and barrier.cluster.wait behind it."""
+    if "relaxed" in instruction.parts or instruction.parts[1] not in ("arrive", "wait"):
+        raise unsupported(instruction)
+    if instruction.parts[1] == "arrive":
+        return {"step": lambda block, mask: None}
+    return {"barrier": Barrier(lambda block: np.zeros(1, np.uint32), None, True, "aligned" in instruction.parts, None, cluster=True)}
+
+
 def reduction(name: str, target: Operand, predicate: Operand) -> Callable[[Block, Array], None]:
     read, write = reader(predicate, "pred"), writer(target, "u32" if name == "popc" else "pred")
 
@@ -160,6 +179,8 @@ def class_name(instruction: Instruction) -> str:
         return ".".join((opcode, *(part for part in parts if part in ("async", "commit_group", "wait_group", "wait_all"))))
     if opcode == "bar" and parts[:1] == ("warp",):
         return "bar.warp"
+    if opcode == "barrier" and parts[:1] == ("cluster",):
+        return ".".join((opcode, *parts[:2]))
     if opcode in OPERATIONS and parts and parts[-1] in WIDTH and not isinstance(instruction.operands[0], Vector):
         return f"{opcode}.{parts[-1]}"
     return opcode

@@ -45,6 +45,11 @@ class Clock:
         self.block_time = np.full(self.several + 1, start)
         self.warp_time = np.full(self.several + 1, -1)
 
+    def start(self, now: int) -> None:
+        """What other blocks of the cluster did until now lies before all to come."""
+        self.now = now
+        self.barrier(np.ones(self.threads, bool))
+
     def barrier(self, members: Array) -> None:
         """The threads of a mask have met."""
         self.now += 1
@@ -190,6 +195,10 @@ class BlockRaces:
         self.atomic[units] = atomic & (both_atomic | (writer == NOBODY))
         self.write_place[units] = place
         return race
+
+    def forget(self) -> None:
+        """All accesses so far come before those to come."""
+        self.writer[:] = self.reader[:] = NOBODY
 
     @staticmethod
     def _others(blocks: Array, units: Array, lanes: Array, block: int, wrote: bool, ordered: Ordered | None) -> Array:

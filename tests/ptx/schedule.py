@@ -1,6 +1,7 @@
 """Runs one block: of the threads that can run, those at the lowest instruction go first, so that diverged paths meet again.
 
-All warps move together where they agree. Threads wait at barriers for the block, and at warp operations for the lanes that these name.
+All warps move together where they agree. Threads wait at barriers for the block or its cluster, and at warp operations for the lanes that
+these name.
 """
 
 from collections import defaultdict
@@ -13,7 +14,7 @@ from .program import Barrier, Line
 from .rounding import Array
 from .warp import by_thread, by_warp, lane_bits
 
-RUNNING, AT_BARRIER, AT_WARP_OPERATION, EXITED = range(4)
+RUNNING, AT_BARRIER, AT_WARP_OPERATION, AT_CLUSTER, EXITED = range(5)
 
 
 class Scheduler:
@@ -26,15 +27,27 @@ class Scheduler:
         self.barrier = np.full(block.threads, -1)  # the number of the barrier at which a thread waits
         self.arrived: dict[int, Array] = defaultdict(lambda: np.zeros(block.threads, bool))  # by bar.arrive, without waiting
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """To the end; or, and False, until all threads that are left wait for the other blocks of the cluster."""
         while True:
             running = self.state == RUNNING
             if running.any():
                 self.advance(running)
-            elif (self.state == EXITED).all():
-                return
+            elif (self.state >= AT_CLUSTER).all():
+                return bool((self.state == EXITED).all())
             elif not self.release():
                 self.deadlock()
+
+    def go_on(self) -> None:
+        """The other blocks of the cluster have come too."""
+        waiting = self.state == AT_CLUSTER
+        for place in np.unique(self.place[waiting]):
+            self.block.here = int(place)
+            barrier = self.lines[int(place)].barrier
+            if barrier is not None and barrier.aligned:
+                self.check_whole_warps(waiting & (self.place == place))
+        self.state[waiting] = RUNNING
+        self.place[waiting] += 1
 
     def advance(self, running: Array) -> None:
         """Takes the group at the lowest instruction on until it splits, waits, or comes to where others are."""
@@ -130,6 +143,9 @@ class Scheduler:
             raise block.fault("warp operation names an exited lane", f"lane {lane} is not there any more", thread)
 
     def arrive(self, barrier: Barrier, here: int, active: Array) -> None:
+        if barrier.cluster:
+            self.state[active], self.place[active] = AT_CLUSTER, here
+            return
         numbers = self.block.spread(barrier.number(self.block))
         if barrier.waits:
             self.state[active], self.place[active] = AT_BARRIER, here

@@ -24,6 +24,7 @@ FLOATS = ("f16", "bf16", "f16x2", "bf16x2", "f32", "f32x2", "f64")
 
 # Generic addresses of the windows of shared and local memory; their low halves are zero, so that 32 bits of an address are the offset.
 SHARED_WINDOW, LOCAL_WINDOW, GLOBAL_WINDOW = 0x0001_0000_0000_0000, 0x0002_0000_0000_0000, 0x0000_7000_0000_0000
+CLUSTER_SHIFT = 24  # addresses of shared::cluster: this block's own as they are, those of block r of the cluster from r + 1 of these on
 WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "global": 0, "param": 0, "const": 0}
 
 

@@ -35,12 +35,13 @@ def machine(body: str, parameters: Sequence[str] = (), outside: str = "", approx
 
 
 def run(
-    body: str, arguments: Sequence[Argument], grid: int = 1, block: int | tuple[int, ...] = 32, outside: str = "", dynamic_shared: int = 0
-) -> Machine:
+    body: str, arguments: Sequence[Argument], grid: int = 1, block: int | tuple[int, ...] = 32, outside: str = "", dynamic_shared: int = 0,
+    cluster: int = 1,
+) -> Machine:  # fmt: skip
     """Runs a body whose parameters follow from the arguments: b32 for numbers of Python's, u64 for the rest."""
     types = ["b32" if isinstance(argument, int | float) else "u64" for argument in arguments]
     made = machine(body, types, outside)
-    made.launch(grid, block, arguments, dynamic_shared)
+    made.launch(grid, block, arguments, dynamic_shared, cluster)
     return made
 
 
