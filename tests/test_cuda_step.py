@@ -237,7 +237,8 @@ def test_several_clusters(machine: Callable[..., Any], family: str, steps: int) 
 def test_dtype_in_clusters(machine: Callable[..., Any], dtype: torch.dtype, parts: dict[str, Any]) -> None:
     several = (("additive", 1), ("additive", 2), ("multiplicative", 2)) if parts is ONE_PART else (("additive", 1),)
     for family, steps in several:
-        checked(machine, build(family, of_parts(parts, steps, 20, 11), dtype, hidden="lengths"), **parts)
+        dims = of_parts(parts, steps, 20, 11)
+        checked(machine, build(family, dims if parts is ONE_PART else dataclasses.replace(dims, value_width=191), dtype), **parts)
 
 
 @pytest.mark.parametrize("steps", [5, 16])
@@ -246,6 +247,42 @@ def test_beams_in_clusters(machine: Callable[..., Any], family: str, steps: int)
     """A cluster reads its queries once. More columns than threads take at a time, and widths that no vector divides."""
     checked(machine, build(family, of_parts(ONE_PART, steps, 40, 36), hidden="spans"), **ONE_PART)
     checked(machine, build(family, of_parts(ONE_PART, steps, 9, 301), hidden="lengths per query"), **ONE_PART)
+    checked(machine, build(family, of_parts(ONE_PART, steps, 301, 9)), **ONE_PART)
+
+
+def test_columns_of_some_threads(machine: Callable[..., Any]) -> None:
+    """Where columns are too few for all threads and too many for two groups, some have none."""
+    checked(machine, build("additive", of_parts(ONE_PART, 16, 200, 12)), **ONE_PART)
+
+
+def test_eight_blocks_of_unequal_work(machine: Callable[..., Any]) -> None:
+    dims = Dims(batch=1, steps=3, source=249, width=16, value_width=24)
+    checked(machine, build("additive", dims, hidden="lengths"), processors=132, capability=90, splits=8, cluster=8)
+
+
+def test_a_block_without_work(machine: Callable[..., Any]) -> None:
+    """The pieces before it have a position more than a 64th."""
+    dims = Dims(batch=1, steps=1, source=2049, width=8, value_width=8)
+    checked(machine, build("multiplicative", dims), processors=132, capability=90, splits=64, cluster=8)
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(0, 8), (8, 0), (0, 0)])
+@pytest.mark.parametrize("steps", [1, 16])
+def test_no_columns_in_clusters(machine: Callable[..., Any], steps: int, width: int, value_width: int) -> None:
+    for family in ("additive", "multiplicative"):
+        checked(machine, build(family, of_parts(ONE_PART, steps, width, value_width)), **ONE_PART)
+
+
+def test_a_part_of_infinite_scores(machine: Callable[..., Any]) -> None:
+    """Scores of -inf weigh nothing beside others, if all that one part sees are so."""
+    case = build("multiplicative", of_parts(THREE_PARTS))
+    keys = case.keys.clone()
+    keys[:, :250] = -torch.sign(case.query[0, 0]) * 1e38
+    changed = case.replace(keys=keys, query=case.query * 1e3)
+    got, expected = machine(functools.partial(call, changed, "cpu"), **THREE_PARTS), call(changed, "reference")
+    assert (expected[1][..., :250] == 0).all()
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_heads_in_clusters(machine: Callable[..., Any]) -> None:
@@ -305,3 +342,30 @@ def test_what_orders_threads_and_blocks_is_needed(opcode: str, capability: int) 
     with contextlib.suppress(AssertionError):  # counters that are not zero again
         device.forward(case.query, case.keys, case.values, case.v, 1.0, None, None)
     assert any("race" in finding for finding in device.findings)
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_each_barrier_of_the_cluster_is_needed(direction: str, number: int) -> None:
+    """The shares of queries are there; all are done with them; what blocks found is there; all are done with that."""
+
+    def without(source: str, name: str, architecture: str) -> Kernel:
+        kernel = cuda_machine.kernel(source, name, architecture)
+        if direction not in name:
+            return kernel
+        barriers = [place for place, item in enumerate(kernel.instructions) if item.opcode == "barrier"]
+        if len(barriers) != 8:
+            raise ValueError(f"{len(barriers)} halves of barriers")
+        left_out = barriers[2 * number : 2 * number + 2]
+        kept = [item for place, item in enumerate(kernel.instructions) if place not in left_out]
+        labels = {label: place - sum(each < place for each in left_out) for label, place in kernel.labels.items()}
+        return dataclasses.replace(kernel, instructions=kept, labels=labels)
+
+    case = build("additive", of_parts(ONE_PART, 3))
+    device = Steps(kernel_of=without, capability=90, processors=132)
+    context, weights = device.forward(case.query, case.keys, case.values, case.v, 1.0, None, None)
+    if direction == "backward":
+        grads = torch.ones_like(context), torch.ones_like(weights)
+        device.backward(*grads, case.query, case.keys, case.values, case.v, 1.0, weights, None, None)
+    assert device.findings
+    assert all(launch.cluster == 4 for launch in device.launches)

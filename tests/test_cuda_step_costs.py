@@ -1,5 +1,6 @@
 """What the CUDA kernels of steps promise of their costs: bytes, shared memory without conflicts, no spills, blocks side by side, slots."""
 
+import itertools
 from collections.abc import Sequence
 
 import cuda_machine
@@ -80,6 +81,27 @@ def test_arithmetic_hides_behind_memory() -> None:
                 sizes = (4 * processors, 1, 1, 400, 512, 512)
                 (launch,) = launches_of(backward, True, sizes, dtype, processors, capability)
                 assert launch.seconds == pytest.approx(sizes[0] * 400 * 1024 * size / bandwidth)
+
+
+@pytest.mark.parametrize("capability", [90, 120])
+def test_clusters_of_launches(capability: int) -> None:
+    """Whole clusters, which fit a processor, take at most half of the blocks from work, and are there where their shared memory is."""
+    room, taken = {90: 228, 120: 100}[capability] * 1024 - 1152, 0
+    for batch, steps, source, width in itertools.product((1, 4, 16, 64), (1, 4, 5, 16), (1, 50, 400, 2049, 8192), (0, 64, 256, 928)):
+        for dtype, backward in itertools.product((torch.float32, torch.bfloat16, torch.float64), (False, True)):
+            arguments = (backward, True, (batch, 1, steps, source, width, width), dtype, 132)
+            pieces, found = launches_of(*arguments, 80), launches_of(*arguments, capability)
+            assert len(pieces) == len(found)
+            for alone, launch in zip(pieces, found, strict=True):
+                assert alone.cluster == 1
+                assert launch.cluster in (1, 2, 4, 8)
+                assert launch.splits % launch.cluster == 0
+                assert launch.blocks == batch * launch.splits
+                assert 2 * launch.splits >= alone.splits
+                assert launch.shared <= room
+                assert launch.cluster > 1 or alone.splits == 1 or capability == 120
+                taken += launch.cluster > 1
+    assert taken > 500
 
 
 def test_widths_that_no_kernel_takes() -> None:

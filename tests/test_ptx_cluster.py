@@ -101,6 +101,39 @@ def test_writing_to_another() -> None:
     assert "shared race" in kinds(machine)
 
 
+# Each thread's number comes from global memory by an asynchronous copy, which arrives where a wait demands it.
+COPY = f"""
+ld.param.u64 %rd0, [p0];
+ld.param.u64 %rd2, [p1];
+mov.u32 %r2, mine;
+mad.lo.u32 %r3, %tid, 4, %r2;
+mad.wide.u32 %rd3, %tid, 4, %rd2;
+cp.async.ca.shared.global [%r3], [%rd3], 4;
+{SYNC} // under way
+cp.async.wait_all;
+{SYNC} // all is there
+mov.u32 %r4, %cluster_ctarank;
+xor.b32 %r4, %r4, 1;
+mapa.shared::cluster.u32 %r5, %r3, %r4;
+ld.shared::cluster.u32 %r6, [%r5];
+{SYNC} // before a block leaves
+mov.u32 %r0, %ctaid.x;
+mad.lo.u32 %r1, %r0, {THREADS}, %tid;
+mad.wide.u32 %rd1, %r1, 4, %rd0;
+st.global.u32 [%rd1], %r6;
+"""
+
+
+def test_copies() -> None:
+    """What arrives behind a barrier is written there."""
+    source = np.arange(THREADS, dtype=np.uint32) + 7
+    machine, numbers = launch(COPY, source)
+    assert not machine.findings
+    assert (numbers == source).all()
+    machine, _ = launch(COPY.replace(FIRST, ""), source)
+    assert "race between blocks" in kinds(machine)
+
+
 GLOBAL = f"""
 ld.param.u64 %rd0, [p0];
 ld.param.u64 %rd2, [p1];
@@ -150,6 +183,7 @@ def test_a_warp_that_comes_in_pieces() -> None:
         (f"and.b32 %r4, %r4, {CLUSTER - 1};", "", f"block {CLUSTER} of a cluster of {CLUSTER}"),
         ("[%r5]", f"[%r5+{4 * THREADS}]", "shared access out of bounds"),
         ("[%r5]", "[%r5+2]", "misaligned shared access"),
+        ("[%r5]", f"[%r5+{CLUSTER << 24}]", f"an address of block .* of a cluster of {CLUSTER}"),
     ],
 )
 def test_faults(line: str, instead: str, says: str) -> None:
@@ -160,8 +194,12 @@ def test_faults(line: str, instead: str, says: str) -> None:
 def test_what_it_does_not_know() -> None:
     """Rather than to take an order for granted that there is not."""
     between = NEIGHBOURS.replace(FIRST, FIRST.replace(";\n", ";\nadd.u32 %r4, %r4, 0;\n", 1))
-    with pytest.raises(PTXError, match="nothing may stand between"):
-        launch(between)
+    wait = "barrier.cluster.wait.acquire.aligned;"
+    behind_a_label = FIRST.replace(wait, f"$late:\n{wait}") + "\nsetp.ne.u32 %p1, %tid, %tid;\n@%p1 bra $late;"
+    one_alone = FIRST.replace("barrier.cluster.wait", "@%p1 barrier.cluster.wait")
+    for barrier in (between, *(NEIGHBOURS.replace(FIRST, instead) for instead in (wait, behind_a_label, one_alone))):
+        with pytest.raises(PTXError, match="the wait right behind it"):
+            launch(barrier)
     with pytest.raises(PTXError):
         launch(NEIGHBOURS.replace("arrive.release", "arrive.relaxed"))
     with pytest.raises(ValueError, match="clusters of 3 blocks"):

@@ -1,4 +1,4 @@
-// The parts of a step's kernels: which positions are seen, sums over the width of rows, sums over rows, and who comes last.
+// What a step's kernels are made of: which positions are seen, sums over the width of rows, sums over rows, and who comes last.
 #pragma once
 
 #include <type_traits>
@@ -207,7 +207,7 @@ struct Left {
   int64_t padded;
 
   __device__ __forceinline__ Left(void* data, int64_t padded) : rows(static_cast<R*>(data)), padded(padded) {}
-  __device__ __forceinline__ R* row(int t) const { return rows + t * (padded + 4); }
+  __device__ __forceinline__ R* row(int t) const { return rows + t * (padded + kMore); }
   __device__ __forceinline__ R* more(int t) const { return row(t) + padded; }
 };
 
@@ -286,7 +286,7 @@ __device__ __forceinline__ int lanes_of(int rows, int sets, int at_once) {
   return lanes;
 }
 
-// q . k or, with Tanh, v . tanh(q + k) of the seen rows of a part and the queries, handed to `use(row, query, sum)`.
+// q . k or, with Tanh, v . tanh(q + k) of the seen rows of a piece and the queries, handed to `use(row, query, sum)`.
 template <class T, int Q, bool Tanh, class Use>
 __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const uint16_t* seen, const Rows<T>& queries, int steps,
                                          const T* v, const Factors<T, Tanh>& factors, Use use) {
@@ -417,7 +417,7 @@ struct Itself {
   }
 };
 
-// Sums over the seen rows of a part of what `terms` makes of their elements, times `Each` numbers of each query; handed to
+// Sums over the seen rows of a piece of what `terms` makes of their elements, times `Each` numbers of each query; handed to
 // `use(query, first column, sums by each)`, N columns at a time.
 template <class T, int Q, int Each, int N, class Terms, class Use>
 __device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int steps, const uint16_t* seen, int W,
@@ -433,7 +433,7 @@ __device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int 
     const int across = vectors - pass < most ? vectors - pass : most, threads = across * sets;
     const int groups = kStepThreads / threads, group = threadIdx.x / threads, at = (pass + threadIdx.x % threads / sets) * N;
     R sums[Each][Q][N] = {};
-    terms.begin(first, at);
+    terms.begin(first, group < groups ? at : rows.width);  // threads too many have none: others may be done with theirs
 #pragma unroll 1
     for (int start = group; group < groups && start < count; start += groups * kAtOnce) {
       const T* from = rows.at(start) + at;
@@ -471,13 +471,13 @@ __device__ __forceinline__ void column_sums(const Rows<T>& rows, int count, int 
   }
 }
 
-// Whether this block is the last of `parts` to come here; what all of them wrote before may be read then. The counter is zero again.
-__device__ __forceinline__ bool comes_last(unsigned* counter, int parts) {
+// Whether this block is the last of so many to come here; what all of them wrote before may be read then. The counter is zero again.
+__device__ __forceinline__ bool comes_last(unsigned* counter, int blocks) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    last = atomicInc(counter, parts - 1) == parts - 1;
+    last = atomicInc(counter, blocks - 1) == blocks - 1;
     __threadfence();
   }
   __syncthreads();

@@ -12,7 +12,9 @@ namespace onepass::cuda {
 
 constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32, kMostQueries = 16;
 constexpr int kCluster = 8;      // blocks that every device with clusters takes
-constexpr int kFewestRows = 24;  // of a block that makes up a cluster
+constexpr int kFewestRows = 24;  // of a block where one more makes up a cluster
+constexpr int kMore = 4;         // numbers that a block leaves for its cluster behind a row of sums
+constexpr int kReserved = 1152;  // bytes of a processor's shared memory that are the system's and, of a kernel, not dynamic
 
 ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
@@ -35,7 +37,7 @@ ONEPASS_ANYWHERE constexpr int64_t step_factors(int64_t width, int W, int size, 
   return size == 8 && additive ? 0 : padded * W + (additive ? padded + padded / 2 : 0);
 }
 
-// Bytes of dynamic shared memory, by what is kept there. `left`: numbers of a row that a block leaves of each query for its cluster, or 0.
+// Bytes of dynamic shared memory, by what is kept there. `left`: numbers that a block leaves of each query for its cluster, 0 without one.
 struct StepLayout {
   int64_t numbers, exchange, seen, windows, rows_left, total;  // the factors come first, in whose place sums are folded later
 
@@ -46,7 +48,7 @@ struct StepLayout {
     seen = exchange + (kStepWarps + 2) * kMostQueries * wide;
     windows = seen + up_to(rows * 2, 16);
     rows_left = up_to(windows + W * 8, 16);
-    total = left == 0 ? windows + W * 8 : rows_left + W * (left + 4) * wide;
+    total = left == 0 ? windows + W * 8 : rows_left + W * left * wide;
   }
 };
 
@@ -64,9 +66,9 @@ inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work,
   static const char* const names[] = {"f32", "f64", "bf16", "f16"};
   const int size = size_of(dtype), W = step_queries(shape.T), Q = W == 1 ? 1 : 4;
   const int64_t factors = step_factors(work.row_width, W, size, work.additive), per_row = step_stride(W, work.each) * wide_size(size);
-  const int64_t most = 16 * 1024 / per_row;  // positions of a part
+  const int64_t most = 16 * 1024 / per_row;  // positions of a piece
   Launch launch;
-  if (StepLayout(most, W, work.each, factors, size, 0).total > 99 * 1024) return launch;
+  if (StepLayout(most, W, work.each, factors, size, 0).total > 100 * 1024 - kReserved) return launch;
   const int64_t groups = shape.B * shape.H * ceil_div(shape.T, W);
   const int64_t wanted = ceil_div(2 * device.processors, groups > 0 ? groups : 1), useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
   const int64_t fewest = ceil_div(shape.S, most), splits = wanted < useful ? wanted : useful;
@@ -74,28 +76,27 @@ inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work,
   launch.splits = static_cast<int>(splits > fewest ? splits : fewest > 1 ? fewest : 1);
   const Rates rate = rates(device);
   const auto shared = [&](int64_t splits, int cluster) {
-    const int64_t left = cluster == 1 ? 0 : work.each * step_padded(work.column_width);
+    const int64_t left = cluster == 1 ? 0 : work.each * step_padded(work.column_width) + kMore;
     return StepLayout(ceil_div(shape.S, splits), W, work.each, factors, size, left).total;
   };
-  // Clusters so large and so many that most blocks have work, but what they move beside keys and values is at most a 25th of these: the
-  // queries and, to and from global memory, the scores and rows that several parts leave.
-  const int64_t T = shape.T < W ? shape.T : W, left = 2 * T * wide_size(size);
+  // Clusters that leave most blocks, of those that move at most a 25th beside keys and values: the queries and, to and from global memory,
+  // the scores and rows that several parts leave. Where that takes more than half of the blocks from work, whatever they move.
+  const int64_t T = shape.T < W ? shape.T : W, left = 2 * T * wide_size(size), pieces = launch.splits;
   const int64_t beside = T * (work.row_width + (work.each - 1) * work.column_width) * size + (work.additive ? work.row_width * size : 0);
-  const int64_t limit = shape.S * (work.row_width + work.column_width) * size / 25, pieces = launch.splits;
-  for (int cluster = kCluster; device.clusters && cluster > 1; cluster /= 2) {
-    const int64_t least = fewest > cluster ? ceil_div(fewest, cluster) : 1;
-    for (int64_t parts = ceil_div(pieces, cluster); parts >= least; --parts) {
-      const int64_t blocks = parts * cluster, moved = (Q == 1 ? blocks : parts) * beside +
-                            (parts > 1 ? left * (shape.S + parts * work.each * work.column_width) : 0);
-      if (blocks > pieces && (shape.S < kFewestRows * blocks || groups * blocks > 2 * device.processors)) continue;
-      if ((parts > least && moved > limit) || shared(blocks, cluster) > rate.shared - 1024) continue;
-      if (launch.cluster == 1 || blocks > launch.splits) {
-        launch.splits = static_cast<int>(blocks);
-        launch.cluster = cluster;
-      }
-      break;
+  const int64_t limit = shape.S * (work.row_width + work.column_width) * size / 25;
+  bool frugal = false;
+  for (int cluster = kCluster; device.clusters && cluster > 1; cluster /= 2)
+    for (int64_t parts = ceil_div(pieces, cluster); parts > 0 && parts * cluster >= fewest; --parts) {
+      const int64_t blocks = parts * cluster, between = parts > 1 ? left * (shape.S + parts * work.each * work.column_width) : 0;
+      if (blocks > pieces && shape.S < kFewestRows * blocks) continue;
+      if (blocks > pieces && pieces > fewest && groups * blocks > 2 * device.processors) continue;
+      if (shared(blocks, cluster) > rate.shared - kReserved) continue;
+      const bool little = (parts == 1 || (Q == 1 ? blocks : parts) * beside + between <= limit) && 2 * blocks >= pieces;
+      if (launch.cluster > 1 && (little == frugal ? blocks <= launch.splits : frugal)) continue;
+      launch.splits = static_cast<int>(blocks);
+      launch.cluster = cluster;
+      frugal = little;
     }
-  }
   launch.blocks = groups * launch.splits;
   launch.threads = kStepThreads;
   launch.shared = static_cast<int>(shared(launch.splits, launch.cluster));

@@ -1,6 +1,6 @@
 // With p = grad_context . value + grad_weights, r = sum of weight p: the gradient of a score is g = weight (p - r), and the query gets
-// 4 v sum of g (r_a - r_a^2), where tanh = 1 - 2 r_a, or scale times the sum of g key. As r is of all parts, a part sums (p - c) and 1
-// in place of (p - r), with its own mean c of p, so that what is added later, (c - r) times the second sum, is small.
+// 4 v sum of g (r_a - r_a^2), where tanh = 1 - 2 r_a, or scale times the sum of g key. As r is of the whole source, a block sums (p - c) and 1
+// in place of (p - r), with the mean c of p of its piece, so that what is added later, (c - r) times the second sum, is small.
 #pragma once
 
 #include "step.cuh"
@@ -252,7 +252,7 @@ __device__ void step_backward(const StepBackward& args) {
   const Place place(shape, args.splits, args.cluster, W);
   const bool gathers = place.gathers(), shares = Q > 1 && gathers, apart = place.apart(), alone = args.splits == 1;
   const int64_t factor_numbers = step_factors(shape.D, W, sizeof(T), false), padded = 2 * step_padded(shape.A);
-  const StepLayout layout(ceil_div(shape.S, args.splits), W, 2, factor_numbers, sizeof(T), gathers ? padded : 0);
+  const StepLayout layout(ceil_div(shape.S, args.splits), W, 2, factor_numbers, sizeof(T), gathers ? padded + kMore : 0);
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
@@ -272,7 +272,7 @@ __device__ void step_backward(const StepBackward& args) {
     constexpr int kPiece = 16 / sizeof(R);
     cluster_sync();
     if (of_context) factors.collect(rank, cluster);
-    if (stages) collect<kPiece>(left.rows, place.steps, left.padded + 4, static_cast<int>(ceil_div(shape.A, kPiece)), rank, cluster);
+    if (stages) collect<kPiece>(left.rows, place.steps, left.padded + kMore, static_cast<int>(ceil_div(shape.A, kPiece)), rank, cluster);
   }
   __syncthreads();
   if (of_context) {

@@ -9,7 +9,7 @@ template <class T>
 __device__ __forceinline__ void combine_forward(const StepForward& args, const Place& place, Wide<T>* exchange) {
   using R = Wide<T>;
   const Parts<R> parts(args.parts, args.shape, step_padded(args.shape.D), place);
-  constexpr int N = 4;
+  constexpr int N = 16 / sizeof(R);
   const int D = static_cast<int>(args.shape.D), vectors = static_cast<int>(ceil_div(D, N)), W = place.W, mine = threadIdx.x % W;
   const Rows<T> contexts(args.context, place.b, place.h, place.t, D);
   const bool whole = contexts.template whole<N>();
@@ -87,7 +87,8 @@ __device__ __forceinline__ void gather_forward(const StepForward& args, const Pl
     for (int other = 0; other < place.cluster; ++other) {
       R found[2];
       read_block<2>(found, other, left.more(mine));
-      const R factor = found[1] == R(0) ? R(-1) : softmax_term(found[0], highest);  // -1: it sees nothing
+      // Infinite scores make NaNs where they are seen last: in this cluster, or where all parts are. -1: a block that sees nothing.
+      const R term = apart && found[0] == highest ? R(1) : softmax_term(found[0], highest), factor = found[1] == R(0) ? R(-1) : term;
       if (found[1] != R(0)) total += found[1] * factor;
       factors[other * kMostQueries + mine] = factor;
     }
@@ -138,9 +139,9 @@ __device__ void step_forward(const StepForward& args) {
   const Shape& shape = args.shape;
   const int W = Q == 1 ? 1 : step_queries(shape.T), stride = step_stride(W, 1);
   const Place place(shape, args.splits, args.cluster, W);
-  const bool gathers = place.gathers(), shares = Q > 1 && gathers, apart = place.apart();
+  const bool gathers = place.gathers(), shares = Q > 1 && gathers && !(Additive && sizeof(T) == 8), apart = place.apart();
   const int64_t factor_numbers = step_factors(shape.A, W, sizeof(T), Additive), padded = step_padded(shape.D);
-  const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, factor_numbers, sizeof(T), gathers ? padded : 0);
+  const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, factor_numbers, sizeof(T), gathers ? padded + kMore : 0);
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);

@@ -258,9 +258,8 @@ class AttentionMemory:
 
     def _leave(self, *tensors: Tensor | None) -> None:
         """What a call's backward has for the root, if this backward comes to it."""
-        root = None if self._root is None else self._root.grad_fn
-        if root is not None and self._deposits is not None and torch._C._will_engine_execute_node(root):
-            self._deposits.leave(*tensors)
+        if self._root is not None and self._deposits is not None:
+            self._deposits.leave(self._root, tensors)
 
     def _versions_now(self) -> list[int]:
         return [tensor._version for tensor in (self.keys, self.values, self.v, self.lengths, self.mask) if tensor is not None]
@@ -364,8 +363,13 @@ class _Deposits:
         self.lengths, self.mask, self.ops = lengths, mask, ops
         self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
 
-    def leave(self, *tensors: Tensor | None) -> None:
-        self._of.setdefault(torch._C._current_graph_task_id(), []).append(tensors)
+    def leave(self, root: Tensor, tensors: tuple[Tensor | None, ...]) -> None:
+        backward = torch._C._current_graph_task_id()
+        left, node = self._of.get(backward), root.grad_fn
+        if left is not None:
+            left.append(tensors)
+        elif node is not None and torch._C._will_engine_execute_node(node):
+            self._of[backward] = [tensors]
 
     def take(self) -> list[tuple[Tensor | None, ...]]:
         """Those of the backward that is running. Those of one that failed stay unused until the memory goes."""
@@ -435,6 +439,14 @@ def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
     return stacked
 
 
+def _past_autograd(op: Any, *arguments: Any) -> Any:
+    """An op in a backward. Its own autograd, which is Python, is there to refuse second derivatives: nobody asks for them, usually."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.default(*arguments)
+
+
 class _Step(torch.autograd.Function):
     """One call of :meth:`AttentionMemory.attend`: gives the query its gradient and leaves the rest with the memory."""
 
@@ -458,13 +470,15 @@ class _Step(torch.autograd.Function):
         limits = memory.lengths if spans is None else spans
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
-            grad_query, grad_scores = memory._ops_for(query).multiplicative_step_backward(
-                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask
-            )
+            grad_query, grad_scores = _past_autograd(
+                memory._ops_for(query).multiplicative_step_backward,
+                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask,
+            )  # fmt: skip
         else:
-            grad_query, grad_scores = memory._ops.additive_step_backward(
-                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask
-            )
+            grad_query, grad_scores = _past_autograd(
+                memory._ops.additive_step_backward,
+                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
+            )  # fmt: skip
         memory._leave(query, grad_scores, spans, weights, grad_context)
         return grad_query, None, None, None
 
@@ -489,7 +503,9 @@ class _Context(torch.autograd.Function):
         limits = memory.lengths if spans is None else spans
         grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_weights = memory._ops.weighted_values_backward(grad_context, memory._step_values, limits, memory.mask)
+            grad_weights = _past_autograd(
+                memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, memory.mask
+            )
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
         memory._leave(None, None, spans, wide, grad_context)
         return grad_weights, None, None, None

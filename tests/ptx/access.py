@@ -54,6 +54,8 @@ def requests(block: Block, space: str, addresses: Array, mask: Array | None, siz
     everyone = np.arange(lanes.size)
     if space == "shared_cluster":
         for owner in np.unique(wanted >> CLUSTER_SHIFT):
+            if owner > len(block.cluster):
+                raise block.fault("no such block", f"an address of block {owner - 1} of a cluster of {len(block.cluster)}", int(lanes[0]))
             inside = wanted >> CLUSTER_SHIFT == owner
             shared = block.shared if owner == 0 else block.cluster[int(owner) - 1].shared
             yield shared, Access(block, lanes[inside], wanted[inside] - (owner << CLUSTER_SHIFT), size, width), everyone[inside]

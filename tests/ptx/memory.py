@@ -202,6 +202,8 @@ class SharedMemory(Space):
         self.pending[units] = -1
         self.initialised[units] = True
         self.races.note_write(units, lanes, place, access.block.clock)
+        if self.blocks is not None:
+            access.block.report_race(self.blocks.write(units, lanes, place, access.block.number), "race between blocks")
         self.scatter(access, values)
         self._count(access)
         self.copies_under_way -= access.lanes.size

@@ -1,5 +1,6 @@
 """A kernel's instructions, bound to what carries them out."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,15 @@ class Line:
 
 def program(kernel: Kernel, approximates: bool) -> list[Line]:
     found = [line(kernel, instruction, approximates) for instruction in kernel.instructions]
-    for here, following in zip(found, [*found[1:], None], strict=True):
-        if here.name == "barrier.cluster.arrive" and (following is None or following.name != "barrier.cluster.wait"):
-            raise PTXError(f"nothing may stand between arrival at a cluster's barrier and the wait [{here.instruction.line}]")
+    barriers = [place for place, each in enumerate(found) if each.name.startswith("barrier.cluster.")]
+    entered = set(kernel.labels.values())
+    for arrival, wait in itertools.zip_longest(barriers[::2], barriers[1::2]):
+        here, following = found[arrival], found[arrival + 1] if wait == arrival + 1 else None
+        names = here.name, "" if following is None else following.name
+        alike = following is not None and here.instruction.predicate == following.instruction.predicate
+        if names != ("barrier.cluster.arrive", "barrier.cluster.wait") or not alike or wait in entered:
+            at = here.instruction.line
+            raise PTXError(f"a cluster's barrier is an arrival and the wait right behind it, for the same threads [{at}]")
     return found
 
 
