@@ -11,6 +11,11 @@ constexpr int kTileRows = kRegisters == 32 ? 6 : 3;  // times four vectors of co
 constexpr int64_t kMostQueries = 256;                // that any caller takes at once
 constexpr int64_t kMany = 16;                        // rows for which transposing the others pays
 constexpr int64_t kPanel = 96;                       // positions that are summed by themselves, so that roundings of long sums stay few
+constexpr int kLine = 64;                            // bytes of a cache line
+
+// Whether tiles fetch what comes later: of vectors that are shorter than a line that would take too many instructions.
+template <class R>
+constexpr bool kFetches = sizeof(Vec<R>) == kLine;
 
 // At which positions the terms of a sum lie: where it is cut into panels must not depend on what other terms there are.
 struct Positions {
@@ -37,9 +42,9 @@ ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) 
   for (int i = 0; i < M; ++i) __builtin_memcpy(out + i * stride, block + i * N, N * sizeof(R));
 }
 
-// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns. One row on
-// the left reads each but once, and so fetches those that come next meanwhile, so many elements ahead.
-template <class R, int M, int N, class Element>
+// Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns. Who reads
+// these rows first fetches those that come next meanwhile, so many elements ahead.
+template <class R, int M, int N, bool First, class Element>
 ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, int64_t ahead, int64_t n, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M * N] = {};
@@ -48,7 +53,7 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
     Vec<R> r[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      if constexpr (M == 1) __builtin_prefetch(right[j] + (c + ahead));
+      if constexpr (First && (M == 1 || kFetches<R>)) __builtin_prefetch(right[j] + (c + ahead));
       r[j] = load_as<R>(right[j] + c);
     }
 #pragma GCC unroll 8
@@ -69,21 +74,47 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
 enum class Into { cache, memory, sum };
 
 // Rows of which N vectors from some column on are read, a part of them at a time: where they lie, the last vector `last` columns wide; or
-// from a panel of N vectors each, which fill(panel, first row, rows) packs. Every kind of fill has this one type.
+// from a panel of N vectors each, which fill(panel, first row, rows) packs. Every kind of fill has this one type. As rows lie apart, the
+// machine's own prefetching does not follow: a tile that is at position j fetches something that comes later, or else who packs does.
 template <class R, int N, bool Whole>
 struct Lying {
+  static constexpr int64_t kAhead = 8;  // rows
   const R* const* rows;
-  int64_t offset, last;
-  Lying part(R*, int64_t first, int64_t) const { return {rows + first, offset, last}; }
+  int64_t offset, last, ahead = 0;
+  Lying part(R*, int64_t first, int64_t count) const {
+    return {rows + first, offset, last, count > kAhead ? kAhead * (rows[first + 1] - rows[first]) : 0};
+  }
   ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const {
     return load_as<R>(rows[j] + offset + k * kWidth<R>, Whole || k < N - 1 ? kWidth<R> : last);
   }
+  ONEPASS_INLINE void fetch(int64_t j) const {
+#pragma GCC unroll 4
+    for (int k = 0; k < N; ++k) __builtin_prefetch(rows[j] + (offset + k * kWidth<R> + ahead));
+  }
+  void next_tile() {}
 };
+
+// What comes after a panel: rows `step` bytes apart, of each of which so many tiles fetch two lines.
+struct Coming {
+  const char* at;
+  int64_t step, tiles;
+};
+
+inline Coming nothing(const void* panel) { return {static_cast<const char*>(panel), 0, 0}; }  // but what is there
 
 template <class R, int N>
 struct Packed {
   const R* panel;
+  Coming coming;
   ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const { return load<R>(panel + (j * N + k) * kWidth<R>); }
+  ONEPASS_INLINE void fetch(int64_t j) const {
+    __builtin_prefetch(coming.at + j * coming.step, 0, 2);
+    __builtin_prefetch(coming.at + j * coming.step + kLine, 0, 2);
+  }
+  void next_tile() {
+    coming.at += 2 * kLine;
+    if (--coming.tiles <= 0) coming = nothing(panel);
+  }
 };
 
 template <class R, int N>
@@ -93,14 +124,32 @@ class Packing {
   explicit Packing(const Fill& fill) : fill_(&fill), call_([](const void* fill, R* panel, int64_t first, int64_t count) {
     (*static_cast<const Fill*>(fill))(panel, first, count);
   }) {}
+  // Of n rows, from column `offset` on.
+  template <class Fill>
+  Packing(const Fill& fill, const Rows<R>& rows, int64_t n, int64_t offset) : Packing(fill) {
+    rows_ = &rows;
+    n_ = n;
+    offset_ = offset;
+  }
   Packed<R, N> part(R* panel, int64_t first, int64_t count) const {
     call_(fill_, panel, first, count);
-    return {panel};
+    return {panel, after(panel, first + count)};
   }
 
  private:
+  Coming after(const R* panel, int64_t row) const {
+    constexpr int64_t kVectors = N * kWidth<R>;
+    const int64_t column = row < n_ ? offset_ : offset_ + kVectors, from = row < n_ ? row : 0;
+    if (rows_ == nullptr || column >= rows_->width) return nothing(panel);
+    const auto* const at = reinterpret_cast<const char* const*>(rows_->at) + from;
+    const int size = size_of(rows_->dtype);
+    return {at[0] + column * size, n_ - from > 1 ? at[1] - at[0] : 0, (kVectors * size + 2 * kLine - 1) / (2 * kLine)};
+  }
+
   const void* fill_;
   void (*call_)(const void* fill, R* panel, int64_t first, int64_t count);
+  const Rows<R>* rows_ = nullptr;
+  int64_t n_ = 0, offset_ = 0;
 };
 
 // out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on, of which the last
@@ -115,6 +164,7 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, Sour
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) sum[i][k] = Vec<R>{};
   for (int64_t j = 0; j < n; ++j) {
+    if constexpr (M > 1 && kFetches<R>) rows.fetch(j);
     Vec<R> x[N];
 #pragma GCC unroll 4
     for (int k = 0; k < N; ++k) x[k] = rows(j, k);
@@ -149,10 +199,11 @@ void sum_columns(const R* weights, int64_t row, int64_t column, const Source& so
   int64_t first = 0;
   do {
     const int64_t count = positions.panel(first, n);
-    const auto rows = source.part(panel, first, count);
+    auto rows = source.part(panel, first, count);
     const Into here = first > 0 ? Into::sum : into == Into::memory && count < n ? Into::cache : into;
     const auto tile = [&](auto tile_rows, int64_t i) {
       sum_tile<R, decltype(tile_rows)::value, N>(weights + i * row + first * column, row, column, rows, count, offset, last, out + i, here);
+      rows.next_tile();
     };
     int64_t i = 0;
     for (; i + kTileRows <= m; i += kTileRows) tile(std::integral_constant<int, kTileRows>{}, i);
@@ -247,12 +298,12 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>&
 #pragma GCC unroll 4
           for (int k = 0; k < N; ++k) {
             const auto* from = at[j] + offset + k * W;
-            __builtin_prefetch(from + N * W);  // the next columns: rows lie apart, which the machine's own prefetching does not follow
+            if constexpr (!kFetches<R>) __builtin_prefetch(from + N * W);  // the next columns
             store<R>(panel + (j * N + k) * W, load_as<R>(from, whole || k < N - 1 ? W : last));
           }
       });
     };
-    sum(Packing<R, N>(pack));
+    sum(Packing<R, N>(pack, rows, n, offset));
   });
   if (into == Into::memory) finish_stores();
 }
@@ -330,21 +381,25 @@ void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t
     for (int64_t first = 0; first < p; first += block) {
       const int64_t end = first + block < p ? first + block : p;
       for (int64_t i = 0; i < m;) {
-        const auto row_of_tiles = [&](auto tile_rows) {
+        const auto row_of_tiles = [&](auto tile_rows, auto first_of_all) {
           constexpr int M = decltype(tile_rows)::value;
           const auto tile = [&](auto together, int64_t j) {
             constexpr int N = decltype(together)::value;
             const auto* next = rows[j + N < p ? j + N : j];
-            dot_tile<R, M, N>(left + i, rows + j, next - rows[j], n, out + i * stride + j, stride);
+            dot_tile<R, M, N, decltype(first_of_all)::value>(left + i, rows + j, next - rows[j], n, out + i * stride + j, stride);
           };
           int64_t j = first;
           for (; j + 4 <= end; j += 4) tile(std::integral_constant<int, 4>{}, j);
           for (; j < end; ++j) tile(std::integral_constant<int, 1>{}, j);
           i += M;
         };
-        if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{});
-        else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{});
-        else row_of_tiles(std::integral_constant<int, 1>{});
+        const auto tiles = [&](auto first_of_all) {
+          if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{}, first_of_all);
+          else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{}, first_of_all);
+          else row_of_tiles(std::integral_constant<int, 1>{}, first_of_all);
+        };
+        if (i == 0) tiles(std::true_type{});
+        else tiles(std::false_type{});
       }
     }
   });
