@@ -43,7 +43,7 @@ ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) 
 }
 
 // Rows of `left` by rows of `right`, in whatever type: out[i * stride + j] = left[i] . right[j], i < M, j < N, over n columns. Who reads
-// these rows first fetches those that come next meanwhile, so many elements ahead.
+// these rows first fetches those that come next meanwhile, so many bytes ahead.
 template <class R, int M, int N, bool First, class Element>
 ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, int64_t ahead, int64_t n, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
@@ -53,7 +53,7 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
     Vec<R> r[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      if constexpr (First && (M == 1 || kFetches<R>)) __builtin_prefetch(right[j] + (c + ahead));
+      if constexpr (First && (M == 1 || kFetches<R>)) prefetch(right[j] + c, ahead);
       r[j] = load_as<R>(right[j] + c);
     }
 #pragma GCC unroll 8
@@ -82,14 +82,14 @@ struct Lying {
   const R* const* rows;
   int64_t offset, last, ahead = 0;
   Lying part(R*, int64_t first, int64_t count) const {
-    return {rows + first, offset, last, count > kAhead ? kAhead * (rows[first + 1] - rows[first]) : 0};
+    return {rows + first, offset, last, count > kAhead ? kAhead * distance(rows[first], rows[first + 1]) : 0};
   }
   ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const {
     return load_as<R>(rows[j] + offset + k * kWidth<R>, Whole || k < N - 1 ? kWidth<R> : last);
   }
   ONEPASS_INLINE void fetch(int64_t j) const {
 #pragma GCC unroll 4
-    for (int k = 0; k < N; ++k) __builtin_prefetch(rows[j] + (offset + k * kWidth<R> + ahead));
+    for (int k = 0; k < N; ++k) prefetch(rows[j] + offset + k * kWidth<R>, ahead);
   }
   void next_tile() {}
 };
@@ -108,8 +108,8 @@ struct Packed {
   Coming coming;
   ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const { return load<R>(panel + (j * N + k) * kWidth<R>); }
   ONEPASS_INLINE void fetch(int64_t j) const {
-    __builtin_prefetch(coming.at + j * coming.step, 0, 2);
-    __builtin_prefetch(coming.at + j * coming.step + kLine, 0, 2);
+    prefetch<2>(coming.at, j * coming.step);
+    prefetch<2>(coming.at, j * coming.step + kLine);
   }
   void next_tile() {
     coming.at += 2 * kLine;
@@ -143,7 +143,7 @@ class Packing {
     if (rows_ == nullptr || column >= rows_->width) return nothing(panel);
     const auto* const at = reinterpret_cast<const char* const*>(rows_->at) + from;
     const int size = size_of(rows_->dtype);
-    return {at[0] + column * size, n_ - from > 1 ? at[1] - at[0] : 0, (kVectors * size + 2 * kLine - 1) / (2 * kLine)};
+    return {at[0] + column * size, n_ - from > 1 ? distance(at[0], at[1]) : 0, (kVectors * size + 2 * kLine - 1) / (2 * kLine)};
   }
 
   const void* fill_;
@@ -386,7 +386,7 @@ void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t
           const auto tile = [&](auto together, int64_t j) {
             constexpr int N = decltype(together)::value;
             const auto* next = rows[j + N < p ? j + N : j];
-            dot_tile<R, M, N, decltype(first_of_all)::value>(left + i, rows + j, next - rows[j], n, out + i * stride + j, stride);
+            dot_tile<R, M, N, decltype(first_of_all)::value>(left + i, rows + j, distance(rows[j], next), n, out + i * stride + j, stride);
           };
           int64_t j = first;
           for (; j + 4 <= end; j += 4) tile(std::integral_constant<int, 4>{}, j);

@@ -59,6 +59,17 @@ ONEPASS_INLINE void store(R* p, Vec<R> x) {
   __builtin_memcpy(p, &x, sizeof x);
 }
 
+// Fetches what lies so many bytes from an address, which may be nobody's: into the first-level cache, or no nearer than the second.
+template <int Locality = 3>
+ONEPASS_INLINE void prefetch(const void* from, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes)), 0, Locality);
+}
+
+// In bytes; rows need not lie in one array.
+ONEPASS_INLINE int64_t distance(const void* from, const void* to) {
+  return reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from);
+}
+
 // A store that leaves the caches alone, where the machine has one for the address; finish_stores() before others may read.
 template <class R>
 ONEPASS_INLINE void store_past_cache(R* p, Vec<R> x) {
