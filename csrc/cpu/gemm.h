@@ -53,7 +53,7 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
     Vec<R> r[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      if constexpr (First && (M == 1 || kFetches<R>)) prefetch(right[j] + c, ahead);
+      if constexpr (First && (M == 1 || kFetches<R>)) prefetch(right[j], c * static_cast<int64_t>(sizeof(Element)) + ahead);
       r[j] = load_as<R>(right[j] + c);
     }
 #pragma GCC unroll 8
@@ -89,7 +89,7 @@ struct Lying {
   }
   ONEPASS_INLINE void fetch(int64_t j) const {
 #pragma GCC unroll 4
-    for (int k = 0; k < N; ++k) prefetch(rows[j] + offset + k * kWidth<R>, ahead);
+    for (int k = 0; k < N; ++k) prefetch(rows[j], (offset + k * kWidth<R>) * static_cast<int64_t>(sizeof(R)) + ahead);
   }
   void next_tile() {}
 };
