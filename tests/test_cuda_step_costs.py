@@ -1,13 +1,13 @@
 """What the CUDA kernels of steps promise of their costs: bytes, shared memory without conflicts, no spills, blocks side by side, slots."""
 
 import itertools
-from collections.abc import Sequence
 
 import cuda_machine
 import pytest
 import torch
-from cases import Dims, build
-from cuda_step import Steps, launches_of
+from cases import Dims
+from cuda_step import launches_of
+from step_bytes import moved
 
 pytestmark = pytest.mark.skipif(cuda_machine.NVCC is None, reason="needs nvcc, to compile kernels")
 
@@ -20,41 +20,23 @@ REGISTERS = 64 * 1024  # of a processor, given to warps by 256
 def test_bytes_and_wavefronts(dims: Dims, dtype: torch.dtype) -> None:
     """Keys and values are read once; what goes with them adds at most a twentieth, in two parts of one query and in one of four, as it is
     asked for and past the L1. Shared memory has no conflicts."""
-    case = build("additive", dims, dtype)
-    device = Steps(cache=32 * 1024)
-    context, weights = device.forward(case.query, case.keys, case.values, case.v, 1.0, None, None)
-    grads = torch.ones_like(context), torch.ones_like(weights)
-    grad_query, grad_scores = device.backward(*grads, case.query, case.keys, case.values, case.v, 1.0, weights, None, None)
-    assert [launch.splits for launch in device.launches] == [3 - dims.batch] * 2
-    inputs = [case.query, case.keys, case.values, case.v]
-    needs = (total([*inputs, context, weights]), total([*inputs, *grads, weights, grad_query, grad_scores]))
-    for machine, necessary in zip(device.machines, needs, strict=True):
-        traffic = list(machine.global_bytes.values())
-        asked, moved = sum(each.loaded + each.stored for each in traffic), sum(each.fetched + each.written for each in traffic)
-        assert max(asked, moved) <= 1.05 * necessary, f"{machine.kernel.name}: {asked} bytes, {moved} past L1, {necessary} necessary"
-        assert machine.counts["shared wavefronts"] <= 1.05 * machine.counts["shared wavefronts at least"]
+    for found in moved("additive", dims, dtype, processors=1, capability=80):
+        assert found.launch.splits == 3 - dims.batch
+        assert max(found.asked, found.past_l1) <= 1.05, f"{found.launch.kernel}: {found}"
+        counts = found.machine.counts
+        assert counts["shared wavefronts"] <= 1.05 * counts["shared wavefronts at least"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("steps", [1, 4, 5, 16])
 @pytest.mark.parametrize("family", ["additive", "multiplicative"])
 def test_bytes_of_clusters(family: str, steps: int, dtype: torch.dtype) -> None:
-    """One sentence on all of an H100: at most a twentieth more, however many blocks have a piece of it. Elsewhere shorter ones, as the ones
-    above are, cost more: their blocks read the queries, and leave what they found, each by itself."""
-    case = build(family, Dims(1, steps, 400, 256, 256), dtype)
-    v = case.v if family == "additive" else None
-    device = Steps(processors=132, capability=90, cache=32 * 1024)
-    context, weights = device.forward(case.query, case.keys, case.values, v, 1.0, None, None)
-    grads = torch.ones_like(context), torch.ones_like(weights)
-    grad_query, grad_scores = device.backward(*grads, case.query, case.keys, case.values, v, 1.0, weights, None, None)
-    assert all(launch.cluster > 1 and launch.splits >= 8 for launch in device.launches)
-    inputs = [case.query, case.keys, case.values, *([] if v is None else [v])]
-    needs = (total([*inputs, context, weights]), total([*inputs, *grads, weights, grad_query, grad_scores]))
-    for machine, necessary in zip(device.machines, needs, strict=True):
-        assert not machine.findings
-        traffic = list(machine.global_bytes.values())
-        asked, moved = sum(each.loaded + each.stored for each in traffic), sum(each.fetched + each.written for each in traffic)
-        assert max(asked, moved) <= 1.05 * necessary, f"{machine.kernel.name}: {asked} bytes, {moved} past L1, {necessary} necessary"
+    """One sentence on all of an H100: at most a twentieth more, however many blocks have a piece of it. ``step_bytes.py`` prints what it is
+    without clusters, and where several of them share a source."""
+    for found in moved(family, Dims(1, steps, 400, 256, 256), dtype, processors=132, capability=90):
+        assert found.launch.cluster > 1
+        assert found.launch.splits >= 8
+        assert max(found.asked, found.past_l1) <= 1.05, f"{found.launch.kernel}: {found}"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -107,7 +89,3 @@ def test_clusters_of_launches(capability: int) -> None:
 def test_widths_that_no_kernel_takes() -> None:
     for backward, sizes in ((False, (1, 1, 1, 5, 30000, 8)), (True, (1, 1, 1, 5, 8, 30000))):
         assert launches_of(backward, True, sizes, torch.float32, 132) == []
-
-
-def total(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

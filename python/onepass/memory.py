@@ -3,10 +3,7 @@
 A decoder asks one query at a time. A memory takes what does not depend on the query out of the step: it checks the arguments, and in
 the additive family exponentiates the keys. Under autograd a step's backward computes the gradient of its query alone and leaves the
 rest (its query and weights, and the gradients of its scores and its context) with the memory; when the last step of a backward is
-done, the gradients of keys, values and ``v`` follow from all steps at once.
-
-Two kinds of nodes do it: :class:`_Root`, made with the memory, and one :class:`_Step` (or :class:`_Context`, for weights that are given)
-per call, which depends on the root through an empty tensor and so runs before it.
+done, the gradients of keys, values and ``v`` follow from all steps at once: ``_deferred.py``.
 """
 
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepass import reference
+from onepass import _deferred, reference
 from onepass._backends import FEW, pick_backend
 from onepass._library import ops_of
 from onepass._validate import check_inputs, check_spans, limits_of
@@ -107,11 +104,11 @@ class AttentionMemory:
             self._step_values = self._step_values.to(dtype)
             self._step_keys = self._step_keys.to(dtype) if v is None else self._step_keys
         self._root: Tensor | None = None
-        self._deposits: _Deposits | None = None
+        self._deposits: _deferred.Deposits | None = None
         if self._with_grad and backend != "reference" and not torch.compiler.is_compiling():
-            self._deposits = _Deposits(lengths, mask, self._ops)
+            self._deposits = _deferred.Deposits(lengths, mask, self._ops)
             self._versions = self._versions_now()
-            root = _Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
+            root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
 
     def attend(self, query: Tensor, need_weights: bool = False, *, spans: Tensor | None = None) -> Result:
@@ -137,7 +134,7 @@ class AttentionMemory:
         if self._undefers():
             context, weights = self._undeferred(query, spans)
         elif self._with_grad and (self._root is not None or query.requires_grad):
-            context, weights = _step(query, self._root, self, spans)
+            context, weights = _deferred.step(query, self._root, self, spans)
         else:
             context, weights = self._forward(query, spans)
         if not need_weights:
@@ -167,7 +164,7 @@ class AttentionMemory:
         if self._undefers():
             return self._undeferred_context(weights, spans)
         if self._with_grad and (self._root is not None or weights.requires_grad):
-            context: Tensor = _context(weights, self._root, self, spans)
+            context: Tensor = _deferred.context(weights, self._root, self, spans)
             return context
         return self._forward_context(weights, spans)
 
@@ -354,163 +351,3 @@ def _checked(
             raise RuntimeError(f"backend 'cuda' cannot serve this call: it has no kernels of {keys.dtype} over memories kept in {kept}")
         taken = pick_backend("triton", inputs.query, keys, values, family)
     return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, taken)
-
-
-class _Deposits:
-    """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
-
-    def __init__(self, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
-        self.lengths, self.mask, self.ops = lengths, mask, ops
-        self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
-
-    def leave(self, root: Tensor, tensors: tuple[Tensor | None, ...]) -> None:
-        backward = torch._C._current_graph_task_id()
-        left, node = self._of.get(backward), root.grad_fn
-        if left is not None:
-            left.append(tensors)
-        elif node is not None and torch._C._will_engine_execute_node(node):
-            self._of[backward] = [tensors]
-
-    def take(self) -> list[tuple[Tensor | None, ...]]:
-        """Those of the backward that is running. Those of one that failed stay unused until the memory goes."""
-        return self._of.pop(torch._C._current_graph_task_id(), [])
-
-
-class _Root(torch.autograd.Function):
-    """An empty tensor that steps depend on; its backward, which runs after theirs, is the gradient of keys, values and ``v``."""
-
-    @staticmethod
-    def forward(ctx: Any, deposits: _Deposits, keys: Tensor, values: Tensor, v: Tensor | None) -> Tensor:
-        ctx.deposits = deposits
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(keys, values, v)
-        return keys.new_empty(0)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        deposits: _Deposits = ctx.deposits
-        steps = deposits.take()
-        keys, _, v = ctx.saved_tensors
-        if not steps:
-            return None, None, None, None
-        wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
-        asked = [step[:3] for step in steps if step[0] is not None]  # queries, gradients of scores
-        summed = [step[2:] for step in steps if step[4] is not None]  # weights, gradients of contexts
-        del steps
-        mask, rank, ops = deposits.mask, keys.dim(), deposits.ops
-        grad_keys = grad_values = grad_v = None
-        if asked and (wants_keys or wants_v):
-            queries, scores, spans = (list(parts) for parts in zip(*asked, strict=True))
-            del asked
-            limits = _limits(deposits.lengths, spans, queries, keys)
-            query, grad_scores = _side_by_side(queries, rank, ops), _side_by_side(scores, rank, ops)
-            if v is None:
-                grad_keys = ops.source_sums(grad_scores, query, limits, mask)
-            else:
-                _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
-            del query, grad_scores
-        if summed and wants_values:
-            spans, weights, contexts = (list(parts) for parts in zip(*summed, strict=True))
-            del summed
-            limits = _limits(deposits.lengths, spans, weights, keys)
-            grad_values = ops.source_sums(_side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops), limits, mask)
-        return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
-
-
-def _limits(lengths: Tensor | None, spans: list[Any], rows: list[Any], keys: Tensor) -> Tensor | None:
-    """What the queries of all steps see, side by side: the spans of each, or the memory's lengths if none has any."""
-    if all(span is None for span in spans):
-        return lengths
-    batch, source, rank = keys.shape[0], keys.shape[-2], keys.dim()
-    ends = keys.new_full((batch,), source, dtype=torch.int64) if lengths is None else lengths
-    whole = torch.stack([torch.zeros_like(ends), ends], -1).unsqueeze(1)  # of a query without spans
-    steps = zip(spans, rows, strict=True)
-    return torch.cat([whole.expand(-1, row.shape[-2] if row.dim() == rank else 1, -1) if span is None else span for span, row in steps], 1)
-
-
-def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
-    """``[B, (H,) K, W]`` or ``[B, (H,) W]`` of each step as one ``[B, (H,) T, W]``; empties the list, so that no more is held twice."""
-    ranks = {step.dim() for step in steps}
-    several = rank in ranks
-    if len(ranks) > 1:
-        steps = [step if step.dim() == rank else step.unsqueeze(-2) for step in steps]
-    stacked: Tensor = steps[0] if several and len(steps) == 1 else ops.stack_steps(steps, several)
-    steps.clear()
-    return stacked
-
-
-def _past_autograd(op: Any, *arguments: Any) -> Any:
-    """An op in a backward. Its own autograd, which is Python, is there to refuse second derivatives: nobody asks for them, usually."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.default(*arguments)
-
-
-class _Step(torch.autograd.Function):
-    """One call of :meth:`AttentionMemory.attend`: gives the query its gradient and leaves the rest with the memory."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, root: Tensor | None, memory: AttentionMemory, spans: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        context, weights = memory._forward(query, spans)
-        ctx.memory = memory
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, weights, spans)
-        return context, weights
-
-    @staticmethod
-    def backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        query, weights, spans = ctx.saved_tensors
-        if grad_context is None and grad_weights is None:
-            return None, None, None, None
-        memory: AttentionMemory = ctx.memory
-        memory._check_versions()
-        limits = memory.lengths if spans is None else spans
-        keys, values = memory._step_keys, memory._step_values
-        if memory._prepared is None:
-            grad_query, grad_scores = _past_autograd(
-                memory._ops_for(query).multiplicative_step_backward,
-                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask,
-            )  # fmt: skip
-        else:
-            grad_query, grad_scores = _past_autograd(
-                memory._ops.additive_step_backward,
-                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
-            )  # fmt: skip
-        memory._leave(query, grad_scores, spans, weights, grad_context)
-        return grad_query, None, None, None
-
-
-class _Context(torch.autograd.Function):
-    """One call of :meth:`AttentionMemory.context`: gives the weights their gradient and leaves the rest with the memory."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, root: Tensor | None, memory: AttentionMemory, spans: Tensor | None) -> Tensor:
-        ctx.memory = memory
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weights, spans)
-        return memory._forward_context(weights, spans)
-
-    @staticmethod
-    def backward(ctx: Any, grad_context: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        weights, spans = ctx.saved_tensors
-        if grad_context is None:
-            return None, None, None, None
-        memory: AttentionMemory = ctx.memory
-        memory._check_versions()
-        limits = memory.lengths if spans is None else spans
-        grad_weights = None
-        if ctx.needs_input_grad[0]:
-            grad_weights = _past_autograd(
-                memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, memory.mask
-            )
-        wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
-        memory._leave(None, None, spans, wide, grad_context)
-        return grad_weights, None, None, None
-
-
-# Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.
-_step: Any = super(torch.autograd.Function, _Step).apply
-_context: Any = super(torch.autograd.Function, _Context).apply
