@@ -3,7 +3,6 @@ misaligned access or an uninitialised read, over both families, both directions,
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from tolerance import check
 pytest.importorskip("triton", reason="needs triton, to compile kernels to PTX")
 
 import triton_machine
-from triton_machine import executed
+from triton_machine import executed, ops_of_triton
 
 import onepass
 from onepass.kernels.ops import OPS
@@ -27,14 +26,8 @@ SMALL = Dims(batch=2, steps=3, source=37, width=12, value_width=20)
 
 @pytest.fixture(scope="module")
 def on_the_machine() -> Iterator[None]:
-    """Ops of CPU tensors are those of the Triton kernels."""
-    library = torch.library.Library("onepass", "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning only once for all operators")
-        for name, function in OPS.items():
-            library.impl(name, function, "CPU", allow_override=True)
-    yield
-    library._destroy()
+    with ops_of_triton():
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from triton import knobs
 
 from onepass.kernels.launches import Launch, launched_by
+from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
 
 CAPABILITY = 80
@@ -25,6 +27,20 @@ class Executed:
 
     findings: list[Finding] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def ops_of_triton() -> Iterator[None]:
+    """The library's ops of CPU tensors are those of the Triton kernels; they run within :func:`executed`."""
+    library = torch.library.Library("onepass", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name, function in OPS.items():
+            library.impl(name, function, "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        library._destroy()
 
 
 @contextlib.contextmanager
