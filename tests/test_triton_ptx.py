@@ -174,6 +174,25 @@ def test_memory_steps(machine: Callable[..., Any]) -> None:
         torch.testing.assert_close(result.double(), exact, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_bfloat16_memory(machine: Callable[..., Any], family: str) -> None:
+    """A float32 query over keys and values kept in bfloat16: the bits of the same numbers kept in float32."""
+    case = build(family, SMALL, hidden="lengths")
+    about = (case.v, *[case.v.new_empty(0)] * 2, case.v) if family == "additive" else (0.5,)
+    gradients = case.grad_context, case.grad_weights
+
+    def step(kept: torch.dtype) -> tuple[torch.Tensor, ...]:
+        keys, values = (tensor.bfloat16().to(kept) for tensor in (case.keys, case.values))
+        found = OPS[f"{family}_step"](case.query, keys, values, *about, case.lengths, None)
+        of_backward = about[1:] if family == "additive" else about
+        gradient = OPS[f"{family}_step_backward"](*gradients, case.query, keys, values, *of_backward, found[1], case.lengths, None)
+        return *found, *gradient
+
+    narrow, wide = (machine(functools.partial(step, kept)) for kept in (torch.bfloat16, torch.float32))
+    for got, expected in zip(narrow, wide, strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_a_deleted_barrier_is_found(machine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores are read back by other threads than those that wrote them: without the barrier between, the machine says so."""
     compiled = triton_machine.compiled

@@ -220,9 +220,9 @@ def _additive_step_backward(ops: Any, ctx: Any, grad_context: Tensor | None, gra
     query, keys, values, v, weights, lengths, mask = ctx.saved_tensors
     rows = _rows_of(query, keys)
     grad_query, grad_keys, grad_values, grad_v = ops.additive_backward(
-        rows(grad_context), rows(grad_weights), rows(query), keys, values.to(query.dtype), v, rows(weights), lengths, mask
+        rows(grad_context), rows(grad_weights), rows(query), keys.to(query.dtype), values.to(query.dtype), v, rows(weights), lengths, mask
     )
-    return grad_query.view(query.shape), grad_keys, grad_values.to(values.dtype), grad_v, None, None, None, None, None
+    return grad_query.view(query.shape), grad_keys.to(keys.dtype), grad_values.to(values.dtype), grad_v, None, None, None, None, None
 
 
 def _multiplicative_step_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:

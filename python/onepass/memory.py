@@ -40,7 +40,7 @@ def additive_memory(
         dtype: how exponentials and values are kept: None as they are, or ``torch.bfloat16``, which halves what a step reads. Each
             exponential ``e^(2k)`` then moves by at most ``2^-8`` of itself, so a key by ``2^-9`` and a score by ``2^-9 sum |v|``;
             each value by ``2^-8`` of itself. Not for float64. Where gradients are not deferred, those of what is stored so are rounded too.
-            The Triton kernels keep additive keys as they are.
+            The Triton kernels keep the keys themselves, each moved by at most ``2^-8`` of itself; the reference keeps them as they are.
         backend: as in :func:`onepass.additive_attention`.
 
     Raises:
@@ -99,10 +99,7 @@ class AttentionMemory:
             prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), v.detach())
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
-        self._step_keys, self._step_values = keys.detach(), values.detach()  # what steps read
-        if dtype is not None:
-            self._step_values = self._step_values.to(dtype)
-            self._step_keys = self._step_keys.to(dtype) if v is None else self._step_keys
+        self._step_keys, self._step_values = self._kept(keys.detach(), values.detach())
         self._root: Tensor | None = None
         self._deposits: _deferred.Deposits | None = None
         if self._with_grad and backend != "reference" and not torch.compiler.is_compiling():
@@ -282,13 +279,16 @@ class AttentionMemory:
             context: Tensor = self._ops.weighted_values.default(weights, self._step_values, limits, self.mask)
         return context
 
+    def _kept(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What steps read, in the memory's dtype; but additive keys that are kept as exponentials, or by the reference."""
+        if self.dtype is None:
+            return keys, values
+        return keys.to(self.dtype) if self.v is None or self._backend == "triton" else keys, values.to(self.dtype)
+
     def _undeferred(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
         limits = self.lengths if spans is None else spans
-        keys, values = self.keys, self.values
-        if self.dtype is not None:
-            values = values.to(self.dtype)
-            keys = keys.to(self.dtype) if self.v is None else keys
+        keys, values = self._kept(self.keys, self.values)
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
