@@ -122,7 +122,7 @@ def near_sums(
 
 @triton.jit
 def far_sums(
-    p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t_begin, t_end, begin, end, top_q, widest, widest_dw, dw, T, A,
+    p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t_begin, t_end, begin, end, top_q, widest, widest_dw, dw, A,
     KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
     """Adds what is out of range to dq and dk, term by term, for any numbers; and to dw, for which :func:`near_sums` has taken r as 1. Where
@@ -221,7 +221,7 @@ def tanh_gradients(
         top_q = tl.zeros((BA,), ACC)
         if DIRECT:
             dw = far_sums(p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, t_end, begin, end, top_q, -1.0, -1.0, dw,
-                          T, A, KEYS, True, UNIT, ACC, BA)  # fmt: skip
+                          A, KEYS, True, UNIT, ACC, BA)  # fmt: skip
         else:
             top_q, top_k, near = near_sums(p_q, p_k, p_gradients, p_totals + t // BT, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, firsts,
                                            lasts, begin, end, T, A, tiles_t, LIMITS, KEYS, UNIT, ACC, BT, BS, BA, RUN)  # fmt: skip
@@ -230,6 +230,6 @@ def tanh_gradients(
             if (tl.max(top_q + top_k, 0) > WIDEST) | (small & KEYS):
                 tl.debug_barrier()
                 dw = far_sums(p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, t_end, begin, end, top_q, WIDEST,
-                              tl.where(small, -1.0, WIDEST), dw, T, A, KEYS, False, UNIT, ACC, BA)  # fmt: skip
+                              tl.where(small, -1.0, WIDEST), dw, A, KEYS, False, UNIT, ACC, BA)  # fmt: skip
     if KEYS:
         tl.store(p_dw + i_part * A + o_a, dw, m_a)

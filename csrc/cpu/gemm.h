@@ -277,8 +277,8 @@ void weighted_sum(const R* weights, int64_t column, const Rows<R>& rows, int64_t
   });
 }
 
-// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < m. With more than one tile of results the rows are packed: as they
-// lie, often a power of two apart, few of them fit into the first-level cache at once. So are halves, to convert them once.
+// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < m. With more than one tile of results the rows are packed: as
+// they lie, often a power of two apart, few of them fit into the first-level cache at once. So are halves, to convert them once.
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m,
                    Into into = Into::cache, const Positions& positions = {}) {

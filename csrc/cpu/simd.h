@@ -123,7 +123,7 @@ ONEPASS_INLINE Vec<R> fma(Vec<R> a, Vec<R> b, Vec<R> c) {
 #endif
 }
 
-// acc + n / d, for d in [1, 2^126): by an estimate and one Newton step where that is good to the last bit, else by a division.
+// acc + n / d, for |d| in [2^-126, 2^126): by an estimate and one Newton step where that is good to the last bit, else by a division.
 template <class R>
 ONEPASS_INLINE Vec<R> add_ratio(Vec<R> acc, Vec<R> n, Vec<R> d) {
 #if defined(__AVX512F__)

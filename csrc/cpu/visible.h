@@ -28,7 +28,7 @@ struct Visible {
   // Where what each query sees is one run of positions: it, on the list.
   bool in_a_row() const { return index == nullptr && seen == nullptr; }
   Span seen_of(int64_t query) const {
-    const auto within = [this](int64_t i) { return i < 0 ? 0 : i > count ? count : i; };  // the window of a query that sees nothing may lie anywhere
+    const auto within = [this](int64_t i) { return i < 0 ? 0 : i > count ? count : i; };  // one that holds nothing may lie anywhere
     return {within(begin(query)), within(end(query))};
   }
   bool sees_any(int64_t query) const {

@@ -35,63 +35,59 @@ struct BackwardLaunch {
   int64_t query_parts = 0, key_parts = 0, v_parts = 0;  // numbers in the scratch
 };
 
-ONEPASS_ANYWHERE int64_t backward_tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
-
 // The launches for parts of so many warps and queries.
 inline BackwardLaunch backward_launch(const Shape& shape, Dtype dtype, const Device& device, int warps, int64_t queries) {
   // Clocks of a warp's element, staging and sums included: an sm_80 takes two for most instructions.
-  const double slots = device.capability == 80 ? 16 : device.capability == 100 ? 6.5 : 9.5;
-  constexpr double kClock = 1.8e9, kBandwidth = 2e12, kOverhead = 3e-6;
-  const char* const names[] = {"f32", "f64", "bf16", "f16"};
-  const std::string name = names[static_cast<int>(dtype)];
-  const int64_t rows = shape.B * shape.H, across = backward_tiles(shape.A, kBackwardChannels);
+  const double slots = device.capability == 80 ? 16 : packs(device) ? 6.5 : 9.5;
+  constexpr double kOverhead = 3e-6;
+  const Rates rate = rates(device);
+  const int64_t rows = shape.B * shape.H, across = ceil_div(shape.A, kBackwardChannels);
   BackwardLaunch found;
   BackwardParts& parts = found.parts;
   parts.positions = warps * kBackwardPositions;
   parts.queries = static_cast<int>(queries);
-  parts.splits = static_cast<int>(std::max<int64_t>(1, backward_tiles(shape.S, parts.positions)));
-  parts.query_splits = static_cast<int>(std::max<int64_t>(1, backward_tiles(shape.T, queries)));
+  parts.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(shape.S, parts.positions)));
+  parts.query_splits = static_cast<int>(std::max<int64_t>(1, ceil_div(shape.T, queries)));
   if (parts.splits > 1) found.query_parts = parts.splits * rows * shape.T * shape.A;
   if (parts.query_splits > 1) found.key_parts = parts.query_splits * rows * shape.S * shape.A;
   found.v_parts = int64_t{parts.splits} * parts.query_splits * rows * shape.A;
 
   Launch& gradients = found.gradients;
-  gradients.kernel = "additive_backward_" + name;
+  gradients.kernel = std::string("additive_backward_") + symbol_of(dtype);
   gradients.splits = parts.splits;
   gradients.blocks = rows * across * parts.splits * parts.query_splits;
   gradients.threads = 32 * warps;
   const int numbers = kBackwardQueries * (kBackwardChannels + 2 * gradients.threads + parts.positions) + 4 * gradients.threads;
   gradients.shared = (dtype == Dtype::f64 ? 8 : 4) * numbers + 16;
-  const int memory = device.capability == 80 ? 164 : device.capability == 90 || device.capability == 100 ? 228 : 100;
-  gradients.resident = std::max(1, std::min(memory * 1024 / (gradients.shared + 1024), (dtype == Dtype::f64 ? 8 : 16) / warps));
-  found.sums.kernel = "additive_backward_sums_" + name;
+  gradients.resident = std::max(1, std::min(rate.shared / (gradients.shared + 1024), (dtype == Dtype::f64 ? 8 : 16) / warps));
+  found.sums.kernel = std::string("additive_backward_sums_") + symbol_of(dtype);
   found.sums.threads = kBackwardSumThreads;
-  found.sums.blocks = backward_tiles(shape.H * shape.A, 32);
-  if (parts.splits > 1) found.sums.blocks += backward_tiles(rows * shape.T * shape.A, kBackwardSumThreads);
-  if (parts.query_splits > 1) found.sums.blocks += backward_tiles(rows * shape.S * shape.A, kBackwardSumThreads);
+  found.sums.blocks = ceil_div(shape.H * shape.A, 32);
+  if (parts.splits > 1) found.sums.blocks += ceil_div(rows * shape.T * shape.A, kBackwardSumThreads);
+  if (parts.query_splits > 1) found.sums.blocks += ceil_div(rows * shape.S * shape.A, kBackwardSumThreads);
 
   const auto real = [](int64_t number) { return static_cast<double>(number); };
-  const double held = std::min<double>(gradients.resident, real(backward_tiles(gradients.blocks, device.processors)));
-  const double rate = 128 * std::min(1.0, held * warps / 8);  // four instructions of 32 lanes a clock, from 8 warps on
+  const double held = std::min<double>(gradients.resident, real(ceil_div(gradients.blocks, device.processors)));
+  const double issued = 128 * std::min(1.0, held * warps / 8);  // four instructions of 32 lanes a clock, from 8 warps on
   const double block = slots * parts.positions * kBackwardChannels * real(queries);
-  const double issue = real(backward_tiles(gradients.blocks, device.processors)) * block / rate / kClock;
+  const double issue = real(ceil_div(gradients.blocks, device.processors)) * block / issued / rate.clock;
   const double parts_bytes = 4.0 * real(found.query_parts + found.key_parts);
   const double bytes = 4.0 * real(rows * (2 * (shape.T + shape.S) * shape.A + shape.T * shape.S * across)) + parts_bytes;
-  gradients.seconds = std::max(issue, bytes / kBandwidth);
-  if (parts_bytes > 0) found.sums.seconds = kOverhead + parts_bytes / kBandwidth;
+  gradients.seconds = std::max(issue, bytes / rate.bandwidth);
+  if (parts_bytes > 0) found.sums.seconds = kOverhead + parts_bytes / rate.bandwidth;
   return found;
 }
 
 // The parts that are predicted to take least time, none smaller than it takes to give every processor 16 warps.
 inline BackwardLaunch additive_backward_launch(const Shape& shape, Dtype dtype, const Device& device) {
-  const int64_t most = dtype == Dtype::f64 ? 8 : 16, fewest = std::max<int64_t>(1, backward_tiles(shape.S, most * kBackwardPositions));
-  const int64_t all_queries = std::max<int64_t>(1, backward_tiles(shape.T, kBackwardQueries));  // tiles of them
+  const int64_t most = dtype == Dtype::f64 ? 8 : 16, fewest = std::max<int64_t>(1, ceil_div(shape.S, most * kBackwardPositions));
+  const int64_t all_queries = std::max<int64_t>(1, ceil_div(shape.T, kBackwardQueries));  // tiles of them
   BackwardLaunch best;
   const auto seconds = [](const BackwardLaunch& launch) { return launch.gradients.seconds + launch.sums.seconds; };
   for (int64_t splits = fewest, warps = 0; warps != 1; splits *= 2) {
-    warps = std::max<int64_t>(1, backward_tiles(backward_tiles(shape.S, splits), kBackwardPositions));
+    warps = std::max<int64_t>(1, ceil_div(ceil_div(shape.S, splits), kBackwardPositions));
     bool filled = false;
-    for (int64_t queries = all_queries, last = 0; !filled && queries != last; last = queries, queries = backward_tiles(queries, 2)) {
+    for (int64_t queries = all_queries, last = 0; !filled && queries != last; last = queries, queries = ceil_div(queries, 2)) {
       const BackwardLaunch launch = backward_launch(shape, dtype, device, static_cast<int>(warps), queries * kBackwardQueries);
       if (best.parts.positions == 0 || seconds(launch) < seconds(best)) best = launch;
       filled = launch.gradients.blocks * warps >= 16 * device.processors;

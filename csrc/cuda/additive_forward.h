@@ -29,12 +29,11 @@ constexpr int forward_staging(int queries, int value_rows) {
 inline double forward_cycles(int queries, bool exact, const Device& device) {
   if (exact) return 100;
   const double staging = 0.55 * (64.0 / queries - 1);
-  return (device.capability >= 100 && device.capability < 120 ? 3.0 : device.capability == 80 ? 5.3 : 3.7) + staging;
+  return (packs(device) ? 3.0 : device.capability == 80 ? 5.3 : 3.7) + staging;
 }
 
 // Of `queries` to a tile, or of as many as are fastest. There is no kernel, and no name of one, for more channels than kForwardWidest.
 inline Launch additive_forward_launch(const Shape& shape, Dtype dtype, const Device& device, int queries = 0) {
-  static constexpr const char* kNames[] = {"f32", "f64", "bf16", "f16"};
   const bool exact = dtype == Dtype::f64;
   const Rates rate = rates(device);
   const double T = shape.T, S = shape.S, A = shape.A, D = shape.D, rows = shape.B * shape.H;
@@ -44,14 +43,14 @@ inline Launch additive_forward_launch(const Shape& shape, Dtype dtype, const Dev
   for (const int tile : {64, 32, 16}) {
     if ((exact && tile != 16) || (queries != 0 && tile != queries)) continue;
     Launch launch;
-    launch.kernel = std::string("additive_forward_") + kNames[static_cast<int>(dtype)] + "_" + std::to_string(tile);
-    launch.blocks = shape.B * shape.H * ((shape.T + tile - 1) / tile);
+    launch.kernel = std::string("additive_forward_") + symbol_of(dtype) + "_" + std::to_string(tile);
+    launch.blocks = shape.B * shape.H * ceil_div(shape.T, tile);
     launch.threads = kForwardThreads;
     launch.shared = forward_staging(tile, exact ? 8 : 16) + (exact ? 0 : static_cast<int>((shape.A + 15) / 16 * 16 * 8));
     const int room = rate.shared / (launch.shared + kForwardNotes);
     launch.resident = room < kForwardResident ? room : kForwardResident;
     const double block = (forward_cycles(tile, exact, device) * A + 1.1 / rate.fp32 * D) * tile * S / 128;
-    const int64_t busiest = (launch.blocks + device.processors - 1) / device.processors;
+    const int64_t busiest = ceil_div(launch.blocks, device.processors);
     const double computed = busiest * block / rate.clock, moved = bytes / rate.bandwidth;
     launch.seconds = computed > moved ? computed : moved;
     if (best.kernel.empty() || launch.seconds < best.seconds) best = launch;

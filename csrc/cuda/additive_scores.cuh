@@ -16,8 +16,8 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kSources = 128, kColumns = 8;  // source positions of a tile, and of a thread: 16 apart, so that rows meet no bank twice
 constexpr int kFew = 8;                      // channels up to which all is summed from tanh: few roundings of 1 - 2r do not average out
 
-// How many channels share a reciprocal. From sm_100 on, two such sums go side by side; with 64 lanes to a processor, it is arithmetic that is
-// short and not special functions.
+// How many channels share a reciprocal. From sm_100 on, two such sums go side by side; with 64 lanes to a processor, it is arithmetic that
+// is short and not special functions.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 using Lane = Pair;
 constexpr int kMerged = 4;

@@ -1,5 +1,5 @@
-// Kernels by their symbols. A file lists its own, KERNELS(MAKE) as MAKE(symbol, (launch bounds), function) ..., and ONEPASS_KERNELS_OF makes the
-// entry points and the launch that finds them.
+// Kernels by their symbols. A file lists its own, KERNELS(MAKE) as MAKE(symbol, (launch bounds), function) ..., and ONEPASS_KERNELS_OF
+// makes the entry points and the launch that finds them.
 #pragma once
 
 #include <cuda_runtime.h>

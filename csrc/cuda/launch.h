@@ -9,6 +9,14 @@ namespace onepass::cuda {
 
 constexpr int64_t kFewQueries = 16;  // queries up to which the kernels of steps are taken
 
+ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// What a dtype is called in a kernel's symbol.
+inline const char* symbol_of(Dtype dtype) {
+  static constexpr const char* names[] = {"f32", "f64", "bf16", "f16"};
+  return names[static_cast<int>(dtype)];
+}
+
 struct Device {
   int processors = 132;
   int capability = 90;  // 90 for 9.0
@@ -30,6 +38,9 @@ inline Rates rates(const Device& device) {
   if (device.capability >= 86) return {1.695e9, 0.6e12, 1, 100 << 10};     // A10
   return {1.41e9, 2.039e12, 0.5, 164 << 10};                               // A100
 }
+
+// Whether two multiply-adds of float32 are one instruction, as fast as one.
+inline bool packs(const Device& device) { return device.capability >= 100 && device.capability < 120; }
 
 struct Launch {
   std::string kernel;  // its symbol

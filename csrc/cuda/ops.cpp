@@ -1,4 +1,4 @@
-// The ops onepass_cuda::*: outputs and scratch, one launch or two, on torch's current stream. Nothing here waits for the device.
+// The ops onepass_cuda::*: outputs, scratch and launches, on torch's current stream. Nothing here waits for the device.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -68,7 +68,8 @@ TorchTensor empty(const TorchTensor& like, const Sizes& sizes, std::optional<Sca
 // A call's device, which is the current one while it lasts.
 class Call {
  public:
-  explicit Call(const TorchTensor& query) : query_(query), guard_(query.get_device_index()), device_(properties(query.get_device_index())) {}
+  explicit Call(const TorchTensor& query)
+      : query_(query), guard_(query.get_device_index()), device_(properties(query.get_device_index())) {}
 
   const Device& device() const { return device_; }
 
@@ -105,12 +106,6 @@ class Call {
   Device device_;
   std::vector<TorchTensor> kept_;  // until the launches are on the stream, which orders what reuses their memory
 };
-
-Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
-  const int64_t rank = keys.dim();
-  return {keys.size(0), rank == 4 ? keys.size(1) : 1,  query.dim() == rank ? query.size(rank - 2) : 1,
-          keys.size(rank - 2), keys.size(rank - 1), D};
-}
 
 // Scores, softmax and context of a step, of both families.
 void step(Call& call, StepForward& args, bool additive) {
@@ -168,8 +163,8 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }  // of a number that it is computed in
 
 // From gradients of scores on.
-Three tanh_gradients(Call& call, Arguments& in, const Shape& s, const Tensor& grad_scores, const TorchTensor& query, const TorchTensor& keys,
-                     const TorchTensor& v, const Visibility& visibility) {
+Three tanh_gradients(Call& call, Arguments& in, const Shape& s, const Tensor& grad_scores, const TorchTensor& query,
+                     const TorchTensor& keys, const TorchTensor& v, const Visibility& visibility) {
   AdditiveBackward args;
   args.shape = s;
   TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
@@ -197,8 +192,9 @@ Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor ke
   Arguments in(query);
   const Shape s = shape_of_call(query, keys, 0);
   const Visibility visibility = in.visibility(lengths, mask, s);
-  const TorchTensor wide = grad_scores.scalar_type() == accumulator(query) ? grad_scores : torch::stable::to(grad_scores, accumulator(query));
-  const Tensor gradients = in.in("grad_scores", wide, in.with_heads(s, s.T, s.S), accumulator(query));
+  const ScalarType summed = accumulator(query);
+  const TorchTensor wide = grad_scores.scalar_type() == summed ? grad_scores : torch::stable::to(grad_scores, summed);
+  const Tensor gradients = in.in("grad_scores", wide, in.with_heads(s, s.T, s.S), summed);
   const Named named = call.named("additive_scores_backward", s, visibility, dtype_of("query", query));
   return tanh_gradients(call, in, s, gradients, query, keys, v, visibility);
 }
@@ -265,8 +261,8 @@ Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, Torch
 Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
                         OptionalTensor mask) {
   Step taken(query, keys, values, lengths, mask);
-  ONEPASS_CHECK(taken.args.shape.T <= kFewQueries, "the CUDA kernels of multiplicative attention take up to ", kFewQueries, " queries; got ",
-                taken.args.shape.T);
+  ONEPASS_CHECK(taken.args.shape.T <= kFewQueries, "the CUDA kernels of multiplicative attention take up to ", kFewQueries,
+                " queries; got ", taken.args.shape.T);
   taken.args.scale = scale;
   const Named named = taken.call.named("multiplicative_step", taken.args);
   step(taken.call, taken.args, false);

@@ -157,8 +157,8 @@ __device__ __forceinline__ void value_gradients(const ScoreGradients& args, Tile
 template <class T, int N>
 __device__ __forceinline__ void products(const ScoreGradients& args) {
   __shared__ __align__(16) Tiles<Wide<T>> tiles;
-  const int64_t across = product_tiles(args.shape.S, kProductColumns), of_queries = product_tiles(args.shape.T, 8 * N);
-  const int64_t of_values = product_tiles(args.shape.D, kProductColumns), each = of_queries + of_values;
+  const int64_t across = ceil_div(args.shape.S, kProductColumns), of_queries = ceil_div(args.shape.T, 8 * N);
+  const int64_t of_values = ceil_div(args.shape.D, kProductColumns), each = of_queries + of_values;
   const int64_t tile = blockIdx.x % each, s0 = blockIdx.x / each % across * kProductColumns, row = blockIdx.x / each / across;
   const int64_t b = row / args.shape.H, h = row % args.shape.H;
   if (tile < of_queries) weight_gradients<T, N>(args, tiles, b, h, static_cast<int>(tile * 8 * N), static_cast<int>(s0));
@@ -173,7 +173,7 @@ __device__ __forceinline__ void softmax(const ScoreGradients& args) {
   if (row >= rows) return;
   const int64_t t = row % args.shape.T, h = row / args.shape.T % args.shape.H, b = row / args.shape.T / args.shape.H;
   R inner = 0;
-  const int64_t tiles = product_tiles(args.shape.S, kProductColumns);
+  const int64_t tiles = ceil_div(args.shape.S, kProductColumns);
   for (int64_t tile = 0; tile < tiles; ++tile) inner += static_cast<const R*>(args.inner)[tile * rows + row];
   const Window seen = window(args.visibility, b, t, args.shape.S);
   const R* weights = row_of<R>(args.weights, b, h, t);

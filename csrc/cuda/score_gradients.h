@@ -27,31 +27,28 @@ struct ScoreGradientsLaunch {
   int64_t inner = 0;  // numbers in the scratch
 };
 
-ONEPASS_ANYWHERE int64_t product_tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
-
 inline ScoreGradientsLaunch score_gradients_launch(const Shape& shape, Dtype dtype, const Device& device) {
-  constexpr double kClock = 1.8e9, kBandwidth = 2e12, kSlots = 2;  // issue slots of a multiply-add, staging included
-  const char* const names[] = {"f32", "f64", "bf16", "f16"};
-  const std::string name = names[static_cast<int>(dtype)];
-  const int64_t heads = shape.B * shape.H, across = product_tiles(shape.S, kProductColumns);
+  constexpr double kSlots = 2;  // issue slots of a multiply-add, staging included
+  const Rates rate = rates(device);
+  const int64_t heads = shape.B * shape.H, across = ceil_div(shape.S, kProductColumns);
   const int queries = shape.T > 16 ? 64 : 16;
   ScoreGradientsLaunch found;
   found.inner = across * heads * shape.T;
-  found.products.kernel = "score_gradients_" + name + "_" + std::to_string(queries);
+  found.products.kernel = std::string("score_gradients_") + symbol_of(dtype) + "_" + std::to_string(queries);
   found.products.threads = kProductThreads;
-  found.products.blocks = heads * across * (product_tiles(shape.T, queries) + product_tiles(shape.D, kProductColumns));
+  found.products.blocks = heads * across * (ceil_div(shape.T, queries) + ceil_div(shape.D, kProductColumns));
   found.products.resident = dtype == Dtype::f64 ? 2 : 4;
   found.softmax.kernel = std::string("score_gradients_softmax_") + (dtype == Dtype::f64 ? "f64" : "f32");
   found.softmax.threads = kSoftmaxThreads;
-  found.softmax.blocks = shape.S > 0 ? product_tiles(heads * shape.T, kSoftmaxThreads / 32) : 0;
+  found.softmax.blocks = shape.S > 0 ? ceil_div(heads * shape.T, kSoftmaxThreads / 32) : 0;
   found.softmax.resident = 4;
 
-  const double rate = 128 * kClock * std::min<double>(device.processors, std::max<int64_t>(1, found.products.blocks));
+  const double issued = 128 * rate.clock * std::min<double>(device.processors, std::max<int64_t>(1, found.products.blocks));
   const double scores = static_cast<double>(heads * shape.T * shape.S);
-  const double products = kSlots * scores * static_cast<double>(shape.D) * 2 / rate;
+  const double products = kSlots * scores * static_cast<double>(shape.D) * 2 / issued;
   const double bytes = static_cast<double>(heads * (shape.T + 2 * shape.S) * shape.D) * size_of(dtype) + 8 * scores;
-  found.products.seconds = std::max(products, bytes / kBandwidth);
-  found.softmax.seconds = 12 * scores / kBandwidth;
+  found.products.seconds = std::max(products, bytes / rate.bandwidth);
+  found.softmax.seconds = 12 * scores / rate.bandwidth;
   return found;
 }
 

@@ -1,22 +1,21 @@
 // What the kernels of decoding steps and their hosts agree on: few queries (T <= 16) over one source, bound by its bytes.
 //
 // A block has a group of up to W queries and a piece of the source, of whose positions it keeps a few numbers a query in shared memory.
-// A thread has Q of the queries, one or four; neighbours with the others load the same bytes. Where a device has clusters, the blocks of one
-// share the reading of queries, and put together what they found, through their shared memories. What is one block's or cluster's is a part;
-// where there are several parts, the last block of a group to finish combines them, through global memory.
+// A thread has Q of the queries, one or four; neighbours with the others load the same bytes. Where a device has clusters, the blocks of
+// one share the reading of queries, and put together what they found, through their shared memories. What is one block's or cluster's is a
+// part; where there are several parts, the last block of a group to finish combines them, through global memory.
 #pragma once
 
 #include "launch.h"
 
 namespace onepass::cuda {
 
-constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32, kMostQueries = 16;
+constexpr int kStepThreads = 256, kStepWarps = kStepThreads / 32, kMostQueries = kFewQueries;
 constexpr int kCluster = 8;      // blocks that every device with clusters takes
 constexpr int kFewestRows = 24;  // of a block where one more makes up a cluster
 constexpr int kMore = 4;         // numbers that a block leaves for its cluster behind a row of sums
 constexpr int kReserved = 1152;  // bytes of a processor's shared memory that are the system's and, of a kernel, not dynamic
 
-ONEPASS_ANYWHERE constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 ONEPASS_ANYWHERE constexpr int64_t up_to(int64_t x, int64_t unit) { return ceil_div(x, unit) * unit; }
 ONEPASS_ANYWHERE constexpr int64_t step_padded(int64_t width) { return up_to(width, 8); }  // a row of parts: whole vectors of any dtype
 
@@ -63,7 +62,6 @@ struct StepWork {
 
 // Where a row of queries is too wide for shared memory there is no kernel: no blocks and no name.
 inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work, const Device& device) {
-  static const char* const names[] = {"f32", "f64", "bf16", "f16"};
   const int size = size_of(dtype), W = step_queries(shape.T), Q = W == 1 ? 1 : 4;
   const int64_t factors = step_factors(work.row_width, W, size, work.additive), per_row = step_stride(W, work.each) * wide_size(size);
   const int64_t most = 16 * 1024 / per_row;  // positions of a piece
@@ -72,7 +70,7 @@ inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work,
   const int64_t groups = shape.B * shape.H * ceil_div(shape.T, W);
   const int64_t wanted = ceil_div(2 * device.processors, groups > 0 ? groups : 1), useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
   const int64_t fewest = ceil_div(shape.S, most), splits = wanted < useful ? wanted : useful;
-  launch.kernel = work.family + "_" + names[static_cast<int>(dtype)] + "_" + std::to_string(Q);
+  launch.kernel = work.family + "_" + symbol_of(dtype) + "_" + std::to_string(Q);
   launch.splits = static_cast<int>(splits > fewest ? splits : fewest > 1 ? fewest : 1);
   const Rates rate = rates(device);
   const auto shared = [&](int64_t splits, int cluster) {

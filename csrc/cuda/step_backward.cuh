@@ -1,6 +1,6 @@
 // With p = grad_context . value + grad_weights, r = sum of weight p: the gradient of a score is g = weight (p - r), and the query gets
-// 4 v sum of g (r_a - r_a^2), where tanh = 1 - 2 r_a, or scale times the sum of g key. As r is of the whole source, a block sums (p - c) and 1
-// in place of (p - r), with the mean c of p of its piece, so that what is added later, (c - r) times the second sum, is small.
+// 4 v sum of g (r_a - r_a^2), where tanh = 1 - 2 r_a, or scale times the sum of g key. As r is of the whole source, a block sums (p - c)
+// and 1 in place of (p - r), with the mean c of p of its piece, so that what is added later, (c - r) times the second sum, is small.
 #pragma once
 
 #include "step.cuh"

@@ -1,3 +1,5 @@
+// Scores of a piece, its softmax and its sum of values by one block; pieces are put together within a cluster, then by the last block of a
+// group. A part leaves its highest score and the sum of its exponentials beside its row.
 #pragma once
 
 #include "step.cuh"

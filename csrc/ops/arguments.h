@@ -199,6 +199,13 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
   return {query.size(0), rank == 4 ? query.size(1) : 1, query.size(rank - 2), keys.size(rank - 2), query.size(rank - 1), D};
 }
 
+// Of a step over a memory, whose query may be one.
+inline Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
+  const int64_t rank = keys.dim();
+  return {keys.size(0), rank == 4 ? keys.size(1) : 1,  query.dim() == rank ? query.size(rank - 2) : 1,
+          keys.size(rank - 2), keys.size(rank - 1), D};
+}
+
 // What additive scores are made of, into the arguments of kernels on any device.
 template <class Args>
 void set_scored(Arguments& in, Args& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v) {

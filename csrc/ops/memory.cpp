@@ -12,12 +12,6 @@ using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
 
 int64_t padded_width(int64_t A) { return (A + 15) / 16 * 16; }
 
-Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
-  const int64_t rank = keys.dim();
-  return {keys.size(0), rank == 4 ? keys.size(1) : 1,  query.dim() == rank ? query.size(rank - 2) : 1,
-          keys.size(rank - 2), keys.size(rank - 1), D};
-}
-
 Three prepare(TorchTensor keys, TorchTensor v, OptionalTensor lengths, OptionalTensor mask, bool half) {
   Arguments in(keys);
   AdditivePrepare args;

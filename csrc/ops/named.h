@@ -2,8 +2,8 @@
 //
 //   onepass::additive_forward [B 32, T 32, S 48, A 512, D 1024] float32 cpu
 //
-// Where lengths, spans or a mask hide positions, `pairs` says how many (b, h, t, s) are visible, or ? where only the GPU knows. Sizes that an op lacks are left out, and
-// one head. A memory that is kept in another dtype than its queries is `float32 over bfloat16`.
+// Where lengths, spans or a mask hide positions, `pairs` says how many (b, h, t, s) are visible, or ? where only the GPU knows. Sizes that
+// an op lacks are left out, and one head. A memory that is kept in another dtype than its queries is `float32 over bfloat16`.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -39,7 +39,8 @@ class Named {
   }
 
  private:
-  __attribute__((cold, noinline)) void start(const char* op, const Shape& s, const Visibility& v, Dtype dtype, Dtype kept, const char* device) {
+  __attribute__((cold, noinline)) void start(const char* op, const Shape& s, const Visibility& v, Dtype dtype, Dtype kept,
+                                             const char* device) {
     if (aoti_record_function_start == nullptr) return;
     constexpr const char* dtypes[] = {"float32", "float64", "bfloat16", "float16"};
     std::ostringstream name;

@@ -99,7 +99,8 @@ std::map<std::string, std::string> build() {
 
 // The launches of an op of CUDA kernels, as a GPU would be given them; none where no kernel takes these sizes.
 py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability, int queries) {
-  if (sizes.size() != 6 || dtype < 0 || dtype > 3) throw py::value_error("cuda_launches needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
+  if (sizes.size() != 6 || dtype < 0 || dtype > 3)
+    throw py::value_error("cuda_launches needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
   const cuda::Device device{processors, capability};
   const auto type = static_cast<Dtype>(dtype);
@@ -130,8 +131,8 @@ py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes,
     if (launch.kernel.empty()) continue;
     using namespace py::literals;
     launches.append(py::dict("kernel"_a = launch.kernel, "blocks"_a = launch.blocks, "threads"_a = launch.threads,
-                             "shared"_a = launch.shared, "splits"_a = launch.splits, "cluster"_a = launch.cluster, "resident"_a = launch.resident,
-                             "seconds"_a = launch.seconds, "scratch"_a = scratch, "cut"_a = cut));
+                             "shared"_a = launch.shared, "splits"_a = launch.splits, "cluster"_a = launch.cluster,
+                             "resident"_a = launch.resident, "seconds"_a = launch.seconds, "scratch"_a = scratch, "cut"_a = cut));
   }
   return launches;
 }
@@ -148,7 +149,8 @@ PYBIND11_MODULE(_probe, m) {
         "second from `bytes` of memory ('read'), all threads together.");
   m.def("cuda_launches", &cuda_launches, py::arg("op"), py::arg("sizes"), py::arg("dtype"), py::arg("processors"), py::arg("capability"),
         py::arg("queries") = 0, "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them.");
-  m.def("build", &build, "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
+  m.def("build", &build,
+        "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
 }
 
 }  // namespace onepass

@@ -69,7 +69,7 @@ def check_inputs(
         wanted = [keys.shape[1], keys.shape[-1]] if heads else [keys.shape[-1]]
         if list(v.shape) != wanted:
             raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
-    lengths = _check_lengths(lengths, query, keys)
+    lengths = _check_lengths(lengths, query)
     mask = _check_mask(mask, query, keys, one_step)
     spans = check_spans(spans, query, one_step)
     return Inputs(query, keys, values, v, lengths, mask, spans, one_step)
@@ -103,7 +103,7 @@ def _check_sizes(name: str, tensor: Tensor, other_name: str, other: Tensor, what
         raise ValueError(f"{name} and {other_name} must agree in {what}; got {_shape(tensor)} and {_shape(other)}")
 
 
-def _check_lengths(lengths: Tensor | None, query: Tensor, keys: Tensor) -> Tensor | None:
+def _check_lengths(lengths: Tensor | None, query: Tensor) -> Tensor | None:
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
