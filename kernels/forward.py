@@ -55,7 +55,7 @@ def fill_outside(p_weights, o_w, value, begin, end, low, high, m_t, BS: tl.const
 
 @triton.jit
 def attend(
-    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, scale: tl.float64,
+    p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, scale: tl.float64,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, v_h, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
     H, T, S, A, D, per_split, splits,
     ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, SCORES: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
@@ -137,8 +137,6 @@ def attend(
         base = tl.where(highest == float("-inf"), 0.0, highest)
         inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
         end_of_tiles = begin_of_tiles + tl.cdiv(tl.maximum(end - begin_of_tiles, 0), BS) * BS  # scores are to be replaced up to there
-        if not (ADDITIVE or SPLIT):
-            tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
         if SPLIT:
             o_row += i_split * (tl.num_programs(0) // tiles // splits).to(tl.int64) * T
             tl.store(p_highest + o_row, highest, m_t)
@@ -191,7 +189,7 @@ def attend(
 
 @triton.jit
 def attend_online(
-    p_q, p_k, p_values, p_limits, p_mask, p_context, p_logsumexp, scale: tl.float64,
+    p_q, p_k, p_values, p_limits, p_mask, p_context, scale: tl.float64,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, A, D,
     LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr,
@@ -241,8 +239,6 @@ def attend_online(
     p_tile = p_context + o_row[:, None] * D + o_d[None, :]
     tl.store(p_tile, tl.where((seen > 0)[:, None], context * inverse[:, None], 0.0).to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
     base = tl.where(highest == float("-inf"), 0.0, highest)
-    if i_d == 0:
-        tl.store(p_logsumexp + o_row, base + tl.log(tl.where(seen > 0, sums, 1.0)), m_t)
     if met > 0:
         tl.debug_barrier()
         context = wide(tl.load(p_tile, m_t[:, None] & m_d, 0.0))
@@ -263,10 +259,9 @@ def attend_online(
 
 @triton.jit
 def combine(
-    p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, p_logsumexp, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
+    p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
     H, T, S, D, rows, splits,
-    ADDITIVE: tl.constexpr, LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr,
-    BD: tl.constexpr,
+    LIMITS: tl.constexpr, MASK: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Puts what ``attend`` left of each split together, in their order. Grid: ``rows`` = B H T."""
     i_row = tl.program_id(0).to(tl.int64)
@@ -284,8 +279,6 @@ def combine(
         seen += tl.where(part < 0, 0, 1)
         sums += tl.where(part < 0, 0.0, part * softmax_term(tl.load(p_highest + i * rows + i_row), base, UNIT))
     inverse = tl.where(seen > 0, 1.0 / sums, 0.0)
-    if not ADDITIVE:
-        tl.store(p_logsumexp + i_row, base + tl.log(tl.where(seen > 0, sums, 1.0)))
     for d in range(0, D, BD):
         o_d = d + tl.arange(0, BD)
         context = tl.zeros((BD,), ACC)

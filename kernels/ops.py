@@ -101,16 +101,15 @@ def blocks(tile: tiles.Tile, *names: str) -> dict[str, int]:
 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor | None, v: Tensor | None, scale: float, lengths: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Context, weights and, if multiplicative, logsumexp; without values, scores in place of weights. Additive with ``v``."""
+) -> tuple[Tensor, Tensor]:
+    """Context and weights; without values, scores in place of weights. Additive with ``v``."""
     B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
     D = 0 if values is None else values.shape[-1]
     lead, wide = query.shape[:-1], accumulator(query.dtype)
     context = query.new_empty((*lead, D))
     weights = query.new_empty((*lead, S), dtype=query.dtype if values is None else wide)
-    logsumexp = query.new_empty(lead if v is None else (0,), dtype=wide)
     if S == 0:
-        return context.zero_(), weights, logsumexp.zero_()
+        return context.zero_(), weights
     limits = limits_of(lengths, mask, query)
     query, q_strides = rows_of(query)
     keys, k_strides = rows_of(keys)
@@ -128,23 +127,22 @@ def attend(
     programs = -(-T // tile.BT) * splits * B * H
     launch(
         forward.attend, programs, query, keys, values, query if v is None else v.contiguous(), limits.lengths, limits.mask,
-        context, weights, highest, sums, parts, logsumexp, scale, *q_strides, *k_strides, *values_strides, A, *limits.strides,
+        context, weights, highest, sums, parts, scale, *q_strides, *k_strides, *values_strides, A, *limits.strides,
         H, T, S, A, D, per_split, splits, **constants, ADDITIVE=v is not None, SCORES=scores_only, SPLIT=splits > 1,
         EVEN=A % 4 == 0, DIRECT=A <= NARROW or query.dtype == torch.float64, **blocks(tile, "BT", "BS", "BA", "BK", "BD"),
     )  # fmt: skip
     if splits > 1:
         launch(
-            forward.combine, B * H * T, limits.lengths, limits.mask, context, weights, highest, sums, parts, logsumexp, *limits.strides,
-            H, T, S, D, B * H * T, splits, ADDITIVE=v is not None, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"],
-            BS=256, BD=128,
+            forward.combine, B * H * T, limits.lengths, limits.mask, context, weights, highest, sums, parts, *limits.strides,
+            H, T, S, D, B * H * T, splits, **limits.constants, UNIT=constants["UNIT"], ACC=constants["ACC"], BS=256, BD=128,
         )  # fmt: skip
-    return context, weights, logsumexp
+    return context, weights
 
 
 def additive_forward(
     query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return attend(query, keys, values, v, 1.0, lengths, mask)[:2]
+    return attend(query, keys, values, v, 1.0, lengths, mask)
 
 
 def additive_scores(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -153,23 +151,22 @@ def additive_scores(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | No
 
 def multiplicative_forward(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None, mask: Tensor | None, keep_weights: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     if keep_weights or keys.shape[-2] == 0:
-        context, weights, logsumexp = attend(query, keys, values, None, scale, lengths, mask)
-        return context, weights if keep_weights else weights.new_empty((0,)), logsumexp
+        context, weights = attend(query, keys, values, None, scale, lengths, mask)
+        return context, weights if keep_weights else weights.new_empty((0,))
     B, H, T, S, A, D = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1], values.shape[-1]
-    wide = accumulator(query.dtype)
-    context, logsumexp = query.new_empty((*query.shape[:-1], D)), query.new_empty(query.shape[:-1], dtype=wide)
+    context = query.new_empty((*query.shape[:-1], D))
     limits = limits_of(lengths, mask, query)
     (query, q_strides), (keys, k_strides), (values, values_strides) = rows_of(query), rows_of(keys), rows_of(values)
     tile = chosen("attend_online", tiles.online_tile(T, D, query.dtype, limits.hide), "BT", "BS")
     programs = max(1, -(-D // tile.BD)) * -(-T // tile.BT) * B * H
     launch(
-        forward.attend_online, programs, query, keys, values, limits.lengths, limits.mask, context, logsumexp, scale,
+        forward.attend_online, programs, query, keys, values, limits.lengths, limits.mask, context, scale,
         *q_strides, *k_strides, *values_strides, *limits.strides, H, T, S, A, D,
         **limits.constants, **arithmetic(query), **blocks(tile, "BT", "BS", "BA", "BD"),
     )  # fmt: skip
-    return context, query.new_empty((0,), dtype=wide), logsumexp
+    return context, query.new_empty((0,), dtype=accumulator(query.dtype))
 
 
 def score_gradients(
@@ -324,7 +321,6 @@ def multiplicative_backward(
     values: Tensor,
     scale: float,
     weights: Tensor,
-    logsumexp: Tensor,
     lengths: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
@@ -389,7 +385,7 @@ def additive_step(
     """On a GPU a step reads the keys themselves: their exponentials cost less than what it waits for."""
     rows = several(query, keys)
     assert rows is not None
-    context, weights, _ = attend(rows, keys, values, v, 1.0, lengths, mask)
+    context, weights = attend(rows, keys, values, v, 1.0, lengths, mask)
     return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 
@@ -398,7 +394,7 @@ def multiplicative_step(
 ) -> tuple[Tensor, Tensor]:
     rows = several(query, keys)
     assert rows is not None
-    context, weights, _ = attend(rows, keys, values, None, scale, lengths, mask)
+    context, weights = attend(rows, keys, values, None, scale, lengths, mask)
     return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 

@@ -6,6 +6,7 @@ import torch
 
 CLOCK = 1.8e9  # Hz, near enough for predictions that are compared with each other
 SLOTS = 4.2  # issue slots of an additive score's channel
+TOGETHER = 256  # positions whose terms are added up one by one
 WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
 
 
@@ -104,11 +105,12 @@ def sums_tile(over_source: bool, rows: int, T: int, S: int, D: int, dtype: torch
 
 def tanh_gradients_tile(rows: int, T: int, S: int, A: int, device: Device) -> Tile:
     """A lane has one channel and up to 64 queries, whose sums fill its registers; where it has few, several positions at a time to wait
-    for. The source is split as long as the parts of dq take no more memory than keys, or 64 positions each."""
+    for. The source is split as long as the parts of dq take no more memory than keys, or 64 positions each; and so that none has more than
+    TOGETHER, of which a sum is good as it comes."""
     BT = queries_together(T)
     BA = min(128, max(device.lanes, power_of_2(A)))
     warps = BA // device.lanes
-    splits = parts(rows * -(-A // BA), S, min(64, max(16, T)), device, warps)
+    splits = max(-(-S // TOGETHER), parts(rows * -(-A // BA), S, min(64, max(16, T)), device, warps))
     return Tile(BT, BS=max(1, 16 // BT), BA=BA, warps=warps, stages=1, parts=splits, registers=255)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, FAMILIES, MASKS, RANGES, Dims, build, call, garbage, results
+from cases import DTYPES, FAMILIES, MASKS, RANGES, Dims, assert_same_bits, build, call, garbage, results
 from tolerance import check
 
 SHAPES = [
@@ -55,6 +55,49 @@ def test_few_channels(width: int, seed: int, backend: str, isa: str) -> None:
     """Scores whose channels are too few to average errors out, and enough pairs to meet the largest ones."""
     case = build("scores", Dims(2, 128, 192, width), seed=seed)
     check(results(case, backend), case)
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dims", [Dims(1, 1, 30011, 24), Dims(1, 6, 1031, 64), Dims(1, 40003, 3, 12), Dims(3000, 1, 2, 9)], ids=str)
+def test_long_gradient_sums(dims: Dims, dtype: torch.dtype, backend: str, isa: str) -> None:
+    """Over a long source, many queries, a large batch, of terms that all have one sign: their roundings do not add up."""
+    case = build("scores", dims, dtype)
+    case = case.replace(query=case.query.abs() / 10, keys=case.keys.abs() / 10, v=case.v.abs(), grad_weights=case.grad_weights.abs())
+    check(results(case, backend), case)
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("hidden", ["none", "both", "spans"])
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_weights_computed_again(size: float, hidden: str, backend: str, isa: str) -> None:
+    """Weights that were not kept are those that were, however large the scores: gradients have the same bits."""
+    case = build("multiplicative", Dims(2, 150, 70, 20, 12), hidden=hidden).replace(grad_weights=None)
+    case = case.replace(query=size * case.query.abs(), keys=size * case.keys.abs())
+    leaves = [tensor.requires_grad_() for tensor in case.inputs().values()]
+    found = []
+    for need_weights in (False, True):
+        context, _ = call(case, backend, need_weights=need_weights)
+        found.append(dict(enumerate(torch.autograd.grad(context, leaves, case.grad_context))))
+    assert_same_bits(*found)
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [5, 16, 37, 300])
+def test_v_whose_sum_overflows(width: int, dtype: torch.dtype, backend: str, isa: str) -> None:
+    """Scores and gradients of the largest numbers that ``v`` can hold, where eager's are finite."""
+    case = build("scores", Dims(2, 5, 7, width), dtype)
+    case = case.replace(query=case.query.abs() / 1000, keys=case.keys.abs() / 1000, grad_weights=case.grad_weights / 1000)
+    largest = torch.finfo(dtype).max
+    for factors in (torch.full((width,), 1 / 16), torch.tensor([1.0, -1.0]).repeat(width)[:width]):
+        extreme = case.replace(v=largest * factors.to(dtype))
+        unit = case.replace(v=factors.to(dtype))  # results are as many times smaller
+        exact = results(unit.to(torch.float64), "reference")
+        for name, result in results(extreme, backend).items():
+            scale = 1 if name == "d_v" else largest
+            off = result.double() / scale - exact[name]
+            assert off.abs().max() <= 8 * width * torch.finfo(dtype).eps, name
 
 
 @pytest.mark.parametrize("span", RANGES)

@@ -117,3 +117,9 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert torch.equal(held, exact) and torch.equal(scores(), exact)
 """)
+
+
+@pytest.mark.parametrize("limit", ["-5", "many", "1.5", "9" * 20])
+def test_a_limit_that_is_none(run: Run, limit: str) -> None:
+    with pytest.raises(AssertionError, match=f"ONEPASS_KEEP_MIB must be a number of mebibytes; got '{limit}'"):
+        run("", ONEPASS_KEEP_MIB=limit)

@@ -34,9 +34,8 @@ class Ops:
         return self.device.forward(query, keys, values, v, 1.0, lengths, mask)
 
     def multiplicative_forward(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None,
-                               mask: Tensor | None, keep_weights: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        context, weights = self.device.forward(query, keys, values, None, scale, lengths, mask)
-        return context, weights, weights.new_zeros(query.shape[:-1])
+                               mask: Tensor | None, keep_weights: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return self.device.forward(query, keys, values, None, scale, lengths, mask)
 
     def additive_backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, values: Tensor,
                           v: Tensor, weights: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
@@ -49,7 +48,7 @@ class Ops:
         return grad_query, terms.sum(-3).to(keys.dtype), values_gradient(weights, grad_context, values), grad_v.to(v.dtype)
 
     def multiplicative_backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor,
-                                values: Tensor, scale: float, weights: Tensor, logsumexp: Tensor, lengths: Tensor | None,
+                                values: Tensor, scale: float, weights: Tensor, lengths: Tensor | None,
                                 mask: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
         limits = (lengths, mask)
         grad_query, grad_scores = self.device.backward(grad_context, grad_weights, query, keys, values, None, scale, weights, *limits)

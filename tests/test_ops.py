@@ -67,7 +67,7 @@ def backward_arguments(case: Case, keep_weights: bool, context: bool = True, wei
     grads = (case.grad_context if context else None, case.grad_weights.to(saved[1].dtype) if weights else None)
     if case.family == "additive":
         return "additive_backward", (*grads, case.query, case.keys, case.values, case.v, saved[1], lengths, mask)
-    return "multiplicative_backward", (*grads, case.query, case.keys, case.values, case.scale, *saved[1:], lengths, mask)
+    return "multiplicative_backward", (*grads, case.query, case.keys, case.values, case.scale, saved[1], lengths, mask)
 
 
 @pytest.mark.parametrize("arriving", [(True, True), (True, False), (False, True)], ids=["both", "context", "weights"])
@@ -104,17 +104,6 @@ def test_weights_not_kept(hidden: str, dtype: torch.dtype, backend: str) -> None
     expected = op(name)(*backward_arguments(case, True, weights=False)[1])
     for got, want in zip(op(name)(*arguments), expected, strict=True):
         torch.testing.assert_close(got, want)
-
-
-def test_logsumexp() -> None:
-    """Multiplicative's third result is the logarithm of the softmax's denominator, of rows that see something."""
-    case = build("multiplicative", Dims(3, 4, 37, 12, 5), hidden="both")
-    _, _, found = op("multiplicative_forward")(*forward_arguments(case))
-    visible = case.visible()
-    scores = (case.scale * case.query.double() @ case.keys.double().mT).masked_fill(~visible, -torch.inf)
-    sees = visible.any(-1)
-    assert found.shape == sees.shape
-    torch.testing.assert_close(found[sees].double(), scores.logsumexp(-1)[sees], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.of_cpp
@@ -271,3 +260,13 @@ def test_steps_of_float64_take_no_bfloat16(family: str) -> None:
         changed[position] = changed[position].bfloat16()
         with pytest.raises(RuntimeError, match="has another dtype than the query"):
             op(called)(*changed)
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("name", ["AVX2", "sse", "avx512 "])
+def test_an_instruction_set_that_is_none(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not another one than was asked for, silently."""
+    monkeypatch.setenv("ONEPASS_ISA", name)
+    case = build("scores")
+    with pytest.raises((RuntimeError, ValueError), match=f"ONEPASS_ISA must be one of what this machine runs, baseline.*got '{name}'"):
+        op("additive_scores")(*forward_arguments(case))

@@ -16,7 +16,7 @@ B, T, S, A, D = 2, 20, 70, 12, 8
 def arguments(op: str, lengths: Tensor | None, mask: Tensor | None) -> list[object]:
     """On a device that has no numbers: who asks for one gets an error."""
     query, keys, values, v = (torch.empty(sizes, device="meta") for sizes in ((B, T, A), (B, S, A), (B, S, D), (A,)))
-    weights, context, lse = (torch.empty(sizes, device="meta") for sizes in ((B, T, S), (B, T, D), (B, T)))
+    weights, context = (torch.empty(sizes, device="meta") for sizes in ((B, T, S), (B, T, D)))
     none = torch.empty((B, 0), device="meta")
     prepared = (none, none, v)
     first: dict[str, list[object]] = {
@@ -25,7 +25,7 @@ def arguments(op: str, lengths: Tensor | None, mask: Tensor | None) -> list[obje
         "additive_scores": [query, keys, v],
         "additive_scores_backward": [weights, query, keys, v],
         "multiplicative_forward": [query, keys, values, 0.5],
-        "multiplicative_backward": [context, weights, query, keys, values, 0.5, torch.empty((0,), device="meta"), lse],
+        "multiplicative_backward": [context, weights, query, keys, values, 0.5, torch.empty((0,), device="meta")],
         "additive_step": [query, keys, values, v, *prepared],
         "additive_step_backward": [context, weights, query, keys, values, *prepared, weights],
         "multiplicative_step": [query, keys, values, 0.5],

@@ -16,7 +16,7 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
     some.memory.exponentials = from_row(args.memory.exponentials, first);
     additive_scores<R>(Scratch::mine(), some, b, h, 0, shape.T, {n, nullptr, nullptr}, scores, stride);
   };
-  if (args.context.data != nullptr && split_forward<R>(args, {}, executor, part)) return;
+  if (args.context.data != nullptr && split_forward<R>(args, executor, part)) return;
   const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
   for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
     Scratch& scratch = Scratch::mine();
@@ -101,7 +101,7 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
       Vec<R> tangent, slope;
       tanh_and_slope<R>(at(q, a) + at(key, a), tangent, slope);
       const Vec<R> early = c.weighting.finite ? splat<R>(R(1)) : load<R>(c.weighting.v + a);
-      store<R>(dq + a, fma<R>(splat<R>(*g), early * slope * R(0.25), load<R>(dq + a)));
+      store<R>(dq + a, fma<R>(splat<R>(*g), early * (slope * R(0.25)), load<R>(dq + a)));
     }
   }
 }
@@ -126,8 +126,13 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
 
     const ScoreContext<R> c{channels, Weighting<R>(reinterpret_cast<const R*>(args.memory.weighting.at(0, h, 0)), args.memory.stride)};
     const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
-    R *eq = scratch.take<R>(queries * whole), *dq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
-    __builtin_memset(dq, 0, static_cast<size_t>(queries * whole) * sizeof(R));
+    R *eq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries), *some = scratch.take<R>(whole);
+    const auto zeros = [&](int64_t count) {
+      R* p = scratch.take<R>(count);
+      __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
+      return p;
+    };
+    const LongSums<R> dq{zeros(queries * whole), n > kGradientKeys ? zeros(queries * whole) : nullptr};
     for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
     const uint8_t* rows_seen = visible.seen;
     if (visible.window != nullptr) {
@@ -140,20 +145,26 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
       for (int64_t t = 0; t < queries; ++t) {
         const R* row = g + t * stride + first;
         const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
+        R* sum = dq.low == nullptr ? dq.total + t * whole : some;
         const auto keys = [&](auto together, int64_t s) {
           query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s,
-                                                       seen == nullptr ? nullptr : seen + s, c, dq + t * whole);
+                                                       seen == nullptr ? nullptr : seen + s, c, sum);
         };
-        int64_t s = 0;
-        for (; s + 4 <= count; s += 4) keys(std::integral_constant<int, 4>{}, s);
-        for (; s < count; ++s) keys(std::integral_constant<int, 1>{}, s);
+        for (int64_t s = 0, end; s < count; s = end) {
+          end = dq.low != nullptr && s + kGradientKeys < count ? s + kGradientKeys : count;
+          if (dq.low != nullptr) __builtin_memset(some, 0, static_cast<size_t>(whole) * sizeof(R));
+          int64_t i = s;
+          for (; i + 4 <= end; i += 4) keys(std::integral_constant<int, 4>{}, i);
+          for (; i < end; ++i) keys(std::integral_constant<int, 1>{}, i);
+          for (int64_t a = 0; a < whole && dq.low != nullptr; a += W) dq.add(t * whole + a, load<R>(some + a));
+        }
       }
     });
     const Output<R> out(scratch, args.grad_query, b, h, t0, queries, shape.A);
     for (int64_t t = 0; t < queries; ++t)
       for (int64_t a = 0; a < shape.A; a += W) {
         const Vec<R> late = c.weighting.finite ? load<R>(c.weighting.v + a) * R(4) : splat<R>(R(4));
-        const Vec<R> gradient = visible.sees_any(t) ? late * load<R>(dq + t * whole + a) : Vec<R>{};
+        const Vec<R> gradient = visible.sees_any(t) ? late * dq.at(t * whole + a) : Vec<R>{};
         if (a + W <= shape.A) store<R>(out.rows[t] + a, gradient);
         else store_first<R>(out.rows[t] + a, gradient, shape.A - a);
       }
@@ -190,12 +201,13 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   });
 
   parallel(executor, shape.H, [&](int64_t h) {  // dv: the parts of all b, in order
-    R* sum = Scratch::mine().take<R>(shape.A);
-    for (int64_t a = 0; a < shape.A; ++a) sum[a] = 0;
+    R *sum = Scratch::mine().take<R>(shape.A), *low = Scratch::mine().take<R>(shape.A);
+    for (int64_t a = 0; a < shape.A; ++a) sum[a] = low[a] = 0;
     for (int64_t b = 0; b < shape.B; ++b) {
       const R* part = reinterpret_cast<const R*>(args.partial_v.at(b, h, 0));
-      for (int64_t a = 0; a < shape.A; ++a) sum[a] += part[a];
+      for (int64_t a = 0; a < shape.A; ++a) add_exactly(sum[a], low[a], part[a]);
     }
+    for (int64_t a = 0; a < shape.A; ++a) sum[a] = exact_sum(sum[a], low[a]);
     write_row<R>(args.grad_v.at(0, h, 0), sum, args.grad_v.dtype, shape.A);
   });
 }

@@ -43,18 +43,27 @@ struct Slice {
   }
 };
 
+// The largest magnitude, of a NaN and a number the number.
+template <class R>
+R largest_of(const R* x, int64_t n) {
+  constexpr int W = kWidth<R>;
+  Vec<R> top = {};
+  for (int64_t i = 0; i < n; i += W) top = larger<R>(absolute<R>(i + W <= n ? load<R>(x + i) : load_first<R>(x + i, n - i)), top);
+  return largest_lane<R>(top);
+}
+
 // v in a slice. It factors out of the sums for dq and dk, but for an infinite or NaN one: g v must then be in each term, as in the
 // eager formula, where opposite infinities make a NaN.
 template <class R>
 struct Factors {
   R *early, *late;  // early * late = 4 v
-  bool finite;
+  bool finite;      // and 4 v too
 
   Factors(Scratch& scratch, const Tensor& v, int64_t h, int64_t column, int64_t width)
       : early(scratch.take<R>(padded<R>(width))), late(scratch.take<R>(padded<R>(width))) {
     read_row<R>(early, v.at(0, h, 0) + column * size_of(v.dtype), v.dtype, width);
     for (int64_t c = width; c < padded<R>(width); ++c) early[c] = 0;
-    finite = all_finite<R>(early, width);
+    finite = largest_of<R>(early, width) <= std::numeric_limits<R>::max() / 4 && all_finite<R>(early, width);
     for (int64_t c = 0; c < padded<R>(width); ++c) {
       late[c] = finite ? R(4) * early[c] : R(4);
       early[c] = finite ? R(1) : early[c];
@@ -116,21 +125,13 @@ ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const Vec<R>* r, 
   dk = fma<R>(ek, of_key, dk);
 }
 
-// The largest magnitude, of a NaN and a number the number.
-template <class R>
-R largest_of(const R* x, int64_t n) {
-  constexpr int W = kWidth<R>;
-  Vec<R> top = {};
-  for (int64_t i = 0; i < n; i += W) top = larger<R>(absolute<R>(i + W <= n ? load<R>(x + i) : load_first<R>(x + i, n - i)), top);
-  return largest_lane<R>(top);
-}
-
 // Where pairs merge, a gradient of a score is divided by d^2, and then multiplied by e^(2q) and e^(2k) one after the other.
 template <class R>
 struct MergeLimits {
   static constexpr R kSize = (Limits<R>::product / 4 - 1) / R(2.8853900817779268);  // |q| + |k| up to which pairs merge
   static constexpr R kGradient = sizeof(R) == 4 ? R(0x1p90) : R(0x1p740);           // up to which that cannot overflow
-  // Gradients come multiplied by `scale`, or the quotient of a small one would not be a normal number; by 1 if any exceeds `kScaled`.
+  // Gradients come multiplied by `scale`, or the quotient of a small one would not be a normal number; by 1 if any exceeds `kScaled`,
+  // or where v is in the terms.
   static constexpr R kScale = sizeof(R) == 4 ? R(0x1p60) : R(0x1p500), kScaled = sizeof(R) == 4 ? R(0x1p20) : R(0x1p200);
 };
 
@@ -148,13 +149,35 @@ struct GradientTile {
   bool merges(R largest) const { return most + largest <= MergeLimits<R>::kSize; }
 };
 
-// Sums of a slice, vector by vector, as the slices. Of sums: the error grows with the root of their number.
+// A sum of many, kept in two parts. Without the second the error grows with the root of how many are added.
+template <class R>
+struct LongSums {
+  R *total, *low;  // low: null where few are added
+
+  ONEPASS_INLINE void add(int64_t at, Vec<R> x) const {
+    Vec<R> sum = load<R>(total + at);
+    if (low != nullptr) {
+      Vec<R> rest = load<R>(low + at);
+      add_exactly(sum, rest, x);
+      store<R>(low + at, rest);
+    } else {
+      sum += x;
+    }
+    store<R>(total + at, sum);
+  }
+
+  ONEPASS_INLINE Vec<R> at(int64_t at) const {
+    return low == nullptr ? load<R>(total + at) : exact_sum(load<R>(total + at), load<R>(low + at));
+  }
+};
+
+// Sums of a slice, vector by vector, as the slices.
 template <class R>
 struct GradientSums {
-  R *factored, *plain;  // dq is e^(2q) factored + plain
-  R* dk;             // of the keys at hand
-  R *fast, *direct;  // per channel, of g r over the pairs in range and of g tanh over the others
-  R total = 0;       // of g over the pairs in range
+  LongSums<R> factored, plain;  // dq is e^(2q) factored + plain
+  R* dk;                        // of the keys and queries at hand
+  LongSums<R> fast, direct;     // per channel, of g r over the pairs in range and of g tanh over the others
+  R total = 0, low = 0;         // of g over the pairs in range
 };
 
 // One vector of channels of a tile, from the c-th on.
@@ -165,12 +188,9 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
   const int64_t at = c * q.count + tile.t * W, end = tile.end;
   const R *ek = k.e + c * k.count, *g = tile.g - tile.from * Q;
   R* dk = sums.dk + c * k.count;
-  Vec<R> eq[Q], factored[Q], fast = {};
+  Vec<R> eq[Q], factored[Q] = {}, fast = {};
 #pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-    eq[i] = load<R>(q.e + at + i * W);
-    factored[i] = load<R>(sums.factored + at + i * W);
-  }
+  for (int i = 0; i < Q; ++i) eq[i] = load<R>(q.e + at + i * W);
   if (tile.uniform) {
     // Two keys ahead pairs are begun and one key ahead finished: the chain to a reciprocal is longer than the machine looks ahead.
     const auto key = [&](int64_t s) __attribute__((always_inline)) { return load<R>(ek + (s < end ? s : end - 1) * W); };
@@ -192,8 +212,7 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
       for (int i = 0; i < Q; ++i) r[i] = next_r[i];
     }
   } else {
-    Vec<R> plain[Q], direct = {};
-    for (int i = 0; i < Q; ++i) plain[i] = load<R>(sums.plain + at + i * W);
+    Vec<R> plain[Q] = {}, direct = {};
     const auto is_moderate = [](R gradient) { return gradient <= MergeLimits<R>::kGradient && -gradient <= MergeLimits<R>::kGradient; };
     for (int64_t s = tile.from; s < end; ++s) {
       Vec<R> r[Q], of_key = load<R>(dk + s * W);
@@ -210,7 +229,7 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
           if (tile.seen != nullptr && tile.seen[(s - tile.from) * Q + i] == 0) continue;
           Vec<R> tangent, slope;
           tanh_and_slope<R>(q.at(tile.t + i, c) + k.at(s, c), tangent, slope);
-          add(i, load<R>(v.early + c) * slope * R(0.25));
+          add(i, load<R>(v.early + c) * (slope * R(0.25)));
           direct = fma<R>(splat<R>(g[s * Q + i]), tangent, direct);
         }
       } else if (tile.merges(k.largest[s])) {
@@ -227,19 +246,19 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
       }
       store<R>(dk + s * W, of_key);
     }
-    for (int i = 0; i < Q; ++i) store<R>(sums.plain + at + i * W, plain[i]);
-    store<R>(sums.direct + c, load<R>(sums.direct + c) + direct);
+    for (int i = 0; i < Q; ++i) sums.plain.add(at + i * W, plain[i]);
+    sums.direct.add(c, direct);
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) store<R>(sums.factored + at + i * W, factored[i]);
-  store<R>(sums.fast + c, load<R>(sums.fast + c) + fast);
+  for (int i = 0; i < Q; ++i) sums.factored.add(at + i * W, factored[i]);
+  sums.fast.add(c, fast);
 }
 
 // The tile of Q seers from the t-th on against some keys, with its gradients of scores. g, seen: where they are to lie.
 template <class R, int Q>
 GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_t h, const Visible& visible, const Seers& seers,
                                  const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, R scale, int64_t t, int64_t from,
-                                 int64_t end, R* g, uint8_t* seen, R& total) {
+                                 int64_t end, R* g, uint8_t* seen, GradientSums<R>& sums) {
   constexpr int W = kWidth<R>;
   GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, false};
   for (int i = 1; i < Q; ++i) {
@@ -272,13 +291,14 @@ GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_
       if (const R size = k.largest[from + j / Q]; tile.in_range(size, size)) lanes[j % W] += g[j];
     sum[0] = load<R>(lanes);
   }
-  total += sum_lanes<R, 1>(sum)[0];
+  add_exactly(sums.total, sums.low, R(sum_lanes<R, 1>(sum)[0]));
   tile.uniform = all_in_range && tile.merges(k.largest_of_all) && largest_of<R>(g, count) <= MergeLimits<R>::kGradient;
   return tile;
 }
 
-// Keys at a time: a vector of their exponentials and one of their sums stay in the first-level cache.
-constexpr int64_t kGradientKeys = 128;
+// Keys at a time: a vector of their exponentials and one of their sums stay in the first-level cache. And tiles of queries at a time: of so
+// many terms a sum is good as it comes.
+constexpr int64_t kGradientKeys = 128, kGradientTiles = 32;
 
 // dquery, dkeys and this (b, h)'s part of dv for channels [column, column + width): channels do not mix, so each is one task's alone.
 template <class R>
@@ -298,7 +318,11 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
     return p;
   };
-  GradientSums<R> sums{zeros(seers.count * whole), zeros(seers.count * whole), nullptr, zeros(whole), zeros(whole)};
+  const auto long_sums = [&](int64_t count, bool many) { return LongSums<R>{zeros(count), many ? zeros(count) : nullptr}; };
+  const bool many_keys = n > kGradientKeys, many_queries = seers.count > 4 * kGradientTiles;
+  const auto of_queries = [&] { return long_sums(seers.count * whole, many_keys); };
+  const auto of_pairs = [&] { return long_sums(whole, many_keys || many_queries); };
+  GradientSums<R> sums{of_queries(), of_queries(), nullptr, of_pairs(), of_pairs()};
   R largest = 0;
   for (int64_t t = 0; t < seers.count && n > 0; ++t) {
     const R* row = reinterpret_cast<const R*>(args.grad_scores.at(b, h, seers.index[t]));
@@ -306,7 +330,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     const R size = largest_of<R>(row + first, visible.position(n - 1) + 1 - first);  // zeros where not seen
     largest = size > largest ? size : largest;
   }
-  const R scale = largest <= MergeLimits<R>::kScaled ? MergeLimits<R>::kScale : R(1), down = R(1) / scale;
+  const R scale = v.finite && largest <= MergeLimits<R>::kScaled ? MergeLimits<R>::kScale : R(1), down = R(1) / scale;
   const int64_t keys = n < kGradientKeys ? n : kGradientKeys;
   R* g = scratch.take<R>(seers.count * keys);
   uint8_t* seen = visible.alike() ? nullptr : scratch.take<uint8_t>(seers.count * keys);
@@ -328,14 +352,14 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     const auto before = scratch.mark();
     const Visible part = visible.part(0, first, n - first < keys ? n - first : keys);
     const Slice<R> k(scratch, args.keys, b, h, part.index, part.first, part.count, column, width);
-    sums.dk = zeros(part.count * whole);
+    const LongSums<R> dk = long_sums(part.count * whole, many_queries);
     int64_t count = 0, used = 0;
     const auto tile = [&](auto queries, int64_t t, int64_t from, int64_t end) {
       from = from < first ? 0 : from - first;
       end = end < first + part.count ? end - first : part.count;
       if (from >= end) return;
       tiles[count++] = gradient_tile_of<R, decltype(queries)::value>(args, b, h, part, seers, q, k, v, scale, t, from, end,
-                                                                     g + used, seen == nullptr ? nullptr : seen + used, sums.total);
+                                                                     g + used, seen == nullptr ? nullptr : seen + used, sums);
       used += (end - from) * decltype(queries)::value;
     };
     for (int64_t t = 0; t < seers.count;) {
@@ -350,25 +374,37 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
       else tile(std::integral_constant<int, 1>{}, t, group.first, group.last);
       t += group.queries;
     }
+    const int64_t together = many_queries ? kGradientTiles : count;
+    R* some = many_queries ? scratch.take<R>(part.count * whole) : nullptr;
     for (int64_t c = 0; c < width; c += W)
-      for (int64_t i = 0; i < count; ++i) {
-        if (tiles[i].queries == 4) gradient_tile<R, 4>(q, k, v, tiles[i], c, sums);
-        else if (tiles[i].queries == 2) gradient_tile<R, 2>(q, k, v, tiles[i], c, sums);
-        else gradient_tile<R, 1>(q, k, v, tiles[i], c, sums);
+      for (int64_t i = 0; i < count; i += together) {
+        const int64_t at = c * part.count, size = part.count * W;
+        sums.dk = many_queries ? some : dk.total;
+        if (many_queries) __builtin_memset(some + at, 0, static_cast<size_t>(size) * sizeof(R));
+        for (int64_t j = i; j < count && j < i + together; ++j) {
+          if (tiles[j].queries == 4) gradient_tile<R, 4>(q, k, v, tiles[j], c, sums);
+          else if (tiles[j].queries == 2) gradient_tile<R, 2>(q, k, v, tiles[j], c, sums);
+          else gradient_tile<R, 1>(q, k, v, tiles[j], c, sums);
+        }
+        for (int64_t s = 0; s < size && many_queries; s += W) dk.add(at + s, load<R>(some + at + s));
       }
-    write(args.grad_keys, part.index, part.first, part.count, sums.dk);
+    for (int64_t at = 0; at < part.count * whole && many_queries; at += W) store<R>(dk.total + at, dk.at(at));
+    write(args.grad_keys, part.index, part.first, part.count, dk.total);
     scratch.rewind(before);
   }
   for (int64_t c = 0; c < whole; c += W)
     for (int64_t t = 0; t < seers.count; ++t) {
-      if (!(q.largest[t] <= MergeLimits<R>::kSize)) continue;  // no pair merged, and e^(2q) may be anything
       const int64_t at = c * seers.count + t * W;
-      store<R>(sums.plain + at, fma<R>(load<R>(q.e + at), load<R>(sums.factored + at), load<R>(sums.plain + at)));
+      const bool merged = q.largest[t] <= MergeLimits<R>::kSize;  // else no pair did, and e^(2q) may be anything
+      store<R>(sums.plain.total + at, merged ? fma<R>(load<R>(q.e + at), sums.factored.at(at), sums.plain.at(at)) : sums.plain.at(at));
     }
-
-  write(args.grad_query, seers.index, 0, seers.count, sums.plain);
+  write(args.grad_query, seers.index, 0, seers.count, sums.plain.total);
   R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
-  for (int64_t c = 0; c < width; ++c) partial[c] = ((sums.total - R(2) * sums.fast[c]) + sums.direct[c]) * down;
+  const R total = exact_sum(sums.total, sums.low);
+  for (int64_t c = 0; c < whole; c += W) {
+    const Vec<R> gradient = ((splat<R>(total) - splat<R>(R(2)) * sums.fast.at(c)) + sums.direct.at(c)) * down;
+    store_first<R>(partial + c, gradient, c + W <= width ? W : width - c);
+  }
 }
 
 }  // namespace onepass::ONEPASS_ISA

@@ -12,6 +12,8 @@
 // vector then holds one channel of many keys, not many channels of one.
 #pragma once
 
+#include <limits>
+
 #include "attend.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -69,7 +71,7 @@ struct Weighting {
   R unit;           // a power of two
   R sum;            // of v
   R bits;           // log2 of the largest product of u = unit / v in a group, plus one per member
-  bool finite;
+  bool finite;      // and so are sums of A numbers four times as large
 
   Weighting(const R* row, int64_t stride)
       : v(row), scaled(row + stride), merged(row + 2 * stride), unit(row[3 * stride]), sum(row[3 * stride + 1]),
@@ -87,7 +89,7 @@ void make_weighting(const void* given, Dtype dtype, const Channels<R>& channels,
   for (int64_t a = A; a < stride; ++a) v[a] = 0;
   R largest = 0;
   for (int64_t a = 0; a < A; ++a) largest = std::fabs(v[a]) > largest ? std::fabs(v[a]) : largest;
-  const bool finite = all_finite<R>(v, A);
+  const bool finite = all_finite<R>(v, A) && largest <= std::numeric_limits<R>::max() / (4 * static_cast<R>(A));
   int exponent = 0;
   if (finite && largest > 0) std::frexp(largest, &exponent);
   const R unit = std::ldexp(R(1), exponent > 100 ? 100 : exponent < -100 ? -100 : exponent);

@@ -49,13 +49,16 @@ void for_queries(const Executor& executor, const Shape& shape, const Visibility&
 }
 
 // The sum of a row's visible entries, given a vector or one at a time. Each goes to the lane of its position, whatever others a block of
-// queries sees: how queries are shared out in blocks must not show in the last bit.
+// queries sees: how queries are shared out in blocks must not show in the last bit. Nor is it off by more for a long row: gradients of
+// scores add up to 0, and what is left of them is small beside an error that they share.
 template <class R, class FV, class F1>
 ONEPASS_INLINE R sum_by_position(const Visible& visible, const FV& vector, const F1& one) {
   constexpr int W = kWidth<R>;
   Vec<R> sums[1] = {};
   if (visible.index == nullptr) {
-    for (int64_t i = 0; i < visible.count; i += W) sums[0] += vector(i);
+    Vec<R> low = {};
+    for (int64_t i = 0; i < visible.count; i += W) add_exactly(sums[0], low, vector(i));
+    sums[0] = exact_sum(sums[0], low);
     if (const int64_t turn = visible.first % W; turn != 0) {
       R lanes[W], turned[W];
       store<R>(lanes, sums[0]);
@@ -63,23 +66,22 @@ ONEPASS_INLINE R sum_by_position(const Visible& visible, const FV& vector, const
       sums[0] = load<R>(turned);
     }
   } else {
-    R lanes[W] = {};
-    for (int64_t i = 0; i < visible.count; ++i) lanes[visible.index[i] % W] += one(i);
-    sums[0] = load<R>(lanes);
+    R lanes[W] = {}, low[W] = {};
+    for (int64_t i = 0; i < visible.count; ++i) add_exactly(lanes[visible.index[i] % W], low[visible.index[i] % W], R(one(i)));
+    sums[0] = exact_sum(load<R>(lanes), load<R>(low));
   }
   return sum_lanes<R, 1>(sums)[0];
 }
 
-// Scores to weights, in place; the row has whole vectors. Unseen positions get 0, a query that sees nothing gets zeros. Returns
-// log sum exp of the scores (-inf where nothing is seen).
+// Scores to weights, in place; the row has whole vectors. Unseen positions get 0, a query that sees nothing gets zeros.
 template <class R>
-R softmax_row(R* row, const Visible& visible, int64_t query) {
+void softmax_row(R* row, const Visible& visible, int64_t query) {
   constexpr R infinity = R(__builtin_inf());
   constexpr int W = kWidth<R>;
   const int64_t n = visible.count, whole = padded<R>(n);
   if (!visible.sees_any(query)) {
     for (int64_t i = 0; i < whole; ++i) row[i] = 0;
-    return -infinity;
+    return;
   }
   for (int64_t i = n; i < whole; ++i) row[i] = -infinity;
   if (!visible.alike())
@@ -94,7 +96,6 @@ R softmax_row(R* row, const Visible& visible, int64_t query) {
   if (!visible.alike())
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) row[i] = 0;
-  return largest + std::log(sum);
 }
 
 template <class R>
@@ -351,7 +352,7 @@ void source_sums(const SourceSums& args, const Executor& executor) {
 // for the context. Every element is still one sum in one order, so that the result is the same to the last bit.
 // scores(b, h, first, n, out, stride): of all queries and n positions from `first` on. Returns whether it took the call.
 template <class R, class Args, class Scores>
-bool split_forward(const Args& args, const Tensor& logsumexp, const Executor& executor, const Scores& scores) {
+bool split_forward(const Args& args, const Executor& executor, const Scores& scores) {
   constexpr int64_t kQueries = 16, kWork = 64 * 1024;
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H, T = shape.T, parts = executor.threads;
@@ -377,10 +378,8 @@ bool split_forward(const Args& args, const Tensor& logsumexp, const Executor& ex
     for (int64_t t = 0; t < T; ++t) {
       R* row = weights + t * stride;
       __builtin_memcpy(row, all + (item / parts * T + t) * stride, static_cast<size_t>(visible.count) * sizeof(R));
-      const R sum = softmax_row<R>(row, visible, t);
-      if (part > 0) continue;
-      if (logsumexp.data != nullptr) *reinterpret_cast<R*>(logsumexp.at(b, h, t)) = sum;
-      if (args.weights.data != nullptr)
+      softmax_row<R>(row, visible, t);
+      if (part == 0 && args.weights.data != nullptr)
         scatter_row<R>(args.weights.at(b, h, t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
     }
     const int64_t width = column + columns < shape.D ? columns : shape.D - column;

@@ -3,6 +3,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace onepass {
 
@@ -31,10 +33,13 @@ inline Isa best_isa() {
 inline Isa active_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("ONEPASS_ISA");
-  if (wanted != nullptr)
-    for (int i = 0; i <= static_cast<int>(best); ++i)
-      if (std::strcmp(wanted, isa_names[i]) == 0) return static_cast<Isa>(i);
-  return best;
+  if (wanted == nullptr || *wanted == '\0') return best;
+  std::string known;
+  for (int i = 0; i <= static_cast<int>(best); ++i) {
+    if (std::strcmp(wanted, isa_names[i]) == 0) return static_cast<Isa>(i);
+    known += std::string(i > 0 ? ", " : "") + isa_names[i];
+  }
+  throw std::invalid_argument("onepass: ONEPASS_ISA must be one of what this machine runs, " + known + "; got '" + wanted + "'");
 }
 
 }  // namespace onepass

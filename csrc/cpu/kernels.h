@@ -78,7 +78,7 @@ struct MultiplicativeForward {
   double scale;
   Tensor query, keys, values;
   Visibility visibility;
-  Tensor context, weights, logsumexp;  // weights and logsumexp [B, H, T, 1] may be absent
+  Tensor context, weights;  // weights may be absent
 };
 
 struct MultiplicativeBackward {
@@ -86,7 +86,7 @@ struct MultiplicativeBackward {
   double scale;
   Tensor query, keys, values;
   Visibility visibility;
-  Tensor weights, logsumexp, grad_context, grad_weights;  // weights may be absent: they are recomputed from logsumexp
+  Tensor weights, grad_context, grad_weights;  // weights may be absent: they are computed again
   Tensor grad_query, grad_keys, grad_values;
 };
 

@@ -26,7 +26,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     const Rows<R> keys(scratch, args.keys, b, h, first, n, shape.A);
     multiplicative_scores<R>(query, shape.T, keys, n, R(args.scale), scores, stride, shape.T >= kMany);
   };
-  if (split_forward<R>(args, args.logsumexp, executor, part)) return;
+  if (split_forward<R>(args, executor, part)) return;
   const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
   for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
     Scratch& scratch = Scratch::mine();
@@ -39,8 +39,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t) {
       R* row = scores + t * stride;
-      const R logsumexp = softmax_row<R>(row, visible, t);
-      if (args.logsumexp.data != nullptr) *reinterpret_cast<R*>(args.logsumexp.at(b, h, t0 + t)) = logsumexp;
+      softmax_row<R>(row, visible, t);
       if (buffer != nullptr)
         scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
     }
@@ -51,7 +50,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
   });
 }
 
-// Weights of a block of queries: kept by the forward, or from the scores and their logsumexp.
+// Weights of a block of queries: kept by the forward, or as it made them.
 template <class R>
 void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
                    const Visible& visible, const R* const* query, const Rows<R>& keys, R* weights, int64_t stride, R* buffer) {
@@ -62,14 +61,7 @@ void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int
     return;
   }
   multiplicative_scores<R>(query, queries, keys, n, R(args.scale), weights, stride, args.shape.T >= kMany);
-  for (int64_t t = 0; t < queries; ++t) {
-    R* row = weights + t * stride;
-    const R logsumexp = *reinterpret_cast<const R*>(args.logsumexp.at(b, h, t0 + t));
-    for (int64_t i = 0; i < n; i += kWidth<R>) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - logsumexp));
-    if (!visible.alike())
-      for (int64_t i = 0; i < n; ++i)
-        if (!visible.sees(t, i)) row[i] = 0;
-  }
+  for (int64_t t = 0; t < queries; ++t) softmax_row<R>(weights + t * stride, visible, t);
 }
 
 // All gradients of one (b, h), blocks of queries in order; the block depends on the shape and the spans alone, so that sums over T do too.

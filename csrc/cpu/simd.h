@@ -178,6 +178,20 @@ ONEPASS_INLINE Vec<R> pick(Vec<R> a, Vec<R> b) {
 #endif
 }
 
+// Adds x to a sum of many, and what that rounds off to `low` (Knuth's TwoSum): a number or a vector.
+template <class V>
+ONEPASS_INLINE void add_exactly(V& total, V& low, V x) {
+  const V sum = total + x, added = sum - total;
+  low += (total - (sum - added)) + (x - added);
+  total = sum;
+}
+
+// The sum of both, if there is anything left to round: an infinite total makes `low` NaN.
+template <class V>
+ONEPASS_INLINE V exact_sum(V total, V low) {
+  return total - total == V{} ? total + low : total;
+}
+
 // Halve two vectors into one: lane i becomes the sum of lanes i and i ^ H, of b where i has the bit H, else of a. A blend, one
 // permutation and one addition.
 template <class R, int H, int... I>

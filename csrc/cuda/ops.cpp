@@ -258,15 +258,27 @@ Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, Torch
   return {step.context, step.weights};
 }
 
-Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
-                        OptionalTensor mask) {
+Two few_queries(const char* op, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& values, double scale,
+                const OptionalTensor& lengths, const OptionalTensor& mask) {
   Step taken(query, keys, values, lengths, mask);
   ONEPASS_CHECK(taken.args.shape.T <= kFewQueries, "the CUDA kernels of multiplicative attention take up to ", kFewQueries,
                 " queries; got ", taken.args.shape.T);
   taken.args.scale = scale;
-  const Named named = taken.call.named("multiplicative_step", taken.args);
+  const Named named = taken.call.named(op, taken.args);
   step(taken.call, taken.args, false);
   return {taken.context, taken.weights};
+}
+
+Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
+                        OptionalTensor mask) {
+  return few_queries("multiplicative_step", query, keys, values, scale, lengths, mask);
+}
+
+Two multiplicative_forward(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
+                           OptionalTensor mask, bool keep_weights) {
+  ONEPASS_CHECK(query.dim() == keys.dim(), "query ", shape_of(query), " and keys ", shape_of(keys), " must have the same rank");
+  auto [context, weights] = few_queries("multiplicative_forward", query, keys, values, scale, lengths, mask);
+  return {context, keep_weights ? weights : empty(query, {0}, accumulator(query))};
 }
 
 Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad_weights, const TorchTensor& query,
@@ -328,6 +340,7 @@ STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CUDA, library) {
   library.impl("additive_scores_backward", TORCH_BOX(&scores_backward));
   library.impl("additive_step", TORCH_BOX(&additive_step));
   library.impl("additive_step_backward", TORCH_BOX(&additive_step_backward));
+  library.impl("multiplicative_forward", TORCH_BOX(&multiplicative_forward));
   library.impl("multiplicative_step", TORCH_BOX(&multiplicative_step));
   library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
 }

@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 // Part of torch's C interface from 2.11 on; this library also loads into 2.10, where the name is null.
@@ -78,8 +80,11 @@ class Blocks {
   };
 
   Blocks() {
-    const char* mebibytes = std::getenv("ONEPASS_KEEP_MIB");
-    limit_ = static_cast<size_t>(mebibytes != nullptr ? std::strtoull(mebibytes, nullptr, 10) : 256) << 20;
+    const char* given = std::getenv("ONEPASS_KEEP_MIB");
+    const std::string mebibytes = given == nullptr || *given == '\0' ? "256" : given;
+    if (mebibytes.size() > 9 || mebibytes.find_first_not_of("0123456789") != std::string::npos)
+      throw std::invalid_argument("onepass: ONEPASS_KEEP_MIB must be a number of mebibytes; got '" + mebibytes + "'");
+    limit_ = static_cast<size_t>(std::stoull(mebibytes)) << 20;
   }
 
   std::mutex mutex_;

@@ -7,32 +7,28 @@ namespace {
 
 using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
 
-Three forward(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths, OptionalTensor mask,
+std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths, OptionalTensor mask,
               bool keep_weights) {
   Arguments in(query);
   MultiplicativeForward args;
   args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
   args.scale = scale;
   const Shape& s = args.shape;
-  Sizes per_query = in.with_heads(s, s.T, 1);
-  per_query.pop_back();
   TorchTensor context = empty(query, in.with_heads(s, s.T, s.D));
   TorchTensor weights = empty(query, keep_weights ? in.with_heads(s, s.T, s.S) : Sizes{0}, accumulator(query));
-  TorchTensor logsumexp = empty(query, per_query, accumulator(query));
   args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
   args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
   args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
   args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   if (keep_weights) args.weights = in.view("weights", weights);
-  args.logsumexp = {logsumexp.mutable_data_ptr(), s.H * s.T, s.T, 1, dtype_of("logsumexp", logsumexp)};
   const Named named("multiplicative_forward", s, args.visibility, args.query.dtype);
   kernels().multiplicative_forward(args, executor());
-  return {context, weights, logsumexp};
+  return {context, weights};
 }
 
 Three backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys, TorchTensor values,
-               double scale, TorchTensor weights, TorchTensor logsumexp, OptionalTensor lengths, OptionalTensor mask) {
+               double scale, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
   Arguments in(query);
   MultiplicativeBackward args;
   args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
@@ -41,16 +37,11 @@ Three backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTe
   TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
   TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
   TorchTensor grad_values = empty(query, in.with_heads(s, s.S, s.D));
-  Sizes per_query = in.with_heads(s, s.T, 1);
-  per_query.pop_back();
   args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
   args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
   args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
   args.visibility = in.visibility(lengths, mask, s);
   if (weights.dim() != 1) args.weights = in.in("weights", weights, in.with_heads(s, s.T, s.S), accumulator(query));
-  const TorchTensor dense = torch::stable::contiguous(logsumexp);
-  in.in("logsumexp", dense, per_query, accumulator(query));
-  args.logsumexp = {dense.mutable_data_ptr(), s.H * s.T, s.T, 1, dtype_of("logsumexp", dense)};
   args.grad_context = in.in("grad_context", grad_context, in.with_heads(s, s.T, s.D));
   args.grad_weights = in.in("grad_weights", grad_weights, in.with_heads(s, s.T, s.S), accumulator(query));
   args.grad_query = in.view("grad_query", grad_query);

@@ -84,10 +84,9 @@ def _multiplicative_forward_like(
     lengths: Tensor | None,
     mask: Tensor | None,
     keep_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    accumulator = _accumulator(query.dtype)
-    weights = _weights_like(query, keys) if keep_weights else query.new_empty((0,), dtype=accumulator)
-    return _context_like(query, values), weights, query.new_empty(query.shape[:-1], dtype=accumulator)
+) -> tuple[Tensor, Tensor]:
+    weights = _weights_like(query, keys) if keep_weights else query.new_empty((0,), dtype=_accumulator(query.dtype))
+    return _context_like(query, values), weights
 
 
 @fake("multiplicative_backward")
@@ -99,7 +98,6 @@ def _multiplicative_backward_like(
     values: Tensor,
     scale: float,
     weights: Tensor,
-    logsumexp: Tensor,
     lengths: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
@@ -190,21 +188,19 @@ def _scores_backward(ops: Any, ctx: Any, grad_scores: Tensor | None) -> Grads:
     return (*ops.additive_scores_backward(grad_scores, query, keys, v, lengths, mask), None, None)
 
 
-def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
     query, keys, values, scale, lengths, mask, keep_weights = inputs
-    _, weights, logsumexp = output
-    _keep(ctx, query, keys, values, weights, logsumexp, lengths, mask)
+    _keep(ctx, query, keys, values, output[1], lengths, mask)
     ctx.scale = scale
-    ctx.mark_non_differentiable(logsumexp, *([] if keep_weights else [weights]))
+    if not keep_weights:
+        ctx.mark_non_differentiable(output[1])
 
 
-def _multiplicative_backward(ops: Any, ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Grads:
+def _multiplicative_backward(ops: Any, ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> Grads:
     if grad_context is None and grad_weights is None:
         return (None,) * 7
-    query, keys, values, weights, logsumexp, lengths, mask = ctx.saved_tensors
-    grads = ops.multiplicative_backward(
-        grad_context, grad_weights, query, keys, values, ctx.scale, weights, logsumexp, lengths, mask
-    )
+    query, keys, values, weights, lengths, mask = ctx.saved_tensors
+    grads = ops.multiplicative_backward(grad_context, grad_weights, query, keys, values, ctx.scale, weights, lengths, mask)
     return (*grads, None, None, None, None)
 
 

@@ -34,7 +34,10 @@ def lines(measure: bool = True) -> list[str]:
     out.append(f"built       by {build['compiler']} against torch {build['torch']} ({build['flags']})")
     archs = ", ".join(f"{arch[:-1]}.{arch[-1]}" for arch in _library.cuda_archs)
     out.append(f"cuda        kernels for compute capabilities {archs}" if archs else f"cuda        {_library.cuda_error}")
-    out.append(f"isa         {found.isa()} of {', '.join(found.isas())} (ONEPASS_ISA takes a lower one)")
+    try:
+        out.append(f"isa         {found.isa()} of {', '.join(found.isas())} (ONEPASS_ISA takes a lower one)")
+    except ValueError as wrong:
+        return [*out, f"isa         {wrong}"]
     for threads in sorted({1, torch.get_num_threads()}) if measure else ():
         c = found.ceilings(threads)
         plural = "" if threads == 1 else "s"

@@ -18,7 +18,7 @@ from onepass._schemas import SCHEMAS
 
 IN_CUDA = {  # the ops that onepass/_cuda has
     "additive_forward", "additive_backward", "additive_scores", "additive_scores_backward", "additive_step", "additive_step_backward",
-    "multiplicative_step", "multiplicative_step_backward",
+    "multiplicative_forward", "multiplicative_step", "multiplicative_step_backward",
 }  # fmt: skip
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

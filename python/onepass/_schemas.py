@@ -23,7 +23,7 @@ SCHEMAS = (
     "weighted_values(Tensor weights, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor",
     "weighted_values_backward(Tensor grad_context, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor",
     "multiplicative_forward(Tensor query, Tensor keys, Tensor values, float scale, Tensor? lengths, Tensor? mask, bool keep_weights) -> "
-    "(Tensor context, Tensor weights, Tensor logsumexp)",
+    "(Tensor context, Tensor weights)",
     "multiplicative_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor keys, Tensor values, float scale, Tensor "
-    "weights, Tensor logsumexp, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor)",
+    "weights, Tensor? lengths, Tensor? mask) -> (Tensor, Tensor, Tensor)",
 )

@@ -1,9 +1,13 @@
 """Checks of a call's arguments, and their one canonical form: every error names what it got and what it takes."""
 
-from typing import NamedTuple
+import numbers
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -85,6 +89,35 @@ def limits_of(lengths: Tensor | None, spans: Tensor | None, source: int) -> Tens
     lengths = (lengths if lengths.dim() == 2 else lengths.unsqueeze(-1)).expand_as(last)
     longer = torch.maximum(last, lengths)
     return torch.stack([first, torch.where(longer > source, longer, torch.minimum(last, lengths))], -1)
+
+
+def check_scale(scale: Any) -> float:
+    """A scale as the ops take it."""
+    if isinstance(scale, Tensor):
+        raise TypeError(f"scale must be a number; got a tensor of shape {_shape(scale)}: multiply the query by it, with scale=1.0")
+    if isinstance(scale, (torch.SymInt, torch.SymFloat)):  # of a graph for any size
+        return scale  # type: ignore[return-value]
+    if not isinstance(scale, numbers.Real):
+        raise TypeError(f"scale must be a number; got {type(scale).__name__}")
+    return float(scale)
+
+
+def refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raise where derivatives are asked for that the ops lack, and that autograd would take as zero: those of forward mode, and those of
+    function transforms (of which ``torch.func.vmap`` is served)."""
+    if torch.compiler.is_compiling() or (forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()):
+        return
+    transforms = _functorch.get_interpreter_stack() or []
+    differentiates = torch.is_grad_enabled() and any(one.key() in (TransformType.Grad, TransformType.Jvp) for one in transforms)
+    for tensor in tensors:
+        while tensor is not None and _functorch.is_batchedtensor(tensor):
+            tensor = _functorch.get_unwrapped(tensor)
+        if tensor is None:
+            continue
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise RuntimeError("onepass has no forward-mode derivatives (tangents, torch.func.jvp); for these name backend='reference'")
+        if differentiates and tensor.requires_grad:
+            raise RuntimeError("onepass has no gradients of function transforms (torch.func.grad); for these name backend='reference'")
 
 
 def _check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> None:

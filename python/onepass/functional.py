@@ -10,7 +10,7 @@ from torch import Tensor
 from onepass import reference
 from onepass._backends import pick_backend
 from onepass._library import ops_of
-from onepass._validate import check_inputs
+from onepass._validate import Inputs, check_inputs, check_scale, refuse_tangents
 
 
 def additive_attention(
@@ -52,17 +52,15 @@ def additive_attention(
     Raises:
         TypeError: dtypes that are mixed or not supported. ValueError: ranks, sizes or devices that do not go together, an unknown
         backend. RuntimeError: lengths or spans outside ``[0, S]`` (the Triton kernels take them as the nearest number within, since a check
-        would wait for the GPU), a backend that cannot serve the call, a second derivative.
+        would wait for the GPU), a backend that cannot serve the call, derivatives that only ``"reference"`` has: second ones, those of
+        forward mode, and those of function transforms such as ``torch.func.grad`` (``torch.func.vmap`` is served).
     """
     inputs = check_inputs(query, keys, values, v, lengths, mask, spans)
     taken = pick_backend(backend, inputs.query, keys, values)
     if taken == "reference":
-        context, weights = reference.additive_attention(
-            inputs.query, keys, values, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans, need_weights=True
-        )
-        assert weights is not None
-    else:
-        context, weights = ops_of(taken).additive_forward(inputs.query, keys, values, v, inputs.limits(), inputs.mask)
+        return reference.additive_attention_of(inputs, values, v, need_weights)
+    refuse_tangents(query, keys, values, v)
+    context, weights = ops_of(taken).additive_forward(inputs.query, keys, values, v, inputs.limits(), inputs.mask)
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
 
 
@@ -87,10 +85,9 @@ def additive_scores(
     inputs = check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values")
     taken = pick_backend(backend, inputs.query, keys)
     if taken == "reference":
-        scores = reference.additive_scores(inputs.query, keys, v, lengths=inputs.lengths, mask=inputs.mask, spans=inputs.spans)
-    else:
-        scores = ops_of(taken).additive_scores(inputs.query, keys, v, inputs.limits(), inputs.mask)
-    return inputs.output(scores)
+        return reference.additive_scores_of(inputs, v)
+    refuse_tangents(query, keys, v)
+    return inputs.output(ops_of(taken).additive_scores(inputs.query, keys, v, inputs.limits(), inputs.mask))
 
 
 def multiplicative_attention(
@@ -108,27 +105,28 @@ def multiplicative_attention(
     """Multiplicative attention: ``weights = softmax_s(scale * query[t] . keys[s])``, ``context = sum_s weights[t, s] values[s]``.
 
     Luong, Pham and Manning 2015 (arXiv:1508.04025), equations 7 and 8, *dot*; for *general* project the query (or the keys) first.
-    ``scale = A ** -0.5`` gives the scaled dot product. Arguments, results and errors as in :func:`additive_attention`, without ``v``.
+    ``scale``, a number, is ``A ** -0.5`` for the scaled dot product; by one that is learnt, a tensor, multiply the query. Arguments,
+    results and errors as in :func:`additive_attention`, without ``v``.
     """
-    inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
+    inputs, scale = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v"), check_scale(scale)
     taken = pick_backend(backend, inputs.query, keys, values, "multiplicative")
     if taken == "reference":
-        context, weights = reference.multiplicative_attention(
-            inputs.query,
-            keys,
-            values,
-            scale=scale,
-            lengths=inputs.lengths,
-            mask=inputs.mask,
-            spans=inputs.spans,
-            need_weights=need_weights,
-        )
-    else:
-        keep = need_weights or _weights_are_small(inputs.query, keys, values)
-        context, weights, _ = ops_of(taken).multiplicative_forward(
-            inputs.query, keys, values, scale, inputs.limits(), inputs.mask, keep
-        )
-    return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights and weights is not None else None
+        return reference.multiplicative_attention_of(inputs, values, scale, need_weights)
+    refuse_tangents(query, keys, values)
+    keep = need_weights or _weights_are_small(inputs.query, keys, values)
+    context, weights = ops_of(taken).multiplicative_forward(inputs.query, keys, values, scale, inputs.limits(), inputs.mask, keep)
+    return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
+
+
+def weighted_values(weights: Tensor, inputs: Inputs) -> Tensor:
+    """``sum_s weights[t, s] values[s]`` over the visible positions, of a call whose weights were changed after the softmax."""
+    assert inputs.values is not None
+    taken = pick_backend("auto", inputs.query, inputs.keys, inputs.values)
+    rows = weights.unsqueeze(-2) if inputs.one_step else weights
+    if taken == "reference":
+        return inputs.output(reference.weighted_values(rows, inputs.values, reference.visible_to(inputs)))
+    refuse_tangents(rows, inputs.values)
+    return inputs.output(ops_of(taken).weighted_values(rows, inputs.values, inputs.limits(), inputs.mask))
 
 
 def _weights_are_small(query: Tensor, keys: Tensor, values: Tensor) -> bool:

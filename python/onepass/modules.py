@@ -8,8 +8,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
-from onepass import functional, reference
+from onepass import functional
+from onepass._validate import check_inputs
 from onepass.memory import AttentionMemory, additive_memory, multiplicative_memory
 
 
@@ -23,19 +25,30 @@ class _Attention(nn.Module):
         if num_heads < 1:
             raise ValueError(f"num_heads must be at least 1; got {num_heads}")
         for name, width in split.items():
+            if width < 1:
+                raise ValueError(f"{name} must be at least 1; got {width}")
             if width % num_heads:
                 raise ValueError(f"{name} must be a multiple of num_heads = {num_heads}; got {width}")
         self.dropout = dropout
         self.num_heads = num_heads
 
-    def _split(self, states: Tensor) -> Tensor:
-        """``[B, N, H * W]`` as ``[B, H, N, W]``, without a copy."""
+    def _split(self, name: str, states: Tensor) -> Tensor:
+        """``[B, N, H * W]`` as ``[B, H, N, W]``, and the query of one step, ``[B, H * W]``, as ``[B, H, W]``, without a copy."""
+        if states.dim() != 3 and not (name == "query" and states.dim() == 2):
+            wanted = "[B, T, query_dim], or [B, query_dim] for one step" if name == "query" else "[B, S, width]"
+            raise ValueError(f"{name} must be {wanted}; got {list(states.shape)}")
+        if states.shape[-1] % self.num_heads:
+            raise ValueError(f"the width of {name} must be a multiple of num_heads = {self.num_heads}; got {states.shape[-1]}")
         if self.num_heads == 1:
             return states
-        return states.view(*states.shape[:2], self.num_heads, states.shape[-1] // self.num_heads).transpose(1, 2)
+        heads = states.view(*states.shape[:-1], self.num_heads, states.shape[-1] // self.num_heads)
+        return heads if states.dim() == 2 else heads.transpose(1, 2)
 
     def _join(self, context: Tensor) -> Tensor:
-        return context if self.num_heads == 1 else context.transpose(1, 2).flatten(-2)
+        """What :meth:`_split` split."""
+        if self.num_heads == 1:
+            return context
+        return (context if context.dim() == 3 else context.transpose(1, 2)).flatten(-2)
 
     def _function(
         self,
@@ -59,30 +72,16 @@ class _Attention(nn.Module):
         spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        if values.shape[-1] % self.num_heads:
-            raise ValueError(f"the width of values must be a multiple of num_heads = {self.num_heads}; got {values.shape[-1]}")
-        one_step = query.dim() == 2
-        if one_step:
-            query = query.unsqueeze(1)
-            mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 2 else mask
-            spans = spans.unsqueeze(1) if isinstance(spans, Tensor) and spans.dim() == 2 else spans
-        query, keys, values = self._split(query), self._split(keys), self._split(values.to(query.dtype))
+        query, keys, values = self._split("query", query), self._split("memory", keys), self._split("values", values.to(query.dtype))
         if self.dropout > 0.0 and self.training:
-            # A call without value columns gives the weights alone; padding is cleared, since 0 * NaN is NaN in a plain product.
-            _, weights = self._function(query, keys, values[..., :0], lengths, mask, spans, True)
+            inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
+            _, weights = self._function(query, keys, values[..., :0], lengths, mask, spans, True)  # the weights alone
             assert weights is not None
-            if mask is not None and mask.dim() == 3 and self.num_heads > 1:
-                mask = mask.unsqueeze(1)
-            visible = reference.visible_positions(keys, query.shape[-2], lengths, mask, spans)
             weights = nn.functional.dropout(weights, self.dropout)
-            context = weights @ reference.without_unseen(values, visible)
+            context = functional.weighted_values(weights, inputs)
         else:
             context, weights = self._function(query, keys, values, lengths, mask, spans, need_weights)
-        context = self._join(context)
-        if one_step:
-            context, weights = context.squeeze(1), None if weights is None else weights.squeeze(-2)
-        return context, weights if need_weights else None
-
+        return self._join(context), weights if need_weights else None
 
     def _attend_memory(
         self,
@@ -95,10 +94,9 @@ class _Attention(nn.Module):
         """As :meth:`_attend`, over a memory."""
         if any(other is not None for other in others):
             raise ValueError("a memory has its own values, lengths and mask: give them to memory(...), not to the call")
-        one_step = query.dim() == 2
-        if self.num_heads > 1:
-            query = query.view(*query.shape[:-1], self.num_heads, query.shape[-1] // self.num_heads)  # [B, (K,) H, A]
-            query = query if one_step else query.transpose(1, 2)
+        dtype, query = query.dtype, self._split("query", query)
+        if dtype.is_floating_point:
+            query = query.to(memory.keys.dtype)
         if self.dropout > 0.0 and self.training:
             _, weights = memory.attend(query, need_weights=True, spans=spans)
             assert weights is not None
@@ -106,9 +104,7 @@ class _Attention(nn.Module):
             context = memory.context(weights, spans=spans)
         else:
             context, weights = memory.attend(query, need_weights, spans=spans)
-        if self.num_heads > 1:
-            context = context.flatten(1) if one_step else self._join(context)
-        return context, weights if need_weights else None
+        return self._join(context).to(dtype), weights.to(dtype) if need_weights and weights is not None else None
 
 
 class AdditiveAttention(_Attention):
@@ -170,7 +166,8 @@ class AdditiveAttention(_Attention):
         what :meth:`memory` made of them.
 
         ``values`` (``[B, S, D]``) default to ``memory``; ``lengths``, ``mask``, ``spans`` and errors as in
-        :func:`onepass.additive_attention`. Beside what :meth:`memory` made, ``spans`` alone may be given: they are the query's.
+        :func:`onepass.additive_attention`. Beside what :meth:`memory` made, ``spans`` alone may be given: they are the query's. A
+        memory of another dtype than the query's, as autocast may bring, is attended to in its own; results have the query's.
         Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
         """
         if isinstance(memory, AttentionMemory):
@@ -214,8 +211,8 @@ class AdditiveAttention(_Attention):
 
         ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`.
         """
-        keys = self._split(self.key_layer(memory))
-        values = self._split((memory if values is None else values).to(keys.dtype))
+        keys = self._split("memory", self.key_layer(memory))
+        values = self._split("values", (memory if values is None else values).to(keys.dtype))
         return additive_memory(keys, values, self._weighting(keys.dtype), lengths=lengths, mask=mask, dtype=dtype)
 
     def extra_repr(self) -> str:
@@ -299,9 +296,12 @@ class MultiplicativeAttention(_Attention):
         mask: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> AttentionMemory:
-        """As :meth:`AdditiveAttention.memory`; the keys are ``memory`` itself."""
-        keys = self._split(memory)
-        values = keys if values is None else self._split(values.to(memory.dtype))
+        """As :meth:`AdditiveAttention.memory`; the keys are ``memory`` itself, under autocast in the dtype that *general* gives queries."""
+        device, casts = memory.device.type, self.query_layer is not None and memory.dtype != torch.float64
+        if casts and is_autocast_available(device) and torch.is_autocast_enabled(device):
+            memory = memory.to(torch.get_autocast_dtype(device))
+        keys = self._split("memory", memory)
+        values = keys if values is None else self._split("values", values.to(memory.dtype))
         return multiplicative_memory(keys, values, scale=self.scale, lengths=lengths, mask=mask, dtype=dtype)
 
     def extra_repr(self) -> str:

@@ -5,14 +5,16 @@ Each function has the signature of its namesake in :mod:`onepass`, without ``bac
 ``[B, T, S, A]`` tensor in the additive case, and are as slow and as large as that suggests.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from onepass._validate import Inputs, check_inputs, check_scale
 
-def visible_positions(
-    keys: Tensor, steps: int, lengths: Tensor | None, mask: Tensor | None, spans: Tensor | None = None
-) -> Tensor | None:
-    """Which source positions each query sees: boolean, broadcastable to ``[B, (H,) T, S]``; None where all are seen."""
+
+def visible_positions(keys: Tensor, steps: int, lengths: Tensor | None, mask: Tensor | None, spans: Tensor | None = None) -> Tensor | None:
+    """Which source positions each query sees, of arguments in canonical form: boolean ``[B, (H,) T, S]``, or None where all are seen."""
     source = keys.shape[-2]
     visible = None
     if lengths is not None:
@@ -33,6 +35,11 @@ def visible_positions(
     return None if visible is None else visible.expand(*keys.shape[:-2], steps, source)
 
 
+def visible_to(inputs: Inputs) -> Tensor | None:
+    """:func:`visible_positions` of a call."""
+    return visible_positions(inputs.keys, inputs.query.shape[-2], inputs.lengths, inputs.mask, inputs.spans)
+
+
 def _check_range(name: str, numbers: Tensor, source: int) -> None:
     if numbers.numel() and not torch.compiler.is_compiling() and not 0 <= int(numbers.min()) <= int(numbers.max()) <= source:
         raise RuntimeError(f"{name} must lie in [0, {source}], got {int(numbers.min())} to {int(numbers.max())}")
@@ -48,11 +55,7 @@ def additive_scores(
     spans: Tensor | None = None,
 ) -> Tensor:
     """``score[t, s] = v . tanh(q[t] + k[s])`` (Bahdanau et al. 2015, appendix A.1.2); ``-inf`` where not visible."""
-    visible = visible_positions(keys, query.shape[-2], lengths, mask, spans)
-    keys = without_unseen(keys, visible)
-    column = v[:, None] if v.dim() == 1 else v[:, None, :, None]
-    scores = (torch.tanh(query.unsqueeze(-2) + keys.unsqueeze(-3)) @ column).squeeze(-1)
-    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+    return additive_scores_of(check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values"), v)
 
 
 def additive_attention(
@@ -67,9 +70,7 @@ def additive_attention(
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax of :func:`additive_scores`, then the context ``sum_s weights[t, s] values[s]`` (equations 5 and 6)."""
-    visible = visible_positions(keys, query.shape[-2], lengths, mask, spans)
-    scores = additive_scores(query, keys, v, lengths=lengths, mask=mask, spans=spans)
-    return attend(scores, values, visible, need_weights)
+    return additive_attention_of(check_inputs(query, keys, values, v, lengths, mask, spans), values, v, need_weights)
 
 
 def multiplicative_attention(
@@ -84,16 +85,33 @@ def multiplicative_attention(
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """``score[t, s] = scale * q[t] . k[s]`` (Luong et al. 2015, equation 8), softmax (7) and context."""
-    visible = visible_positions(keys, query.shape[-2], lengths, mask, spans)
-    scores = scale * (query @ without_unseen(keys, visible).transpose(-1, -2))
-    return attend(scores, values, visible, need_weights)
+    inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
+    return multiplicative_attention_of(inputs, values, check_scale(scale), need_weights)
+
+
+def additive_scores_of(inputs: Inputs, v: Tensor) -> Tensor:
+    """:func:`additive_scores` of arguments that are checked."""
+    return inputs.output(_additive_scores(inputs, v, visible_to(inputs)))
+
+
+def additive_attention_of(inputs: Inputs, values: Tensor, v: Tensor, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """:func:`additive_attention` of arguments that are checked."""
+    visible = visible_to(inputs)
+    context, weights = attend(_additive_scores(inputs, v, visible), values, visible, need_weights)
+    return inputs.output(context), None if weights is None else inputs.output(weights)
+
+
+def multiplicative_attention_of(inputs: Inputs, values: Tensor, scale: float, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """:func:`multiplicative_attention` of arguments that are checked."""
+    visible = visible_to(inputs)
+    scores = _over_seen(lambda rows, columns: rows @ columns.transpose(-1, -2), inputs.query, inputs.keys, visible)
+    context, weights = attend(scale * scores, values, visible, need_weights)
+    return inputs.output(context), None if weights is None else inputs.output(weights)
 
 
 def weighted_values(weights: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """``sum_s weights[t, s] values[s]`` over the visible positions; whatever else is in ``weights`` is taken as 0."""
-    if visible is None:
-        return weights @ values
-    return weights.masked_fill(~visible, 0.0) @ without_unseen(values, visible)
+    return _over_seen(torch.matmul, weights if visible is None else weights.masked_fill(~visible, 0.0), values, visible)
 
 
 def attend(scores: Tensor, values: Tensor, visible: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
@@ -104,10 +122,35 @@ def attend(scores: Tensor, values: Tensor, visible: Tensor | None, need_weights:
         sees_nothing = ~visible.any(-1, keepdim=True)
         scores = scores.masked_fill(~visible & ~sees_nothing, float("-inf")).masked_fill(sees_nothing, 0.0)
         weights = torch.softmax(scores, -1).masked_fill(~visible, 0.0)
-        values = without_unseen(values, visible)
-    return weights @ values, weights if need_weights else None
+    return weighted_values(weights, values, visible), weights if need_weights else None
 
 
 def without_unseen(rows: Tensor, visible: Tensor | None) -> Tensor:
     """Source rows that no query sees, set to zero: whatever the padding holds, NaN included, must not reach a result."""
     return rows if visible is None else rows.masked_fill(~visible.any(-2)[..., None], 0.0)
+
+
+def _additive_scores(inputs: Inputs, v: Tensor, visible: Tensor | None) -> Tensor:
+    column = v[:, None] if v.dim() == 1 else v[:, None, :, None]
+    sums = inputs.query.unsqueeze(-2) + inputs.keys.unsqueeze(-3)  # [B, (H,) T, S, A]
+    if visible is None:
+        return (torch.tanh(sums) @ column).squeeze(-1)
+    scores = torch.tanh(sums.masked_fill(~visible[..., None], 0.0)) @ column
+    return scores.squeeze(-1).masked_fill(~visible, float("-inf"))
+
+
+def _over_seen(product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor, visible: Tensor | None) -> Tensor:
+    """``product(left, right)`` of queries' rows and source rows, in which no query takes anything from a source row that it does not see.
+
+    Where all is finite, a factor of 0 is enough for that. But ``0 * NaN`` is NaN: queries that have or see such numbers get products of
+    their own, with zeros for what they do not see. Compiled and transformed functions, which cannot look at numbers, have plain products.
+    """
+    right = without_unseen(right, visible)
+    blind = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or right.is_meta
+    if visible is None or blind or (left.isfinite().all() and right.isfinite().all()):
+        return product(left, right)
+    spoilt = ~right.isfinite().all(-1)  # [B, (H,) S]
+    apart = (~left.isfinite().all(-1) | (visible & spoilt.unsqueeze(-2)).any(-1)).unsqueeze(-1)  # [B, (H,) T, 1]
+    together = product(left.masked_fill(apart, 0.0), right.masked_fill(spoilt.unsqueeze(-1), 0.0))
+    as_seen = right.unsqueeze(-3).masked_fill(~visible.unsqueeze(-1), 0.0)  # [B, (H,) T, S, W]
+    return torch.where(apart, product(left.unsqueeze(-2), as_seen).squeeze(-2), together)

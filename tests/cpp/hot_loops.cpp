@@ -52,7 +52,7 @@ void run(int64_t B) {
   Buffers tensor;
   const Shape s{B, 1, T, S, A, D}, one{B, 1, 1, S, A, D};
   const Tensor query = tensor(B, T, A), keys = tensor(B, S, A), values = tensor(B, S, D), context = tensor(B, T, D);
-  const Tensor weights = tensor(B, T, S), scores = tensor(B, T, S), logsumexp = tensor(B, T, 1), upstream = tensor(B, T, D);
+  const Tensor weights = tensor(B, T, S), scores = tensor(B, T, S), upstream = tensor(B, T, D);
   const Tensor grad_query = tensor(B, T, A), grad_keys = tensor(B, S, A), grad_values = tensor(B, S, D), partial = tensor(B, 1, A);
   const Tensor v = tensor(1, 1, A), grad_v = tensor(1, 1, A);
   const Prepared memory{tensor(B, S, A), tensor(B, S, 2), tensor(1, 1, 3 * A + 8), A};
@@ -65,10 +65,10 @@ void run(int64_t B) {
         {s, query, keys, values, v, {}, weights, upstream, {}, scores, partial, grad_query, grad_keys, grad_values, grad_v}, serial);
   });
   count("multiplicative_forward", B, all,
-        [&] { kernels.multiplicative_forward({s, 1.0, query, keys, values, {}, context, weights, logsumexp}, serial); });
+        [&] { kernels.multiplicative_forward({s, 1.0, query, keys, values, {}, context, weights}, serial); });
   count("multiplicative_backward", B, all, [&] {
     kernels.multiplicative_backward(
-        {s, 1.0, query, keys, values, {}, weights, logsumexp, upstream, {}, grad_query, grad_keys, grad_values}, serial);
+        {s, 1.0, query, keys, values, {}, weights, upstream, {}, grad_query, grad_keys, grad_values}, serial);
   });
   count("additive_prepare", B, step, [&] { kernels.additive_prepare({one, keys, v, {}, memory}, serial); });
   count("additive_step", B, step, [&] { kernels.additive_forward({one, query, keys, values, v, memory, {}, context, weights}, serial); });
@@ -76,7 +76,7 @@ void run(int64_t B) {
     kernels.additive_step_backward({one, 1.0, query, keys, values, memory, {}, weights, upstream, {}, grad_query, scores}, serial);
   });
   count("multiplicative_step", B, step,
-        [&] { kernels.multiplicative_forward({one, 1.0, query, keys, values, {}, context, weights, {}}, serial); });
+        [&] { kernels.multiplicative_forward({one, 1.0, query, keys, values, {}, context, weights}, serial); });
   count("multiplicative_step_backward", B, step, [&] {
     kernels.multiplicative_step_backward({one, 1.0, query, keys, values, {}, {}, weights, upstream, {}, grad_query, scores}, serial);
   });

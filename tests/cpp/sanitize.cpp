@@ -86,7 +86,7 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
   const Tensor query = b.tensor(s.B, s.H, s.T, s.A, dtype, scale), keys = b.tensor(s.B, s.H, s.S, s.A, dtype, scale);
   const Tensor values = b.tensor(s.B, s.H, s.S, s.D, dtype), context = b.tensor(s.B, s.H, s.T, s.D, dtype);
   const Tensor weights = b.tensor(s.B, s.H, s.T, s.S, sum), scores = b.tensor(s.B, s.H, s.T, s.S, dtype);
-  const Tensor logsumexp = b.tensor(s.B, s.H, s.T, 1, sum), scratch = b.tensor(s.B, s.H, s.T, s.S, sum);
+  const Tensor scratch = b.tensor(s.B, s.H, s.T, s.S, sum);
   const Tensor grad_context = b.tensor(s.B, s.H, s.T, s.D, dtype), grad_weights = b.tensor(s.B, s.H, s.T, s.S, sum);
   const Tensor grad_query = b.tensor(s.B, s.H, s.T, s.A, dtype), grad_keys = b.tensor(s.B, s.H, s.S, s.A, dtype);
   const Tensor grad_values = b.tensor(s.B, s.H, s.S, s.D, dtype), partial = b.tensor(s.B, s.H, 1, s.A, sum);
@@ -102,12 +102,12 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
                              grad_keys, grad_values, grad_v},
                             serial);
   bool ok = all_finite();
-  kernels.multiplicative_forward({s, 0.5, query, keys, values, v, context, weights, logsumexp}, serial);
+  kernels.multiplicative_forward({s, 0.5, query, keys, values, v, context, weights}, serial);
   kernels.multiplicative_backward(
-      {s, 0.5, query, keys, values, v, {}, logsumexp, grad_context, grad_weights, grad_query, grad_keys, grad_values}, serial);
+      {s, 0.5, query, keys, values, v, {}, grad_context, grad_weights, grad_query, grad_keys, grad_values}, serial);
   ok = ok && all_finite();
   kernels.multiplicative_backward(
-      {s, 0.5, query, keys, values, v, weights, logsumexp, grad_context, {}, grad_query, grad_keys, grad_values}, serial);
+      {s, 0.5, query, keys, values, v, weights, grad_context, {}, grad_query, grad_keys, grad_values}, serial);
   ok = ok && all_finite();
 
   // Steps over a memory, which all queries see alike; its exponentials in either width.
@@ -129,7 +129,7 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
     kernels.additive_forward({s, query, keys, rows, vector, memory, v, context, weights}, serial);
     kernels.additive_step_backward({s, 1.0, query, keys, rows, memory, v, weights, grad_context, grad_weights, grad_query, scratch}, serial);
     ok = ok && all_finite();
-    kernels.multiplicative_forward({s, 0.5, query, others, rows, v, context, weights, {}}, serial);
+    kernels.multiplicative_forward({s, 0.5, query, others, rows, v, context, weights}, serial);
     kernels.multiplicative_step_backward({s, 0.5, query, others, rows, {}, v, weights, grad_context, {}, grad_query, scratch}, serial);
     kernels.source_sums({s, v, weights, grad_context, grad_values}, serial);
     const Tensor given = b.tensor(s.B, s.H, s.T, s.S, dtype);
