@@ -1,6 +1,8 @@
 """An attention memory gives, step by step, what the functions give; rows are selected; it says why it cannot."""
 
 import contextlib
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -397,3 +399,59 @@ def test_grad_mode_errors(family: str, mode: Callable[[], Any], backend: str) ->
     with pytest.raises(RuntimeError, match="grad"):
         without.attend(case.query)
     assert trains.attend(case.query)[0].requires_grad
+
+
+@each_family
+def test_lengths_made_in_inference_mode(family: str, backend: str) -> None:
+    """They have no version to watch."""
+    case = build_for_memory(family, hidden="lengths")
+    with torch.inference_mode():
+        lengths = case.lengths.clone()
+    leaves = with_leaves(case)
+    memory = remember(leaves.replace(lengths=lengths), backend)
+    loss_of(memory.attend(leaves.query)[0]).backward()
+    expected = attended(case.replace(grad_weights=torch.zeros_like(case.grad_weights)), backend, False)
+    assert leaves.query.grad is not None
+    torch.testing.assert_close(memory.attend(case.query)[0].detach(), expected["context"])
+
+
+@each_family
+def test_no_copies(family: str, backend: str) -> None:
+    memory = remember(build_for_memory(family), backend)
+    for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="make it anew of its encoder states"):
+            copying(memory)
+    with pytest.raises(TypeError, match=r"rows must be a torch\.Tensor; got list"):
+        memory.select([0])
+
+
+@pytest.mark.of_cpp
+@each_family
+def test_function_transforms(family: str, backend: str) -> None:
+    """A memory made within one, or outside: derivatives are refused, ``vmap`` is served; the reference has them all."""
+    case = build_for_memory(family)
+    outside = remember(case, backend)
+
+    def inside(query: torch.Tensor) -> torch.Tensor:
+        return remember(case, backend).attend(query)[0]
+
+    for attend in (inside, lambda query: outside.attend(query)[0]):
+        mapped = torch.func.vmap(attend)(torch.stack([case.query, 2 * case.query]))
+        torch.testing.assert_close(mapped[1], outside.attend(2 * case.query)[0])
+        derivatives = (
+            lambda: torch.func.jvp(attend, (case.query,), (case.query,))[1],  # noqa: B023
+            lambda: torch.func.grad(lambda query: loss_of(attend(query)))(case.query),  # noqa: B023
+        )
+        for derivative, named in zip(derivatives, ("forward-mode derivatives", "gradients of function transforms"), strict=True):
+            if backend == "reference":
+                assert derivative().any()
+                continue
+            with pytest.raises(RuntimeError, match=f"onepass has no {named} .* name backend='reference'"):
+                derivative()
+
+
+@pytest.mark.parametrize("scale", [None, "2", torch.tensor(2.0)], ids=["nothing", "text", "a tensor"])
+def test_scale_that_is_no_number(scale: Any, backend: str) -> None:
+    case = build_for_memory("multiplicative")
+    with pytest.raises(TypeError, match="scale must be a number"):
+        remember(case, backend, scale=scale)

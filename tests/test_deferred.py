@@ -165,6 +165,17 @@ def test_several_losses(family: str, backend: str) -> None:
 
 
 @each_family
+def test_losses_one_by_one(family: str, backend: str) -> None:
+    """Losses of different steps over leaves have nothing in common that a backward would free, as without a memory."""
+    case = double(family)
+    leaves = with_leaves(case)
+    losses = step_losses(leaves, backend)
+    for done, loss in enumerate(losses, 1):
+        loss.backward()
+        assert_near(gradients(leaves), expected_of_steps(case, *range(done)))
+
+
+@each_family
 def test_losses_that_share_steps(family: str, backend: str) -> None:
     """A step that two losses reach counts in both."""
     case = double(family)

@@ -151,6 +151,23 @@ def test_compiled_layer_over_a_memory_made_outside(kind: str, backend: str) -> N
     assert_near(*outcomes)
 
 
+@pytest.mark.parametrize("kind", ["additive", "general", "dot"])
+def test_memory_made_by_compiled_code(kind: str, backend: str) -> None:
+    """Steps outside of the compiled code that made their memory have all their gradients, and its masked weights theirs."""
+    layer = make_layer(kind)
+    queries, source, lengths = layer_states(kind)
+    outcomes = []
+    for make in (torch.compile(layer.memory, fullgraph=True, backend="aot_eager"), layer.memory):
+        states = source.clone().requires_grad_()
+        memory = make(2 * states, lengths=lengths)
+        state, weights = decode(lambda query, need_weights: layer(query, memory, need_weights=need_weights), queries)  # noqa: B023
+        context = memory.context(weights[:, 0].detach())
+        leaves = {"states": states, **dict(layer.named_parameters())}
+        grads = torch.autograd.grad(loss_of(state, weights, context), list(leaves.values()))
+        outcomes.append({"state": state, "weights": weights, **dict(zip(leaves, grads, strict=True))})
+    assert_near(*outcomes)
+
+
 def test_inductor(backend: str) -> None:
     """The default compiler runs a decoder that makes a memory, with code around it, forward and backward."""
 

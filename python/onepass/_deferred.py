@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
-    def __init__(self, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
+    def __init__(self, keys: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
+        self.keys, self.v = keys.detach(), None if v is None else v.detach()
         self.lengths, self.mask, self.ops = lengths, mask, ops
         self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
 
@@ -29,25 +30,26 @@ class Deposits:
             self._of[backward] = [tensors]
 
     def take(self) -> list[tuple[Tensor | None, ...]]:
-        """Those of the backward that is running. Those of one that failed stay unused until the memory goes."""
+        """Those of the backward that is running. Those of one that failed stay unused until the memory goes: they hold no graph, which
+        would hold the memory."""
         return self._of.pop(torch._C._current_graph_task_id(), [])
 
 
 class Root(torch.autograd.Function):
-    """An empty tensor that steps depend on; its backward, which runs after theirs, is the gradient of keys, values and ``v``."""
+    """An empty tensor that steps depend on; its backward, which runs after theirs, is the gradient of keys, values and ``v``. It saves
+    nothing that a backward would free: losses of steps may come one by one, as of steps that have nothing in common."""
 
     @staticmethod
     def forward(ctx: Any, deposits: Deposits, keys: Tensor, values: Tensor, v: Tensor | None) -> Tensor:
         ctx.deposits = deposits
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(keys, values, v)
         return keys.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
         deposits: Deposits = ctx.deposits
         steps = deposits.take()
-        keys, _, v = ctx.saved_tensors
+        keys, v = deposits.keys, deposits.v
         if not steps:
             return None, None, None, None
         wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
@@ -136,7 +138,7 @@ class Step(torch.autograd.Function):
                 memory._ops.additive_step_backward,
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
             )  # fmt: skip
-        memory._leave(query, grad_scores, spans, weights, grad_context)
+        memory._leave(query.detach(), grad_scores, spans, weights.detach(), grad_context)
         return grad_query, None, None, None
 
 
@@ -164,7 +166,7 @@ class Context(torch.autograd.Function):
                 memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, memory.mask
             )
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
-        memory._leave(None, None, spans, wide, grad_context)
+        memory._leave(None, None, spans, wide.detach(), grad_context)
         return grad_weights, None, None, None
 
 

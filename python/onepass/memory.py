@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from onepass import _deferred, reference
 from onepass._backends import FEW, pick_backend
 from onepass._library import ops_of
-from onepass._validate import check_inputs, check_spans, limits_of
+from onepass._validate import check_inputs, check_scale, check_spans, limits_of, refuse_tangents
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -71,7 +72,8 @@ class AttentionMemory:
     layer's ``memory``; goes to :meth:`attend`, or to the layer in place of the encoder states.
 
     Gradients of keys, values and ``v`` are deferred to the end of each backward on the compiled kernels; under ``torch.compile`` and
-    ``torch.export``, and on the reference, every step computes its own. A memory serves the grad mode that it was made in.
+    ``torch.export``, and on the reference, every step computes its own, and so do those over a memory that compiled code has made. A memory
+    serves the grad mode that it was made in.
 
     Attributes: ``keys``, ``values``, ``lengths``, ``mask`` (expanded to ``[B, (H,) 1, S]``), ``v`` (None if multiplicative),
     ``scale``, ``dtype`` (None or ``torch.bfloat16``).
@@ -102,8 +104,10 @@ class AttentionMemory:
         self._step_keys, self._step_values = self._kept(keys.detach(), values.detach())
         self._root: Tensor | None = None
         self._deposits: _deferred.Deposits | None = None
-        if self._with_grad and backend != "reference" and not torch.compiler.is_compiling():
-            self._deposits = _deferred.Deposits(lengths, mask, self._ops)
+        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if self._with_grad and backend != "reference" and not transformed:
+            self._deposits = _deferred.Deposits(keys, v, lengths, mask, self._ops)
+            self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
             self._versions = self._versions_now()
             root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
@@ -128,7 +132,7 @@ class AttentionMemory:
         self._check_mode()
         if spans is not None:
             spans = self._spans(spans, query)
-        if self._undefers():
+        if self._undefers(query):
             context, weights = self._undeferred(query, spans)
         elif self._with_grad and (self._root is not None or query.requires_grad):
             context, weights = _deferred.step(query, self._root, self, spans)
@@ -158,7 +162,7 @@ class AttentionMemory:
         self._check_mode()
         if spans is not None:
             spans = self._spans(spans, weights)
-        if self._undefers():
+        if self._undefers(weights):
             return self._undeferred_context(weights, spans)
         if self._with_grad and (self._root is not None or weights.requires_grad):
             context: Tensor = _deferred.context(weights, self._root, self, spans)
@@ -167,6 +171,8 @@ class AttentionMemory:
 
     def select(self, rows: Tensor) -> "AttentionMemory":
         """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``; nothing is prepared again."""
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows must be a torch.Tensor; got {type(rows).__name__}")
         if rows.dim() != 1 or rows.dtype not in (torch.bool, torch.int64, torch.int32):
             raise ValueError(f"rows must be indices [N] or boolean [B]; got {list(rows.shape)} of {rows.dtype}")
         if rows.dtype == torch.bool and rows.shape[0] != self.keys.shape[0]:
@@ -184,6 +190,9 @@ class AttentionMemory:
             prepared = (exponentials.index_select(0, index), sizes.index_select(0, index), weighting)
         keys, values = self.keys.index_select(0, index), self.values.index_select(0, index)
         return AttentionMemory(keys, values, self.v, self.scale, some(self.lengths), some(self.mask), self.dtype, self._backend, prepared)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an AttentionMemory belongs to its graph and cannot be copied or pickled: make it anew of its encoder states")
 
     def __repr__(self) -> str:
         family = "multiplicative" if self.v is None else "additive"
@@ -233,10 +242,14 @@ class AttentionMemory:
         if self._versions_now() != self._versions:
             raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
 
-    def _undefers(self) -> bool:
-        """Whether a call's gradients are computed by itself, not deferred."""
-        compiling = torch.compiler.is_compiling()
-        return self._backend == "reference" or compiling or torch._C._are_functorch_transforms_active()
+    def _undefers(self, rows: Tensor) -> bool:
+        """Whether a call's gradients are computed by itself, not deferred: also where the memory has no root, made by compiled code."""
+        if self._backend == "reference" or torch.compiler.is_compiling():
+            return True
+        transforms: bool = torch._C._are_functorch_transforms_active()
+        if transforms or forward_ad._current_level >= 0:
+            refuse_tangents(rows, self.keys, self.values, self.v)
+        return transforms or (self._with_grad and self._deposits is None)
 
     def _spans(self, spans: Tensor, rows: Tensor) -> Tensor | None:
         """Spans of a query or its weights, ended by the memory's lengths: what the ops take in the place of these."""
@@ -256,7 +269,7 @@ class AttentionMemory:
             self._deposits.leave(self._root, tensors)
 
     def _versions_now(self) -> list[int]:
-        return [tensor._version for tensor in (self.keys, self.values, self.v, self.lengths, self.mask) if tensor is not None]
+        return [tensor._version for tensor in self._tracked]
 
     def _forward(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
@@ -350,4 +363,4 @@ def _checked(
         if backend == "cuda":
             raise RuntimeError(f"backend 'cuda' cannot serve this call: it has no kernels of {keys.dtype} over memories kept in {kept}")
         taken = pick_backend("triton", inputs.query, keys, values, family)
-    return AttentionMemory(keys, values, v, float(scale), inputs.lengths, inputs.mask, kept, taken)
+    return AttentionMemory(keys, values, v, check_scale(scale), inputs.lengths, inputs.mask, kept, taken)
