@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -171,6 +172,99 @@ def test_autocast(kind: str, heads: int) -> None:
 
 
 @each_layer
+@each_heads
+@pytest.mark.parametrize("steps", [T, None], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_over_memory(kind: str, heads: int, steps: int | None, dtype: torch.dtype) -> None:
+    """Under autocast a layer over its memory gives what it gives over the states, made and used in any dtype, with gradients."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind, steps)
+    options = {"lengths": lengths, "need_weights": True}
+    with torch.autocast("cpu", dtype):
+        expected = layer(query, memory, **options)
+        found = layer(query, layer.memory(memory, lengths=lengths), need_weights=True)
+        of_halves = layer(query, layer.memory(memory.to(dtype), lengths=lengths), need_weights=True)
+        half_query = layer(query.to(dtype), layer.memory(memory, lengths=lengths), need_weights=True)
+    unlike = layer(query, layer.memory(memory, lengths=lengths), need_weights=True)
+    for got, halves, half, want, plain in zip(found, of_halves, half_query, expected, unlike, strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=2 * torch.finfo(want.dtype).eps, atol=1e-6)
+        for other in (halves, half):
+            torch.testing.assert_close(other.float(), plain, rtol=0.03, atol=0.03)
+    loss = found[0].float().square().sum() + found[1].float().square().sum()
+    for gradient in torch.autograd.grad(loss, list(layer.parameters())) if list(layer.parameters()) else []:
+        assert gradient.dtype == torch.float32
+        assert gradient.isfinite().all()
+
+
+@each_heads
+@pytest.mark.parametrize("kind", ["dot", "scaled dot", "general"])
+def test_states_of_another_dtype_over_memory(kind: str, heads: int) -> None:
+    """Encoder states of another dtype than the query: results have the query's, over a memory as over the states."""
+    layer = make(kind, num_heads=heads)
+    query, memory, lengths = states(kind)
+    expected = layer(query, memory.bfloat16(), lengths=lengths, need_weights=True)
+    for found, want in zip(layer(query, layer.memory(memory.bfloat16(), lengths=lengths), need_weights=True), expected, strict=True):
+        assert found.dtype == want.dtype == query.dtype
+        torch.testing.assert_close(found, want, rtol=0.02, atol=0.02)
+    if kind != "general":
+        with pytest.raises(TypeError, match=r"query must have the dtype of the memory's keys, torch\.float32; got torch\.int64"):
+            layer(query.long(), layer.memory(memory))
+
+
+HIDING: dict[str, dict[str, Tensor]] = {  # source position 8 from queries 0 and 2
+    "lengths": {"lengths": torch.tensor([[4, 9, 8, 11]] * B)},
+    "spans": {"spans": torch.tensor([[[0, 5], [3, 11], [5, 5], [6, 11]]] * B)},
+    "mask": {"mask": torch.arange(S) % 4 != torch.arange(T)[:, None] % 2},
+}
+
+
+@each_layer
+@each_heads
+@pytest.mark.parametrize("hidden", HIDING)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_dropout_reads_what_is_seen(kind: str, heads: int, hidden: str, bad: float) -> None:
+    """With dropout, a value reaches the contexts and gradients of those queries alone that see it: no bit of the others'."""
+    layer = make(kind, num_heads=heads, dropout=0.3)
+    query, memory, _ = states(kind)
+    outcomes = []
+    for number in (1.0, bad):
+        torch.manual_seed(3)
+        asking, values = query.clone().requires_grad_(), memory.index_fill(1, torch.tensor([8]), number).requires_grad_()
+        context, weights = layer(asking, memory, values, need_weights=True, **HIDING[hidden])
+        of_query, of_values = torch.autograd.grad(context[:, ::2].square().sum(), [asking, values])
+        outcomes.append((context[:, ::2], weights, of_query[:, ::2], of_values))
+        assert context[:, 1::2].isfinite().any() == (number == 1.0)
+    for got, want in zip(*outcomes, strict=True):
+        assert torch.equal(got, want)
+
+
+@each_heads
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize("hidden", ["nothing", *HIDING])
+def test_dropout_multiplies(heads: int, hidden: str, one_step: bool) -> None:
+    """The context of dropped weights is their product with the values, gradients included; weights of what is hidden stay 0."""
+    layer = make("additive", num_heads=heads, dropout=0.5).double()
+    query, memory, _ = states("additive", dtype=torch.float64)
+    options = {"nothing": {}, **HIDING}[hidden]
+    if one_step:
+        at = {"lengths": lambda rows: rows[:, 0], "spans": lambda rows: rows[:, 0], "mask": lambda rows: rows[:1]}
+        query, options = query[:, 0], {name: at[name](rows) for name, rows in options.items()}
+    values = torch.randn(B, S, 2 * heads, dtype=torch.float64).requires_grad_()
+    context, weights = layer(query, memory, values, need_weights=True, **options)
+    rows = weights.unsqueeze(-2) if one_step else weights
+    split = values if heads == 1 else values.view(B, S, heads, 2).transpose(1, 2)
+    product = rows @ split
+    product = product if heads == 1 else product.transpose(1, 2).flatten(-2)
+    product = product.squeeze(1) if one_step else product
+    torch.testing.assert_close(context, product)
+    inputs, upstream = [values, *layer.parameters()], torch.randn_like(context)
+    found, expected = (torch.autograd.grad(output, inputs, upstream, retain_graph=True) for output in (context, product))
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@each_layer
 def test_memory_of_another_dtype(kind: str) -> None:
     """Without autocast, a memory of another dtype raises torch's or the library's error, never a silent conversion to garbage."""
     layer = make(kind)
@@ -205,6 +299,9 @@ def test_values_that_do_not_divide() -> None:
     layer = onepass.AdditiveAttention(Q, K, 10, num_heads=2)
     with pytest.raises(ValueError, match=r"the width of values must be a multiple of num_heads = 2; got 7"):
         layer(torch.zeros(B, T, Q), torch.zeros(B, S, K), torch.zeros(B, S, 7))
+    for kind in ("additive", "general"):
+        with pytest.raises(ValueError, match=r"the width of values must be a multiple of num_heads = 2; got 7"):
+            make(kind, num_heads=2).memory(torch.zeros(B, S, K), torch.zeros(B, S, 7))
 
 
 def test_scores_that_do_not_exist() -> None:
@@ -212,6 +309,47 @@ def test_scores_that_do_not_exist() -> None:
         onepass.MultiplicativeAttention(K, K, "cosine")
     with pytest.raises(ValueError, match="score='dot' needs query_dim == key_dim; got 6 and 8: use 'general'"):
         onepass.MultiplicativeAttention(Q, K)
+
+
+def test_widths_of_nothing() -> None:
+    """A layer has a width."""
+    with pytest.raises(ValueError, match="hidden_dim must be at least 1; got 0"):
+        onepass.AdditiveAttention(Q, K, 0)
+    for score in ("dot", "scaled_dot", "general"):
+        with pytest.raises(ValueError, match="key_dim must be at least 1; got 0"):
+            onepass.MultiplicativeAttention(0, 0, score)
+
+
+@each_layer
+@each_heads
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_ranks(kind: str, heads: int, dropout: float) -> None:
+    """Queries, encoder states and values of another rank are named, over states as over a memory."""
+    layer = make(kind, num_heads=heads, dropout=dropout)
+    query, memory, _ = states(kind)
+    prepared = layer.memory(memory)
+    for bad in (query[0, 0], query[None]):
+        for over in (memory, prepared):
+            with pytest.raises(ValueError, match=re.escape("query must be [B, T, query_dim], or [B, query_dim] for one step; got [")):
+                layer(bad, over)
+    for bad in (memory[0], memory[None]):
+        for call in (layer.memory, lambda states: layer(query, states)):
+            with pytest.raises(ValueError, match=re.escape("memory must be [B, S, width]; got [")):
+                call(bad)
+        with pytest.raises(ValueError, match=re.escape(f"values must be [B, S, width]; got {list(bad.shape)}")):
+            layer(query, memory, bad)
+
+
+@each_layer
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [T, None], ids=str)
+def test_masks_that_are_none(kind: str, steps: int | None, dropout: float) -> None:
+    """What is no mask, no lengths and no spans is named as the functions name it."""
+    layer = make(kind, dropout=dropout)
+    query, memory, _ = states(kind, steps)
+    for name, bad in (("mask", [[1, 1]]), ("lengths", [1, 2, 3]), ("spans", [[0, 1]])):
+        with pytest.raises(TypeError, match=f"{name} must be a .*; got list"):
+            layer(query, memory, **{name: bad})
 
 
 @each_layer

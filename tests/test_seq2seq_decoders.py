@@ -1,6 +1,7 @@
 """Decoders: single steps beside teacher forcing, several hypotheses, padding, errors, copies and dropout."""
 
 import copy
+import dataclasses
 import io
 import pickle
 from typing import Any
@@ -108,6 +109,47 @@ def test_model(kind: str) -> None:
             same(other, expected)
     for got, want in zip(found[0][:2], model.decoder(model.encoder(source, lengths), symbols), strict=True):
         same(got, want)
+
+
+@each_decoder
+def test_autocast(kind: str) -> None:
+    """A training step under autocast: logits, weights and gradients near those of float32, in which parameters get theirs."""
+    model, symbols = make_model(kind).float(), make_symbols(4, 6)
+    source, lengths = make_sources(LENGTHS)
+
+    def step() -> tuple[Any, ...]:
+        logits, weights = model(source, lengths, symbols)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), symbols.flatten())
+        return logits, weights, *torch.autograd.grad(loss, list(model.parameters()))
+
+    expected = step()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, weights, *grads = step()
+    assert logits.dtype == torch.bfloat16
+    assert (logits - expected[0]).norm() <= 0.03 * expected[0].norm()
+    if weights is not None:
+        torch.testing.assert_close(weights.float(), expected[1], rtol=0.0, atol=0.03)
+    assert all(grad.dtype == torch.float32 for grad in grads)
+    found, wanted = (torch.cat([grad.flatten() for grad in of_step]) for of_step in (grads, expected[2:]))
+    assert (found - wanted).norm() <= 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("way", ["bfloat16", "autocast"])
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if "local" in kind])
+def test_windows_of_a_long_source_in_bfloat16(kind: str, way: str) -> None:
+    """Positions beyond 256, which bfloat16 does not count one by one, have the windows that float32 gives them."""
+    decoder, encoded = make_decoder(kind, torch.float32), make_encoded((400,), torch.float32)
+    if "local-p" in kind:
+        torch.nn.init.zeros_(decoder.position_v.weight)  # p = S / 2
+        encoded = dataclasses.replace(encoded, states=encoded.states[:, :399], lengths=torch.tensor([399]))
+    state = dataclasses.replace(decoder.start(encoded), position=301)
+    expected = decoder.step(torch.tensor([[5]]), state)[2] != 0
+    assert 1 <= expected.sum() <= 5
+    if way == "bfloat16":
+        decoder, encoded = decoder.bfloat16(), Encoded(encoded.states.bfloat16(), encoded.lengths, encoded.final.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        state = dataclasses.replace(decoder.start(encoded), position=301)
+        assert torch.equal(decoder.step(torch.tensor([[5]]), state)[2] != 0, expected)
 
 
 @each_decoder

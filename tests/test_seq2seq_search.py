@@ -21,7 +21,7 @@ from seq2seq_searches import (
     unpadded,
 )
 
-from onepass.seq2seq import greedy_search
+from onepass.seq2seq import beam_search, greedy_search
 from onepass.seq2seq.data import BOS, EOS, PAD
 
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
@@ -105,6 +105,57 @@ def test_beams_beyond_the_vocabulary(penalty: str) -> None:
     options = Options(20, 20, 4, **PENALTIES[penalty])
     for hypotheses, row in zip(options.search(model, source, lengths), unpadded(source, lengths), strict=True):
         assert_same(hypotheses, beam_of_one_source(model, row, options)[0])
+
+
+@each_decoder
+def test_autocast(kind: str) -> None:
+    """Under autocast the searches find what is as probable, by float32, as what they find in float32."""
+    model = make_model(kind, peak=2.0).float()
+    source, lengths = make_sources(LENGTHS)
+    options = Options(3, 1, 5, 0.5, 0.2 if allowed(kind, "coverage") else 0.0)
+
+    def search() -> list[list[Any]]:
+        found = [[one] for one in greedy_search(model, source, lengths, max_length=5, need_weights=True)]
+        return found + options.search(model, source, lengths, need_weights=True)
+
+    expected = search()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = search()
+    rows = 2 * list(unpadded(source, lengths))
+    for (one,), (best,), row in zip(found, expected, rows, strict=True):
+        ((log_probability, weights),) = forced(model, row, [(*one.symbols, EOS) if one.ended else one.symbols])
+        assert abs(one.log_probability - log_probability) < 0.15
+        assert one.score > best.score - 0.15
+        assert (one.alignment is None) == (weights is None)
+        if one.alignment is not None:
+            torch.testing.assert_close(one.alignment[:, : len(row)].float(), weights, rtol=0.0, atol=0.03)
+
+
+@each_decoder
+def test_no_sources(kind: str) -> None:
+    """An empty batch has no hypotheses."""
+    model = make_model(kind)
+    source, lengths = make_sources(LENGTHS)
+    for nothing in (source[:0], source[:0, :0]):
+        assert greedy_search(model, nothing, lengths[:0]) == []
+        assert beam_search(model, nothing, lengths[:0], need_weights=True) == []
+
+
+def test_penalty_beyond_all_bounds() -> None:
+    """A length penalty whose power overflows makes the score of all that is longer than a symbol 0."""
+    model = make_model("dot", end=-60.0)
+    source, lengths = make_sources(LENGTHS)
+    for (one,) in Options(3, 1, 5, 1e6).search(model, source, lengths):
+        assert one.score == 0.0
+        assert len(one.symbols) == 5
+
+
+@pytest.mark.parametrize("search", [greedy_search, beam_search])
+def test_maximum_that_is_no_integer(search: Any) -> None:
+    source, lengths = make_sources(LENGTHS)
+    for bad in (1.5, "3", torch.tensor(3)):
+        with pytest.raises(TypeError, match=f"max_length must be an integer or None; got {type(bad).__name__}"):
+            search(make_model("dot"), source, lengths, max_length=bad)
 
 
 @each_decoder

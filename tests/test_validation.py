@@ -3,10 +3,13 @@
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import FAMILIES, Case, Dims, build, call
 from torch import Tensor
+
+import onepass
 
 of_cpp = pytest.mark.of_cpp  # the Triton kernels clamp what is out of range
 B, T, S, A, D, H = 2, 3, 5, 8, 4, 2
@@ -184,6 +187,34 @@ MASKS: list[tuple[Dims, Any, type[Exception], str]] = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks(family: str, dims: Dims, mask: Any, error: type[Exception], message: str, backend: str) -> None:
     refused(build(family, dims).replace(mask=mask), backend, error, message)
+
+
+SCALES: list[tuple[Any, str]] = [
+    (None, "scale must be a number; got NoneType"),
+    ("1", "scale must be a number; got str"),
+    (1j, "scale must be a number; got complex"),
+    (torch.tensor(0.5), "scale must be a number; got a tensor of shape []: multiply the query by it, with scale=1.0"),
+    (torch.ones(2, requires_grad=True), "scale must be a number; got a tensor of shape [2]: multiply the query by it, with scale=1.0"),
+]
+
+
+@pytest.mark.parametrize(("scale", "message"), SCALES)
+@pytest.mark.parametrize("dims", [PLAIN, HEADS], ids=str)
+def test_scales(dims: Dims, scale: Any, message: str, backend: str) -> None:
+    """A tensor's gradient would be lost: it is not taken for a number."""
+    case = build("multiplicative", dims).replace(scale=scale)
+    refused(case, backend, TypeError, message)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        onepass.reference.multiplicative_attention(case.query, case.keys, case.values, scale=scale)
+
+
+def test_scales_of_any_kind(backend: str) -> None:
+    """Whatever is a real number."""
+    case = build("multiplicative", PLAIN)
+    expected = call(case.replace(scale=2.0), backend)
+    for scale in (2, np.float32(2), np.int64(2)):
+        for found, want in zip(call(case.replace(scale=scale), backend), expected, strict=True):
+            assert torch.equal(found, want)
 
 
 @pytest.mark.of_cpp

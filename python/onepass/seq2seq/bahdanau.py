@@ -76,7 +76,7 @@ class BahdanauDecoder(Decoder):
         inputs = inputs + self.context_layer(context)
         update, reset = torch.sigmoid(inputs[..., : 2 * H] + self.gate_layer(previous)).chunk(2, -1)
         candidate = torch.tanh(inputs[..., 2 * H :] + self.candidate_layer(reset * previous))
-        new = torch.lerp(previous, candidate, update)
+        new = torch.lerp(previous.to(candidate.dtype), candidate, update)  # dtypes differ under autocast
         return Step(torch.cat((new, context, embedded), -1), state.next(new), weights)
 
     def _predict(self, features: Tensor) -> Tensor:

@@ -124,7 +124,8 @@ class Recurrence(nn.Module):
 
     def unroll(self, inputs: Tensor, carried: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``T`` steps of one hypothesis, ``inputs [B, T, ...]``."""
-        layers = [part.view(len(part), self.rnn.num_layers, -1).transpose(0, 1).contiguous() for part in carried]
+        alike = [part.to(inputs.dtype) for part in carried]  # dtypes differ under autocast
+        layers = [part.view(len(part), self.rnn.num_layers, -1).transpose(0, 1).contiguous() for part in alike]
         outputs, last = self.rnn(inputs, tuple(layers) if self.parts == 2 else layers[0])
         after = last if self.parts == 2 else (last,)
         return outputs, tuple(part.transpose(0, 1).reshape(len(inputs), 1, -1) for part in after)

@@ -86,18 +86,18 @@ class LuongDecoder(Decoder):
     def _advance(self, embedded: Tensor, state: DecoderState) -> Step:
         if not self.input_feeding:
             hidden, carried = self.recurrence(embedded, state.carried)
-            attentional, weights = self._attend(hidden, state, torch.full_like(hidden[..., 0], state.position))
+            attentional, weights = self._attend(hidden, state, torch.full_like(hidden[..., 0], state.position, dtype=torch.int64))
             return Step(attentional, state.next(*carried), weights)
         *carried_before, fed = state.carried
         hidden, carried = self.recurrence(torch.cat((embedded, fed), -1), tuple(carried_before))
-        attentional, weights = self._attend(hidden, state, torch.full_like(hidden[..., 0], state.position))
+        attentional, weights = self._attend(hidden, state, torch.full_like(hidden[..., 0], state.position, dtype=torch.int64))
         return Step(attentional, state.next(*carried, attentional), weights)
 
     def _unroll(self, embedded: Tensor, state: DecoderState) -> Step:
         if self.input_feeding:
             return super()._unroll(embedded, state)
         hidden, carried = self.recurrence.unroll(embedded, state.carried)
-        steps = torch.arange(embedded.shape[1], device=embedded.device, dtype=hidden.dtype) + state.position
+        steps = torch.arange(embedded.shape[1], device=embedded.device) + state.position
         attentional, weights = self._attend(hidden, state, steps.expand(hidden.shape[:2]))
         return Step(attentional, state.next(*carried, steps=embedded.shape[1]), weights)
 
@@ -119,8 +119,9 @@ class LuongDecoder(Decoder):
         """``p_t``, ``[B, N]``."""
         if self.position_layer is None or self.position_v is None:
             return torch.minimum(steps, (lengths - 1).unsqueeze(-1))
-        position = torch.sigmoid(self.position_v(torch.tanh(self.position_layer(hidden)))).squeeze(-1)
-        return position * lengths.unsqueeze(-1)
+        logits = self.position_v(torch.tanh(self.position_layer(hidden))).squeeze(-1)
+        wide = torch.promote_types(logits.dtype, torch.float32)  # bfloat16 has 8 bits for a position
+        return torch.sigmoid(logits.to(wide)) * lengths.unsqueeze(-1)
 
     def _attend_locally(self, hidden: Tensor, memory: AttentionMemory, centres: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         D = self.half_width
@@ -130,6 +131,6 @@ class LuongDecoder(Decoder):
         context, weights = self.attention(hidden, memory, spans=spans, need_weights=True)
         if self.window == "local-p":
             distance = torch.arange(weights.shape[-1], device=weights.device) - centres.unsqueeze(-1)
-            weights = weights * torch.exp(-2.0 * (distance / D).square())  # sigma = D / 2
-            context = memory.context(weights, spans=spans)
+            weights = weights * torch.exp(-2.0 * (distance / D).square()).to(weights.dtype)  # sigma = D / 2
+            context = memory.context(weights.to(memory.keys.dtype), spans=spans)
         return context, weights

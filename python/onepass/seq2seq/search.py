@@ -1,5 +1,6 @@
 """Greedy and beam search over any :class:`onepass.seq2seq.Decoder`: hypotheses of a source are queries over its one attention memory."""
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ def greedy_search(
     model: Seq2Seq, source: Tensor, lengths: Tensor, *, max_length: int | None = None, need_weights: bool = False
 ) -> list[Hypothesis]:
     """The most probable symbol at every step. Arguments, errors and order as in :func:`beam_search`; the same as its ``beams=1``."""
+    if not len(lengths):
+        return []
     state, limits = _begin(model, source, lengths, max_length)
     rows = torch.arange(len(lengths), device=source.device)  # sources that are still being decoded
     last = torch.full_like(rows, BOS).unsqueeze(1)
@@ -93,12 +96,14 @@ def beam_search(
         need_weights: also give the alignments.
 
     Raises:
-        ValueError: an argument out of range.
+        TypeError: a ``max_length`` that is no integer. ValueError: an argument out of range.
     """
     if not 1 <= n_best <= beams:
         raise ValueError(f"beams and n_best must be 1 <= n_best <= beams; got n_best={n_best}, beams={beams}")
     if not (length_penalty >= 0.0 and coverage_penalty >= 0.0):  # NaN is neither
         raise ValueError(f"penalties must be at least 0; got length_penalty={length_penalty}, coverage_penalty={coverage_penalty}")
+    if not len(lengths):
+        return []
     state, limits = _begin(model, source, lengths, max_length)
     if coverage_penalty > 0.0 and state.memory is None:
         raise ValueError(f"coverage_penalty needs attention, which {type(model.decoder).__name__} has not")
@@ -111,7 +116,7 @@ def beam_search(
     history = last.new_empty(len(rows), 1, 0)  # [N, K, T]
     dtype = torch.float32 if state.memory is None else state.memory.values.dtype
     alignment = torch.empty(len(rows), 1, 0, source.shape[1], dtype=dtype, device=source.device)  # [N, K, T, S]
-    coverage = alignment.new_zeros(len(rows), 1, source.shape[1])  # [N, K, S]
+    coverage = alignment.new_zeros(len(rows), 1, source.shape[1], dtype=torch.promote_types(dtype, torch.float32))  # [N, K, S]
     while len(rows):
         logits, state, weights = model.decoder.step(last, state)
         n = state.position
@@ -124,7 +129,7 @@ def beam_search(
                 alignment = torch.cat((alignment, weights.unsqueeze(-2)), -2)
 
         possible, ends = best.isfinite(), symbol == EOS
-        penalised = best / ((5 + n) / 6) ** length_penalty
+        penalised = best / _length_factor(rows.new_full((), n), length_penalty)
         if coverage_penalty > 0.0:
             covered = coverage.clamp(max=1.0).log().masked_fill(positions >= lengths[rows, None, None], 0.0).sum(-1)
             penalised = penalised + coverage_penalty * covered.gather(1, parent)
@@ -143,7 +148,7 @@ def beam_search(
         kept = (~goes_on).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
         log_p = best.where(goes_on, -torch.inf).gather(1, kept)
         parent, last = parent.gather(1, kept), symbol.gather(1, kept)
-        bound = log_p[:, 0] / ((5 + limits[rows]) / 6) ** length_penalty  # no continuation scores more
+        bound = log_p[:, 0] / _length_factor(limits[rows], length_penalty)  # no continuation scores more
         done = at_limit | ~log_p[:, 0].isfinite() | _settled(found, rows, bound, beams, n_best)
         state = state.follow(parent)
         history = torch.cat((_follow(history, parent), last.unsqueeze(-1)), -1)
@@ -158,6 +163,8 @@ def beam_search(
 
 def _begin(model: Seq2Seq, source: Tensor, lengths: Tensor, max_length: int | None) -> tuple[DecoderState, Tensor]:
     """The first state, and the most symbols of each source."""
+    if max_length is not None and not isinstance(max_length, numbers.Integral):
+        raise TypeError(f"max_length must be an integer or None; got {type(max_length).__name__}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1; got {max_length}")
     limits = 2 * lengths + 8 if max_length is None else torch.full_like(lengths, max_length)
@@ -169,6 +176,11 @@ def _gains(logits: Tensor) -> Tensor:
     gains = logits.double().log_softmax(-1)
     gains[..., PAD] = gains[..., BOS] = -torch.inf
     return gains
+
+
+def _length_factor(symbols: Tensor, length_penalty: float) -> Tensor:
+    """What equation 14 divides by, in float64, where a large penalty makes it infinite."""
+    return ((5 + symbols.double()) / 6) ** length_penalty
 
 
 def _settled(found: list[list[Hypothesis]], rows: Tensor, bound: Tensor, beams: int, n_best: int) -> Tensor:

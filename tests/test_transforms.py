@@ -1,0 +1,145 @@
+"""Derivatives that the kernels lack are refused, never zero and never in autograd's own words; the reference has them, and vmap serves."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import FAMILIES, Dims, build, call
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import onepass
+
+DIMS = Dims(2, 3, 5, 4, 6)
+Function = Callable[[Tensor], Tensor]
+FORWARD_MODE: dict[str, Callable[[Function, Tensor], Any]] = {
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (torch.ones_like(x),))[1],
+    "jacfwd": lambda function, x: torch.func.jacfwd(function)(x),
+    "dual level": lambda function, x: _dual(function, x),
+    "jvp of vmap": lambda function, x: torch.func.jvp(torch.vmap(lambda one: function(one[None])), (x,), (x,))[1],
+    "vmap of jvp": lambda function, x: torch.vmap(lambda one: torch.func.jvp(lambda y: function(y[None]), (one,), (one,))[1])(x),
+}
+REVERSE_MODE: dict[str, Callable[[Function, Tensor], Any]] = {
+    "grad": lambda function, x: torch.func.grad(lambda y: function(y).square().sum())(x),
+    "vjp": lambda function, x: torch.func.vjp(function, x)[1](torch.ones_like(function(x)))[0],
+    "jacrev": lambda function, x: torch.func.jacrev(function)(x),
+    "grad of vmap": lambda function, x: torch.func.grad(lambda y: torch.vmap(lambda one: function(one[None]))(y).square().sum())(x),
+    "vmap of grad": lambda function, x: torch.vmap(torch.func.grad(lambda one: function(one[None]).square().sum()))(x),
+}
+
+
+def _dual(function: Function, x: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def of_queries(family: str, backend: str) -> tuple[Function, Tensor]:
+    """A family's first output as a function of its queries, whose batch may have any size; and the queries."""
+    case = build(family, DIMS, torch.float64)
+
+    def function(query: Tensor) -> Tensor:
+        some = {name: getattr(case, name)[:1].expand(len(query), -1, -1) for name in ("keys", "values")}  # alike for all
+        output: Tensor = call(case.replace(query=query, **some), backend)[0]
+        return output
+
+    return function, case.query
+
+
+@contextlib.contextmanager
+def refused_by_kernels(backend: str, message: str) -> Iterator[None]:
+    if backend == "reference":
+        yield
+        return
+    with pytest.raises(RuntimeError, match=f"onepass has no {message}.*name backend='reference'"):
+        yield
+
+
+@pytest.mark.parametrize("mode", FORWARD_MODE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_mode(family: str, mode: str, backend: str) -> None:
+    """A tangent of an input is refused by the kernels; the reference gives the derivative that differences give."""
+    function, query = of_queries(family, "auto")
+    with refused_by_kernels(backend, "forward-mode derivatives"):
+        FORWARD_MODE[mode](function, query)
+    function, query = of_queries(family, "reference")
+    along = torch.ones_like(query)
+    found = FORWARD_MODE["jvp"](function, query)
+    torch.testing.assert_close(found, (function(query + 1e-6 * along) - function(query - 1e-6 * along)) / 2e-6, rtol=1e-6, atol=1e-7)
+    assert FORWARD_MODE[mode](function, query).any()
+
+
+@pytest.mark.parametrize("name", ["query", "keys", "values", "v"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tangent_of_any_input(family: str, name: str, backend: str) -> None:
+    """Whichever input has a tangent; a level of forward mode in which none has one changes nothing."""
+    case = build(family, DIMS)
+    if name not in case.inputs():
+        return
+    expected = call(case, backend)
+    with forward_ad.dual_level():
+        for found, want in zip(call(case, backend), expected, strict=True):
+            assert torch.equal(found, want)
+        tensor = getattr(case, name)
+        with refused_by_kernels(backend, "forward-mode derivatives"):
+            call(case.replace(**{name: forward_ad.make_dual(tensor, torch.ones_like(tensor))}), backend)
+
+
+@pytest.mark.parametrize("mode", REVERSE_MODE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_transforms(family: str, mode: str, backend: str) -> None:
+    """Function transforms that differentiate are refused by the kernels; those of the reference are autograd's gradients."""
+    function, query = of_queries(family, "auto")
+    with refused_by_kernels(backend, "gradients of function transforms"):
+        REVERSE_MODE[mode](function, query)
+    function, query = of_queries(family, "reference")
+    found = REVERSE_MODE[mode](function, query)
+    leaf = query.clone().requires_grad_()
+    if mode in ("grad", "grad of vmap", "vmap of grad"):
+        torch.testing.assert_close(found, torch.autograd.grad(function(leaf).square().sum(), leaf)[0])
+    if mode == "vjp":
+        torch.testing.assert_close(found, torch.autograd.grad(function(leaf).sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_not_differentiated(family: str, backend: str) -> None:
+    """Inside a transform, without gradients or of constants, the kernels serve."""
+    function, query = of_queries(family, backend)
+    expected = function(query).sum()
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x.sum() * 0.0 + function(x).sum()
+
+    torch.testing.assert_close(torch.func.grad_and_value(loss)(query)[1], expected)
+    gradient, value = torch.func.grad_and_value(lambda x: x.sum() + function(query).sum())(torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(value, expected)
+    assert torch.equal(gradient, torch.ones_like(gradient))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vmap(family: str, backend: str) -> None:
+    """Calls mapped over one more batch dimension are the calls one by one, with gradients that autograd takes through them."""
+    function, query = of_queries(family, backend)
+    several = torch.stack([query, 2 * query]).requires_grad_()
+    found, expected = torch.vmap(function)(several), torch.stack([function(one) for one in several])
+    torch.testing.assert_close(found, expected)
+    weighing = torch.randn_like(expected)
+    for got, want in zip(*(torch.autograd.grad(output, several, weighing) for output in (found, expected)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_ensemble(backend: str) -> None:
+    """Layers whose parameters are stacked, called by vmap and trained by autograd."""
+    torch.manual_seed(0)
+    layers = [onepass.AdditiveAttention(4, 6, 8) for _ in range(2)]
+    query, states = torch.randn(2, 3, 4), torch.randn(2, 5, 6)
+    stacked, _ = torch.func.stack_module_state(layers)
+    found = torch.vmap(lambda parameters: torch.func.functional_call(layers[0], parameters, (query, states))[0])(stacked)
+    expected = torch.stack([layer(query, states)[0] for layer in layers])
+    torch.testing.assert_close(found, expected)
+    of_stack = torch.autograd.grad(found.square().sum(), list(stacked.values()))
+    for name, gradient in zip(stacked, of_stack, strict=True):
+        each = [torch.autograd.grad(layer(query, states)[0].square().sum(), layer.get_parameter(name))[0] for layer in layers]
+        torch.testing.assert_close(gradient, torch.stack(each))
