@@ -1,22 +1,25 @@
 """What can be known about the GPU kernels without a GPU: `python benchmarks/gpuless.py`. All times are predictions; none is measured.
 
-Every kernel of the catalogue is compiled for every target, its machine code is taken apart, and the sm_80 one is executed on the PTX
-machine of `tests/ptx`. The PTX machine also has to find nothing wrong with it. Exit status 1 says that some kernel failed.
+Every kernel of the catalogue is compiled for every target, in the tile that it has there, and its machine code is taken apart. Triton's, as
+they are for sm_80, are executed on the PTX machine of `tests/ptx`, which also has to find nothing wrong with them; the CUDA kernels are
+executed where they are tested, `tests/test_cuda_*.py`. Exit status 1 says that some kernel failed.
 
 `--json FILE` writes what the tables are made from:
 
     {"triton": version,
      "kernels": [{
        "name", "tile", "shape", "elements" (of one thread and trip), "work" (elements of the launch), "necessary" (bytes), "grid", "warps",
+                                                               the launch on sm_80, which is the one that is executed
        "targets": {target: {
          "error": text                                         alone, where the kernel did not compile; else
+         "tile", "warps",                                      the target's own
          "registers", "spills", "stack", "shared",             per thread, instructions (AMD: registers), bytes per thread, per block
          "occupancy": {"blocks", "warps", "limit"},            per SM; NVIDIA alone, as what follows
          "loop": {                                             where there is a hot loop
            "unrolled": trips of the source's loop in one trip, "slots": {class: per trip}, "fp32": results per thread and trip,
            "elements", "per_element": {class: slots}, "slots_per_element"},
          "prediction": {"device", "seconds": {resource: s}, "limit": resource, "elements_per_second"}}},
-       "execution": {                                          without --no-execution
+       "execution": {                                          without --no-execution, where the catalogue has arguments for it
          "error": text                                         alone, where it failed; else
          "findings": [text], "l1": bytes of L1 that a block was given,
          "arguments": {name: {"loaded", "stored", "fetched", "written"}},   bytes that lanes asked for; that moved past the L1
@@ -82,7 +85,7 @@ def failures(kernels: list[Record]) -> list[str]:
         found += [f"{name}, {target}: {record['error']}" for target, record in kernel["targets"].items() if "error" in record]
         if kernel["elements"] is not None:
             found += [
-                f"{name}, {target}: no hot loop"
+                f"{kernel['name']} ({tile_of(kernel, record)}), {target}: no hot loop"
                 for target, record in kernel["targets"].items()
                 if "occupancy" in record and "loop" not in record
             ]
@@ -92,6 +95,21 @@ def failures(kernels: list[Record]) -> list[str]:
             share = f"{execution['hot_share']:.2f}"
             found.append(f"{name}: the hot loop alone would be {share} of what was executed, so elements or work are off")
     return found
+
+
+def tile_of(kernel: Record, record: Record) -> str:
+    """A target's; sm_80's where the kernel did not compile."""
+    return str(record.get("tile", kernel["tile"]))
+
+
+def titled(kernel: Record, part: str | None = None) -> Iterator[tuple[str, str, Record]]:
+    """Targets, their records (or that part of those that have it), and what stands in front: kernel and tile, where these are news."""
+    before = None
+    for target, record in kernel["targets"].items():
+        if part is None or part in record:
+            tile = tile_of(kernel, record)
+            yield f"{kernel['name']}: {tile}" if tile != before else "", target, record if part is None else record[part]
+            before = tile
 
 
 def number(value: float | None) -> str:
@@ -104,14 +122,12 @@ def show_compiled(kernels: list[Record]) -> None:
     classes = [name for name in CLASSES if any(split[name] for split in splits)]
     rows = []
     for kernel in kernels:
-        title = f"{kernel['name']}: {kernel['tile']}"
-        for target, record in kernel["targets"].items():
+        for title, target, record in titled(kernel):
             fits, loop = record.get("occupancy"), record.get("loop", {})
             cells = [title, target, *(number(record.get(name)) for name in ("registers", "spills", "shared"))]
-            cells += [f"{fits['blocks']} x {kernel['warps']}", fits["limit"]] if fits else ["", "FAILED" if "error" in record else ""]
+            cells += [f"{fits['blocks']} x {record['warps']}", fits["limit"]] if fits else ["", "FAILED" if "error" in record else ""]
             split = loop.get("per_element", {})
             rows.append([*cells, number(loop.get("slots_per_element")), *(number(split.get(name)) for name in classes)])
-            title = ""
     columns = ["kernel", "target", "registers", "spills", "shared", "blocks x warps", "limited by", "slots", *classes]
     show("Compiled; issue slots per element of the hot loop, in all and by class", columns, rows)
 
@@ -119,14 +135,14 @@ def show_compiled(kernels: list[Record]) -> None:
 def show_predictions(kernels: list[Record]) -> None:
     rows = []
     for kernel in kernels:
-        title, shape = f"{kernel['name']}: {kernel['tile']}", kernel["shape"]
-        for found in filter(None, (record.get("prediction") for record in kernel["targets"].values())):
+        shape = kernel["shape"]
+        for title, _, found in titled(kernel, "prediction"):
             micro = {name: f"{1e6 * seconds:.3g}" for name, seconds in found["seconds"].items()}
             rate = found["elements_per_second"]
             cells = [title, shape, found["device"], micro[found["limit"]], found["limit"]]
             cells += [micro.get(name, "") for name in ("issue", "mufu", "fp32", "bytes")]
             rows.append([*cells, "" if rate is None else number(round(rate / 1e9))])
-            title = shape = ""
+            shape = ""
     columns = ["kernel", "launch", "device", "prediction", "limited by", "issue", "mufu", "fp32", "bytes", "full device"]
     title = "Prediction, not measured: microseconds at least, by published rates; with all SMs busy, G elements per second at most"
     show(title, columns, rows)

@@ -1,7 +1,7 @@
-"""Every family, direction, shape, dtype and provider under pytest-benchmark: ``pytest benchmarks --benchmark-json=speed.json``.
+"""Every family, direction, shape and provider, in float32 and bfloat16, under pytest-benchmark.
 
-A provider that is not there skips with its reason; one that is wrong fails. ``-k small`` takes the smallest shape of each alone, in
-seconds; so does ``make test``, without timing.
+``pytest benchmarks --benchmark-json=speed.json`` runs it. A provider that is not there skips with its reason; one that is wrong fails. ``-k
+small`` takes the smallest shape of each alone, in seconds; so does ``make test``, without timing.
 """
 
 import contextlib

@@ -68,7 +68,8 @@ class Workload:
 
 
 class Family:
-    """An operation to measure. Subclasses give the four that have no default, and pass an instance to ``register``."""
+    """An operation to measure. Subclasses give ``name``, ``shapes``, ``make``, ``expected`` and ``cost``; if a provider keeps inputs in
+    fewer bits, ``as_kept`` too. An instance goes to ``register``."""
 
     name: str
     shapes: tuple[Shape, ...]

@@ -148,6 +148,23 @@ def test_all(tmp_path: Path) -> None:
     assert outer["targets"]["80"]["spills"] == 0
 
 
+def test_tiles_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target's lines have its own tile and warps; where it did not compile, sm_80's tile."""
+    tables: list[list[list[str]]] = []
+    monkeypatch.setattr(gpuless, "show", lambda title, columns, rows: tables.append(rows))
+    fits = {"occupancy": {"blocks": 3, "limit": "threads"}}
+    large, small = {"tile": "64", "warps": 4, **fits}, {"tile": "32", "warps": 2, **fits}
+    predicted = {"prediction": {"device": "H100", "seconds": {"bytes": 1e-6}, "limit": "bytes", "elements_per_second": None}}
+    targets = {"80": {"error": "no"}, "90": large | predicted, "100": large | predicted, "120": small | predicted}
+    kernel: dict[str, Any] = {"name": "k", "tile": "16", "shape": "B 1", "elements": 1.0, "warps": 1, "targets": targets}
+    gpuless.show_compiled([kernel])
+    gpuless.show_predictions([kernel])
+    compiled, predictions = tables
+    assert [(row[0], row[5]) for row in compiled] == [("k: 16", ""), ("k: 64", "3 x 4"), ("", "3 x 4"), ("k: 32", "3 x 2")]
+    assert [row[:2] for row in predictions] == [["k: 64", "B 1"], ["", ""], ["k: 32", ""]]
+    assert [line.partition(",")[0] for line in gpuless.failures([kernel])] == ["k (16)", "k (64)", "k (64)", "k (32)"]
+
+
 def test_failures() -> None:
     """Everything that a table shows as a number may be wrong in a way that is said."""
     kernel: dict[str, Any] = {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from seq2seq_command_cases import Command, assert_error, command
 
+from onepass.benchmarks.families import Additive, Multiplicative
 from onepass.profiling import command as profiling
 from onepass.profiling import gpu, targets
 from onepass.profiling.events import KERNELS, Profile, Work
@@ -145,6 +146,15 @@ def test_the_list(command: Command) -> None:
     status, output, _ = command("profile")
     assert status == 0
     assert [line.split()[0] for line in output.splitlines()] == list(targets.WORKLOADS)
+
+
+def test_shapes_of_the_benchmarks() -> None:
+    """A shape's name means what it means to ``bench``."""
+    shapes = {f"{family.name}-{shape.name.lower()}": shape for family in (Additive(), Multiplicative()) for shape in family.shapes}
+    shared = shapes.keys() & targets.WORKLOADS.keys()
+    assert len(shared) == 6
+    for name in shared:
+        assert targets.WORKLOADS[name].title.endswith(f": {targets._text(shapes[name][1:])}")
 
 
 @pytest.mark.parametrize("name", targets.WORKLOADS)

@@ -125,6 +125,8 @@ def call(op: str, **changed: Any) -> Call:
 def test_arithmetic() -> None:
     assert floors.slots(call("additive_forward")) == 64 * (4 * 16 + 32)
     assert floors.slots(call("additive_backward")) == 64 * (10.5 * 16 + 2 * 32)
+    assert floors.slots(call("additive_backward", device="cuda")) == 64 * (7 * 16 + 2 * 32)
+    assert floors.slots(call("additive_step_backward")) == 64 * (8.5 * 16 + 32)
     assert floors.slots(call("multiplicative_forward", pairs=None)) == 64 * (16 + 32)
     assert floors.slots(call("stack_steps")) == 0
 

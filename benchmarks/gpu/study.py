@@ -26,7 +26,7 @@ def study(catalogue: str, number: int, target: str) -> Record:
     entry = entries(catalogue, target)[number]
     compiled = compile_entry(entry, target)
     needs = resources(compiled)
-    record: Record = {"tile": entry.tile, **asdict(needs)}
+    record: Record = {"tile": entry.tile, "warps": entry.warps, **asdict(needs)}
     if compiled.binary is None:
         return record
     fits = occupancy(device_of(target), needs.registers, needs.shared, entry.warps)

@@ -1,4 +1,4 @@
-"""Train and score every system of this folder: the tables and pictures of RESULTS.md.
+"""Train and score every system of this folder: the tables and pictures of README.md.
 
     python examples/g2p/results.py                      # all of it; hours on two cores, and it goes on where it was stopped
     python examples/g2p/results.py --only general dot   # some of the systems

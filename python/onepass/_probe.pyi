@@ -24,5 +24,6 @@ def cuda_launches(op: str, sizes: list[int], dtype: int, processors: int, capabi
     op: ``"additive_forward"``, ``"additive_backward"``, ``"score_gradients"``, or ``"step_forward"`` and ``"step_backward"`` after a family
     and ``_``; dtype: 0 float32, 1 float64, 2 bfloat16, 3 float16; capability: 90 for 9.0; queries: of a tile of the forward, 0 for
     as many as are fastest. Of each: ``kernel``, its symbol; ``blocks``, ``threads``, ``shared`` (bytes), ``splits`` of the source,
-    ``cluster``, blocks that run side by side; ``resident`` (blocks that a processor is meant to hold), ``seconds``, predicted; and of all together ``scratch``, the sizes of the
-    op's scratch tensors, and ``cut``, how the backward cuts its work: ``BackwardParts`` of csrc/cuda/additive_backward.h."""
+    ``cluster``, blocks that run side by side; ``resident`` (blocks that a processor is meant to hold), ``seconds``, predicted; and of all
+    together ``scratch``, the sizes of the op's scratch tensors, and ``cut``, how the backward cuts its work: ``BackwardParts`` of
+    csrc/cuda/additive_backward.h."""

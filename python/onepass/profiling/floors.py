@@ -10,15 +10,15 @@ from onepass._info import probe
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Fused multiply-adds' worth of issue slots for one (b, h, t, s): so many per channel of A and of D. An additive element takes one for
-# 1 + e^(2q) e^(2k), an eighth of a reciprocal and of what merges eight; its gradient a fourth of a reciprocal, r - r^2 and three sums,
-# of which a step, whose keys wait for the others, does one.
+# 1 + e^(2q) e^(2k), an eighth of a reciprocal and of what merges eight. Its gradient takes what `onepass bench` counts as well: x, two
+# for what shares a reciprocal, r - r^2 and three sums, of which a step, whose keys wait for the others, does one.
 SLOTS = {
     "additive_forward": (4, 1),
     "additive_scores": (4, 0),
     "additive_step": (4, 1),
-    "additive_backward": (10.5, 2),
-    "additive_scores_backward": (10.5, 0),
-    "additive_step_backward": (8.5, 1),
+    "additive_backward": (7, 2),
+    "additive_scores_backward": (7, 0),
+    "additive_step_backward": (5, 1),
     "multiplicative_forward": (1, 1),
     "multiplicative_step": (1, 1),
     "multiplicative_backward": (2, 2),
@@ -27,6 +27,7 @@ SLOTS = {
     "weighted_values": (0, 1),
     "weighted_values_backward": (0, 1),
 }
+RECIPROCALS = 3.5  # more per channel of A in the additive backwards of a CPU, which has no unit for them as a GPU has
 BOTH_WAYS = ("additive_backward", "additive_scores_backward", "multiplicative_backward", "additive_prepare", "stack_steps")
 
 
@@ -49,7 +50,8 @@ class Floor:
 def slots(call: Call) -> float:
     """Multiply-adds' worth of arithmetic; where the visible pairs are not known, of all."""
     of_A, of_D = SLOTS.get(call.op, (0, 0))
-    return _pairs(call) * (of_A * call.A + of_D * call.D)
+    merging = call.device == "cpu" and call.op.startswith("additive_") and call.op.endswith("_backward")
+    return _pairs(call) * ((of_A + merging * RECIPROCALS) * call.A + of_D * call.D)
 
 
 def elements(call: Call) -> float:

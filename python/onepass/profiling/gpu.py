@@ -1,7 +1,6 @@
 """What a GPU has besides: the command that looks into a kernel, and Proton's tree.
 
-Nsight Compute, Nsight Systems and Proton take the place of torch's profiler, so each runs the target in a process of its own, by ``profile
-TARGET --bare``.
+Nsight Compute and Proton take the place of torch's profiler, so each runs the target in a process of its own, by ``profile TARGET --bare``.
 """
 
 import importlib.util

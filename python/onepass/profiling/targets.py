@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import onepass
+from onepass.benchmarks.workloads import NMT, SPEECH, SUMMARISATION, Shape
 from onepass.seq2seq import BahdanauDecoder, Encoder, Seq2Seq, beam_search
 from onepass.seq2seq.data import PAD, DataError
 
 Run = Callable[[], object]
-NMT, SUMMARISATION, SPEECH = (32, 32, 48, 512, 1024), (8, 100, 400, 256, 512), (16, 200, 800, 128, 512)  # B, T, S, A, D
+FAMILIES = ("additive", "multiplicative")
+STEPS = Shape("steps", 64, 50, 50, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ def _steps(family: str, sizes: tuple[int, ...]) -> Workload:
     return Workload(f"{family} attention one query at a time, forward and backward: {_text(sizes)}", make)
 
 
+def _sizes(family: str, shape: Shape) -> tuple[int, ...]:
+    """B, T, S, A, D, as the benchmarks' workload of that name has them: in multiplicative attention values are as wide as keys."""
+    _, B, T, S, A, D = shape
+    return B, T, S, A, A if family == "multiplicative" else D
+
+
 def _text(sizes: tuple[int, ...]) -> str:
     return ", ".join(f"{name} {size}" for name, size in zip("BTSAD", sizes, strict=True))
 
@@ -113,14 +121,12 @@ def _training(device: torch.device) -> Run:
 
 
 WORKLOADS = {
-    "additive-nmt": _attention("additive", NMT),
-    "additive-summarisation": _attention("additive", SUMMARISATION),
-    "additive-speech": _attention("additive", SPEECH),
-    "multiplicative-nmt": _attention("multiplicative", NMT),
-    "multiplicative-summarisation": _attention("multiplicative", SUMMARISATION),
-    "multiplicative-speech": _attention("multiplicative", SPEECH),
-    "additive-steps": _steps("additive", (64, 50, 50, 512, 1024)),
-    "multiplicative-steps": _steps("multiplicative", (64, 50, 50, 512, 1024)),
+    **{
+        f"{family}-{shape.name.lower()}": _attention(family, _sizes(family, shape))
+        for family in FAMILIES
+        for shape in (NMT, SUMMARISATION, SPEECH)
+    },
+    **{f"{family}-steps": _steps(family, _sizes(family, STEPS)) for family in FAMILIES},
     "beam": Workload("beam search, 5 beams, 16 sentences of up to 30 symbols, a Bahdanau decoder of width 512", _beam),
     "g2p": Workload("one training step of grapheme-to-phoneme: 64 made-up words, a Bahdanau decoder of width 320", _training),
 }
