@@ -68,6 +68,20 @@ def test_long_gradient_sums(dims: Dims, dtype: torch.dtype, backend: str, isa: s
 
 
 @pytest.mark.of_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_the_largest_numbers(dtype: torch.dtype, backend: str, isa: str) -> None:
+    """Of what is left over in a long sum, none is made where the sum itself is finite."""
+    finfo = torch.finfo(dtype)
+    v = torch.ones(16, dtype=dtype, requires_grad=True)
+    query, keys = torch.full((2, 1, 16), 50, dtype=dtype), torch.zeros(2, 1, 16, dtype=dtype)
+    scores = call(build("scores", dtype=dtype).replace(query=query, keys=keys, v=v), backend)[0]
+    scores.backward(torch.tensor([-0.375 * finfo.max * finfo.eps, finfo.max], dtype=dtype).view(2, 1, 1))
+    assert v.grad is not None
+    assert (v.grad >= finfo.max * (1 - 2 * finfo.eps)).all()
+    assert v.grad.isfinite().all()
+
+
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("hidden", ["none", "both", "spans"])
 @pytest.mark.parametrize("size", [1.0, 300.0])
 def test_weights_computed_again(size: float, hidden: str, backend: str, isa: str) -> None:

@@ -241,6 +241,40 @@ def test_second_backward_is_refused(family: str, program: str, backend: str) -> 
         loss.backward()
 
 
+@each_family
+def test_keys_changed_within_a_backward(family: str, backend: str) -> None:
+    """By a hook, after the step's part of it and before the memory's own."""
+    if backend == "reference":
+        pytest.skip("its steps are done with the keys by then")
+    leaves = with_leaves(double(family))
+
+    def change(grad: Tensor) -> None:
+        with torch.no_grad():
+            leaves.keys.mul_(3)
+
+    memory = remember(leaves, backend)
+    query = leaves.query * 1
+    query.register_hook(change)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss_of(memory.attend(query)[0]).backward()
+
+
+@pytest.mark.parametrize("what", ["attend", "context"])
+@each_family
+def test_gradient_penalty_is_refused(family: str, what: str, backend: str) -> None:
+    """Also where only values have a gradient, of a loss that is linear in the context: it is not zero, silently."""
+    leaves = with_leaves(double(family), ["query", "values"])
+    memory = remember(leaves, backend)
+    weights = torch.softmax(leaves.query @ leaves.keys.mT, -1)
+    context = memory.attend(leaves.query)[0] if what == "attend" else memory.context(weights)
+    (grad,) = torch.autograd.grad(context.sum(), leaves.values, create_graph=True)
+    if backend == "reference":
+        assert torch.autograd.grad(grad.square().sum(), leaves.query)[0].any()
+        return
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(grad.square().sum(), leaves.query)
+
+
 @pytest.mark.parametrize("name", ["query", "keys", "values"])
 @each_program
 @each_family

@@ -146,3 +146,21 @@ def test_together_or_one_by_one(family: str, dims: Dims, dtype: torch.dtype | No
         for one, all_of_them in zip(found, (context, weights), strict=True):
             assert one is not None
             assert torch.equal(one, all_of_them.select(-2, step))
+
+
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [2, 7])
+@each_family
+def test_gradients_together_or_one_by_one(family: str, queries: int, dtype: torch.dtype | None, backend: str, isa: str) -> None:
+    """So are a query's gradients, over a source whose terms are added a part at a time."""
+    if backend != "cpu":
+        pytest.xfail("promised by the CPU kernels alone")
+    case = with_leaves(build_for_memory(family, Dims(2, queries, 300, 64, 12), hidden="lengths"))
+    memory = remember(case, backend, dtype=dtype)
+    upstream = case.grad_context
+    (together,) = torch.autograd.grad(memory.attend(case.query)[0], case.query, upstream)
+    for step in range(queries):
+        query = case.query.detach()[:, step].clone().requires_grad_()
+        (alone,) = torch.autograd.grad(memory.attend(query)[0], query, upstream[:, step])
+        assert torch.equal(alone, together[:, step])

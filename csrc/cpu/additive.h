@@ -126,13 +126,15 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
 
     const ScoreContext<R> c{channels, Weighting<R>(reinterpret_cast<const R*>(args.memory.weighting.at(0, h, 0)), args.memory.stride)};
     const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
-    R *eq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries), *some = scratch.take<R>(whole);
+    R *eq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
     const auto zeros = [&](int64_t count) {
       R* p = scratch.take<R>(count);
       __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
       return p;
     };
-    const LongSums<R> dq{zeros(queries * whole), n > kGradientKeys ? zeros(queries * whole) : nullptr};
+    const bool many = n > kGradientKeys;
+    const LongSums<R> dq{zeros(queries * whole), many ? zeros(queries * whole) : nullptr};
+    R* some = many ? zeros(queries * whole) : nullptr;  // of the run of kGradientKeys keys at hand, whatever chunks they come in
     for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
     const uint8_t* rows_seen = visible.seen;
     if (visible.window != nullptr) {
@@ -145,18 +147,22 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
       for (int64_t t = 0; t < queries; ++t) {
         const R* row = g + t * stride + first;
         const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
-        R* sum = dq.low == nullptr ? dq.total + t * whole : some;
+        R* sum = (many ? some : dq.total) + t * whole;
         const auto keys = [&](auto together, int64_t s) {
           query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s,
                                                        seen == nullptr ? nullptr : seen + s, c, sum);
         };
         for (int64_t s = 0, end; s < count; s = end) {
-          end = dq.low != nullptr && s + kGradientKeys < count ? s + kGradientKeys : count;
-          if (dq.low != nullptr) __builtin_memset(some, 0, static_cast<size_t>(whole) * sizeof(R));
+          const int64_t left = kGradientKeys - (first + s) % kGradientKeys;
+          end = many && s + left < count ? s + left : count;
           int64_t i = s;
           for (; i + 4 <= end; i += 4) keys(std::integral_constant<int, 4>{}, i);
           for (; i < end; ++i) keys(std::integral_constant<int, 1>{}, i);
-          for (int64_t a = 0; a < whole && dq.low != nullptr; a += W) dq.add(t * whole + a, load<R>(some + a));
+          if (!many || (end - s < left && first + end < n)) continue;
+          for (int64_t a = 0; a < whole; a += W) {
+            dq.add(t * whole + a, load<R>(sum + a));
+            store<R>(sum + a, Vec<R>{});
+          }
         }
       }
     });

@@ -186,10 +186,10 @@ ONEPASS_INLINE void add_exactly(V& total, V& low, V x) {
   total = sum;
 }
 
-// The sum of both, if there is anything left to round: an infinite total makes `low` NaN.
+// The sum of both. What infinity, or the largest numbers, make of `low` does not count.
 template <class V>
 ONEPASS_INLINE V exact_sum(V total, V low) {
-  return total - total == V{} ? total + low : total;
+  return low - low == V{} ? total + low : total;
 }
 
 // Halve two vectors into one: lane i becomes the sum of lanes i and i ^ H, of b where i has the bit H, else of a. A blend, one

@@ -16,12 +16,26 @@ if TYPE_CHECKING:
 class Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
-    def __init__(self, keys: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
+    def __init__(
+        self, keys: Tensor, values: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any
+    ) -> None:
         self.keys, self.v = keys.detach(), None if v is None else v.detach()
         self.lengths, self.mask, self.ops = lengths, mask, ops
+        self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
+        self._versions = self._versions_now()
         self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
 
-    def leave(self, root: Tensor, tensors: tuple[Tensor | None, ...]) -> None:
+    def check_versions(self) -> None:
+        if self._versions_now() != self._versions:
+            raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
+
+    def _versions_now(self) -> list[int]:
+        return [tensor._version for tensor in self._tracked]
+
+    def leave(self, root: Tensor | None, tensors: tuple[Tensor | None, ...]) -> None:
+        """What a call's backward has for the root, if this backward comes to it."""
+        if root is None:
+            return
         backward = torch._C._current_graph_task_id()
         left, node = self._of.get(backward), root.grad_fn
         if left is not None:
@@ -30,8 +44,8 @@ class Deposits:
             self._of[backward] = [tensors]
 
     def take(self) -> list[tuple[Tensor | None, ...]]:
-        """Those of the backward that is running. Those of one that failed stay unused until the memory goes: they hold no graph, which
-        would hold the memory."""
+        """Those of the backward that is running. Those of one that failed stay unused until the memory goes. They hold no graph, which
+        would hold the memory, but where one is asked for (``create_graph``)."""
         return self._of.pop(torch._C._current_graph_task_id(), [])
 
 
@@ -52,6 +66,7 @@ class Root(torch.autograd.Function):
         keys, v = deposits.keys, deposits.v
         if not steps:
             return None, None, None, None
+        deposits.check_versions()
         wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
         asked = [step[:3] for step in steps if step[0] is not None]  # queries, gradients of scores
         summed = [step[2:] for step in steps if step[4] is not None]  # weights, gradients of contexts
@@ -98,6 +113,11 @@ def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
     return stacked
 
 
+def _past(tensor: Tensor) -> Tensor:
+    """Without its graph, unless a graph of the gradients is asked for: there it refuses second derivatives."""
+    return tensor if torch.is_grad_enabled() else tensor.detach()
+
+
 def _past_autograd(op: Any, *arguments: Any) -> Any:
     """An op in a backward. Its own autograd, which is Python, is there to refuse second derivatives: nobody asks for them, usually."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -125,7 +145,9 @@ class Step(torch.autograd.Function):
         if grad_context is None and grad_weights is None:
             return None, None, None, None
         memory: AttentionMemory = ctx.memory
-        memory._check_versions()
+        deposits = memory._deposits
+        assert deposits is not None
+        deposits.check_versions()
         limits = memory.lengths if spans is None else spans
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
@@ -138,7 +160,7 @@ class Step(torch.autograd.Function):
                 memory._ops.additive_step_backward,
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
             )  # fmt: skip
-        memory._leave(query.detach(), grad_scores, spans, weights.detach(), grad_context)
+        deposits.leave(memory._root, (_past(query), grad_scores, spans, _past(weights), grad_context))
         return grad_query, None, None, None
 
 
@@ -158,7 +180,9 @@ class Context(torch.autograd.Function):
         if grad_context is None:
             return None, None, None, None
         memory: AttentionMemory = ctx.memory
-        memory._check_versions()
+        deposits = memory._deposits
+        assert deposits is not None
+        deposits.check_versions()
         limits = memory.lengths if spans is None else spans
         grad_weights = None
         if ctx.needs_input_grad[0]:
@@ -166,7 +190,7 @@ class Context(torch.autograd.Function):
                 memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, memory.mask
             )
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
-        memory._leave(None, None, spans, wide.detach(), grad_context)
+        deposits.leave(memory._root, (None, None, spans, _past(wide), grad_context))
         return grad_weights, None, None, None
 
 

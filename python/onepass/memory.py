@@ -106,9 +106,7 @@ class AttentionMemory:
         self._deposits: _deferred.Deposits | None = None
         transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if self._with_grad and backend != "reference" and not transformed:
-            self._deposits = _deferred.Deposits(keys, v, lengths, mask, self._ops)
-            self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
-            self._versions = self._versions_now()
+            self._deposits = _deferred.Deposits(keys, values, v, lengths, mask, self._ops)
             root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
 
@@ -238,10 +236,6 @@ class AttentionMemory:
                 f"with them {'disabled' if self._with_grad else 'enabled'}: make it in the mode of its steps"
             )
 
-    def _check_versions(self) -> None:
-        if self._versions_now() != self._versions:
-            raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
-
     def _undefers(self, rows: Tensor) -> bool:
         """Whether a call's gradients are computed by itself, not deferred: also where the memory has no root, made by compiled code."""
         if self._backend == "reference" or torch.compiler.is_compiling():
@@ -262,14 +256,6 @@ class AttentionMemory:
         if self._backend == "cuda" and self.v is None and query.dim() == self.keys.dim() and query.shape[-2] > FEW:
             return ops_of(pick_backend("triton", query, self.keys))
         return self._ops
-
-    def _leave(self, *tensors: Tensor | None) -> None:
-        """What a call's backward has for the root, if this backward comes to it."""
-        if self._root is not None and self._deposits is not None:
-            self._deposits.leave(self._root, tensors)
-
-    def _versions_now(self) -> list[int]:
-        return [tensor._version for tensor in self._tracked]
 
     def _forward(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
