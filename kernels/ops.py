@@ -159,7 +159,7 @@ def multiplicative_forward(
     context = query.new_empty((*query.shape[:-1], D))
     limits = limits_of(lengths, mask, query)
     (query, q_strides), (keys, k_strides), (values, values_strides) = rows_of(query), rows_of(keys), rows_of(values)
-    tile = chosen("attend_online", tiles.online_tile(T, D, query.dtype, limits.hide), "BT", "BS")
+    tile = chosen("attend_online", tiles.online_tile(T, D, query.dtype, limits.hide, device_of(query.device)), "BT", "BS")
     programs = max(1, -(-D // tile.BD)) * -(-T // tile.BT) * B * H
     launch(
         forward.attend_online, programs, query, keys, values, limits.lengths, limits.mask, context, scale,

@@ -67,14 +67,14 @@ def attend_seconds(
     return waves * of_program / CLOCK
 
 
-def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool) -> Tile:
+def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool, device: Device) -> Tile:
     """Of ``attend_online``; a program has all of D up to 256; where masks or spans take registers too, 128 of it, or more warps."""
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BA=32, BD=min(64, max(16, power_of_2(D))))
     tight = hides and dtype == torch.float32
     BT = 16 if T <= 16 or tight else 64 if D <= 128 else 32
     BS = 64 if D <= 128 else 32
-    warps = 8 if hides and not tight and D > 128 else 4
+    warps = 256 // device.lanes if hides and not tight and D > 128 else 4
     return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), warps=warps, registers=255)
 
 
