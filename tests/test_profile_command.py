@@ -76,11 +76,12 @@ def test_the_table(toy: Path, command: Command, set_threads: Callable[[int], Non
     assert "1 thread of the cpu" in lines[0]
     assert lines[3].split() == ["calls", "ms", "share", "of", "its", "ceiling"]
     firsts = [line[:28].strip() for line in lines]
-    for name in ("onepass kernels", "additive_forward", "additive_backward", "matrix products", "aten::mm", "aten::tanh"):
+    for name in ("onepass kernels", "additive_forward", "additive_backward", "matrix products", "aten::mm"):
         assert name in firsts, output
     assert sum(f"    {sys.modules['toy'].SIZES}, float32" in line for line in lines) == 2
     figures = json.loads(Path("out/figures.json").read_text())
     rows = figures["rows"]
+    assert "aten::tanh" in {row["name"] for row in rows}  # in the table if it is among the longest
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.02)  # ops that overlap the ends of a call
     assert sum(row["milliseconds"] for row in rows) == pytest.approx(figures["milliseconds under the profiler"], rel=0.02)
     assert all(row["calls"] == 1 for row in rows if row["name"].startswith("additive"))
