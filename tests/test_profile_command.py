@@ -26,6 +26,7 @@ import torch, onepass
 
 QUERY, KEYS, VALUES, V = torch.rand(2, 4, 16), torch.rand(2, 5, 16), torch.rand(2, 5, 8), torch.rand(16)
 SIZES = "B 2, T 4, S 5, A 16, D 8"
+LONG = torch.rand(1 << 18)  # whose tanh is among the longest ops, whatever the machine does meanwhile
 calls = 0
 
 def step():
@@ -33,7 +34,7 @@ def step():
     calls += 1
     query = (QUERY @ torch.eye(16)).requires_grad_()
     context, _ = onepass.additive_attention(query, KEYS, VALUES, V)
-    context.tanh().sum().backward()
+    (context.sum() + LONG.tanh().sum()).backward()
 
 def idle():
     pass
@@ -76,12 +77,11 @@ def test_the_table(toy: Path, command: Command, set_threads: Callable[[int], Non
     assert "1 thread of the cpu" in lines[0]
     assert lines[3].split() == ["calls", "ms", "share", "of", "its", "ceiling"]
     firsts = [line[:28].strip() for line in lines]
-    for name in ("onepass kernels", "additive_forward", "additive_backward", "matrix products", "aten::mm"):
+    for name in ("onepass kernels", "additive_forward", "additive_backward", "matrix products", "aten::mm", "aten::tanh"):
         assert name in firsts, output
     assert sum(f"    {sys.modules['toy'].SIZES}, float32" in line for line in lines) == 2
     figures = json.loads(Path("out/figures.json").read_text())
     rows = figures["rows"]
-    assert "aten::tanh" in {row["name"] for row in rows}  # in the table if it is among the longest
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.02)  # ops that overlap the ends of a call
     assert sum(row["milliseconds"] for row in rows) == pytest.approx(figures["milliseconds under the profiler"], rel=0.02)
     assert all(row["calls"] == 1 for row in rows if row["name"].startswith("additive"))

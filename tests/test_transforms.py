@@ -70,13 +70,10 @@ def test_forward_mode(family: str, mode: str, backend: str) -> None:
     assert FORWARD_MODE[mode](function, query).any()
 
 
-@pytest.mark.parametrize("name", ["query", "keys", "values", "v"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family in FAMILIES for name in build(family, DIMS).inputs()])
 def test_tangent_of_any_input(family: str, name: str, backend: str) -> None:
     """Whichever input has a tangent; a level of forward mode in which none has one changes nothing."""
     case = build(family, DIMS)
-    if name not in case.inputs():
-        return
     expected = call(case, backend)
     with forward_ad.dual_level():
         for found, want in zip(call(case, backend), expected, strict=True):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 from cases import Case, Dims, build, results
 from tolerance import check
 
@@ -51,5 +50,4 @@ def test_neighbours(monkeypatch: pytest.MonkeyPatch, family: str, place: int) ->
     with tuning.instead({kernel: tiles[place % len(tiles)] for kernel, tiles in around.items()}), executed(GPU) as done:
         found = results(case, "cpu")
     assert not done.findings, "\n".join(map(str, done.findings))
-    assert all(torch.isfinite(tensor).all() for tensor in found.values())
     check(found, case)

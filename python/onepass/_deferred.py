@@ -126,6 +126,13 @@ def _past_autograd(op: Any, *arguments: Any) -> Any:
         return op.default(*arguments)
 
 
+def _unchanged(memory: "AttentionMemory", spans: Tensor | None) -> tuple["AttentionMemory", Deposits, Tensor | None]:
+    """What a call's backward needs, of a memory that holds what it held in the forward."""
+    assert memory._deposits is not None
+    memory._deposits.check_versions()
+    return memory, memory._deposits, memory.lengths if spans is None else spans
+
+
 class Step(torch.autograd.Function):
     """One call of :meth:`AttentionMemory.attend`: gives the query its gradient and leaves the rest with the memory."""
 
@@ -144,11 +151,7 @@ class Step(torch.autograd.Function):
         query, weights, spans = ctx.saved_tensors
         if grad_context is None and grad_weights is None:
             return None, None, None, None
-        memory: AttentionMemory = ctx.memory
-        deposits = memory._deposits
-        assert deposits is not None
-        deposits.check_versions()
-        limits = memory.lengths if spans is None else spans
+        memory, deposits, limits = _unchanged(ctx.memory, spans)
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
             grad_query, grad_scores = _past_autograd(
@@ -179,11 +182,7 @@ class Context(torch.autograd.Function):
         weights, spans = ctx.saved_tensors
         if grad_context is None:
             return None, None, None, None
-        memory: AttentionMemory = ctx.memory
-        deposits = memory._deposits
-        assert deposits is not None
-        deposits.check_versions()
-        limits = memory.lengths if spans is None else spans
+        memory, deposits, limits = _unchanged(ctx.memory, spans)
         grad_weights = None
         if ctx.needs_input_grad[0]:
             grad_weights = _past_autograd(
