@@ -62,3 +62,14 @@ def test_online_softmax_writes_no_weights(D: int) -> None:
     tensors = [value for launch in launches for value in launch.arguments if isinstance(value, Tensor)]
     assert [launch.name for launch in launches] == ["attend_online"]
     assert max(tensor.numel() for tensor in tensors) == max(tensor.numel() for tensor in (query, keys, values)) < B * 300 * 400
+
+
+@pytest.mark.parametrize("source", [256, 257, 5000, 100_000])
+@pytest.mark.parametrize("processors", [1, 132])
+def test_terms_added_one_by_one(source: int, processors: int) -> None:
+    """No program of the gradients of additive scores has so many positions that roundings add up."""
+    query, keys, v, scores = (torch.empty(sizes, device="meta") for sizes in ((B, 3, A), (B, source, A), (A,), (B, 3, source)))
+    with recorded(Device(processors)) as launches:
+        OPS["additive_scores_backward"](scores, query, keys, v, None, None)
+    (launch,) = (launch for launch in launches if launch.name == "tanh_gradients")
+    assert launch.passed["per_group"] <= 256

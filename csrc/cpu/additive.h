@@ -127,14 +127,9 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
     const ScoreContext<R> c{channels, Weighting<R>(reinterpret_cast<const R*>(args.memory.weighting.at(0, h, 0)), args.memory.stride)};
     const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
     R *eq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
-    const auto zeros = [&](int64_t count) {
-      R* p = scratch.take<R>(count);
-      __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
-      return p;
-    };
     const bool many = n > kGradientKeys;
-    const LongSums<R> dq{zeros(queries * whole), many ? zeros(queries * whole) : nullptr};
-    R* some = many ? zeros(queries * whole) : nullptr;  // of the run of kGradientKeys keys at hand, whatever chunks they come in
+    const LongSums<R> dq(scratch, queries * whole, many);
+    R* some = many ? scratch.zeros<R>(queries * whole) : nullptr;  // of the run of kGradientKeys keys at hand, whatever chunks they come in
     for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
     const uint8_t* rows_seen = visible.seen;
     if (visible.window != nullptr) {
@@ -207,8 +202,7 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   });
 
   parallel(executor, shape.H, [&](int64_t h) {  // dv: the parts of all b, in order
-    R *sum = Scratch::mine().take<R>(shape.A), *low = Scratch::mine().take<R>(shape.A);
-    for (int64_t a = 0; a < shape.A; ++a) sum[a] = low[a] = 0;
+    R *sum = Scratch::mine().zeros<R>(shape.A), *low = Scratch::mine().zeros<R>(shape.A);
     for (int64_t b = 0; b < shape.B; ++b) {
       const R* part = reinterpret_cast<const R*>(args.partial_v.at(b, h, 0));
       for (int64_t a = 0; a < shape.A; ++a) add_exactly(sum[a], low[a], part[a]);

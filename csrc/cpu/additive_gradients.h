@@ -154,6 +154,9 @@ template <class R>
 struct LongSums {
   R *total, *low;  // low: null where few are added
 
+  LongSums(Scratch& scratch, int64_t count, bool many)
+      : total(scratch.zeros<R>(count)), low(many ? scratch.zeros<R>(count) : nullptr) {}
+
   ONEPASS_INLINE void add(int64_t at, Vec<R> x) const {
     Vec<R> sum = load<R>(total + at);
     if (low != nullptr) {
@@ -313,15 +316,9 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
   const Slice<R> q(scratch, args.query, b, h, seers.index, 0, seers.count, column, width);
   const Factors<R> v(scratch, args.v, h, column, width);
-  const auto zeros = [&](int64_t count) {
-    R* p = scratch.take<R>(count);
-    __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(R));
-    return p;
-  };
-  const auto long_sums = [&](int64_t count, bool many) { return LongSums<R>{zeros(count), many ? zeros(count) : nullptr}; };
   const bool many_keys = n > kGradientKeys, many_queries = seers.count > 4 * kGradientTiles;
-  const auto of_queries = [&] { return long_sums(seers.count * whole, many_keys); };
-  const auto of_pairs = [&] { return long_sums(whole, many_keys || many_queries); };
+  const auto of_queries = [&] { return LongSums<R>(scratch, seers.count * whole, many_keys); };
+  const auto of_pairs = [&] { return LongSums<R>(scratch, whole, many_keys || many_queries); };
   GradientSums<R> sums{of_queries(), of_queries(), nullptr, of_pairs(), of_pairs()};
   R largest = 0;
   for (int64_t t = 0; t < seers.count && n > 0; ++t) {
@@ -352,7 +349,7 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     const auto before = scratch.mark();
     const Visible part = visible.part(0, first, n - first < keys ? n - first : keys);
     const Slice<R> k(scratch, args.keys, b, h, part.index, part.first, part.count, column, width);
-    const LongSums<R> dk = long_sums(part.count * whole, many_queries);
+    const LongSums<R> dk(scratch, part.count * whole, many_queries);
     int64_t count = 0, used = 0;
     const auto tile = [&](auto queries, int64_t t, int64_t from, int64_t end) {
       from = from < first ? 0 : from - first;

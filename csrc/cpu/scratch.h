@@ -55,6 +55,13 @@ class Scratch {
     return reinterpret_cast<T*>(p);
   }
 
+  template <class T>
+  T* zeros(int64_t n) {
+    T* p = take<T>(n);
+    __builtin_memset(p, 0, static_cast<size_t>(n) * sizeof(T));
+    return p;
+  }
+
   ~Scratch() { release(); }
 
  private:

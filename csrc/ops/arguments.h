@@ -202,8 +202,8 @@ inline Shape shape_of_call(const TorchTensor& query, const TorchTensor& keys, in
 // Of a step over a memory, whose query may be one.
 inline Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, int64_t D) {
   const int64_t rank = keys.dim();
-  return {keys.size(0), rank == 4 ? keys.size(1) : 1,  query.dim() == rank ? query.size(rank - 2) : 1,
-          keys.size(rank - 2), keys.size(rank - 1), D};
+  const int64_t T = query.dim() == rank ? query.size(rank - 2) : 1;
+  return {keys.size(0), rank == 4 ? keys.size(1) : 1, T, keys.size(rank - 2), keys.size(rank - 1), D};
 }
 
 // What additive scores are made of, into the arguments of kernels on any device.

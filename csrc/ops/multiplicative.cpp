@@ -5,10 +5,11 @@
 namespace onepass {
 namespace {
 
+using Two = std::tuple<TorchTensor, TorchTensor>;
 using Three = std::tuple<TorchTensor, TorchTensor, TorchTensor>;
 
-std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths, OptionalTensor mask,
-              bool keep_weights) {
+Two forward(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths, OptionalTensor mask,
+            bool keep_weights) {
   Arguments in(query);
   MultiplicativeForward args;
   args.shape = shape_of_call(query, keys, values.size(values.dim() - 1));
