@@ -5,6 +5,9 @@ ARCHS ?= 80
 VENV := .venv
 BIN := $(VENV)/bin
 
+# What goes before the tests on a GPU's stand-in (tests/stand_in_gpu.py), which needs nvcc.
+STAND_IN := test "$$(uname)" != Linux || ! command -v nvcc > /dev/null ||
+
 SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc -type f)
 
 .PHONY: demo test lint peers clean
@@ -19,6 +22,8 @@ test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n 2 -q
 	$(BIN)/python -m pytest -q benchmarks -k "small-float32 and not torch.compile" --benchmark-disable
 	test "$$(uname)" != Linux || TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -q --backend triton
+	$(STAND_IN) STAND_IN_GPU=80 $(BIN)/python -m pytest -n 2 -q tests/gpu
+	$(STAND_IN) STAND_IN_GPU=90 $(BIN)/python -m pytest -n 2 -q tests/gpu/test_stand_in.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,14 +2,16 @@
 
 import importlib
 import os
-import zlib
 from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
+import stand_in_gpu
 import tolerance
 import torch
 from interpreter import mend
+from isas import ISAS, machine_isas
+from turns import in_turn, parameters
 
 # Outputs come from torch's allocator, which poisons them (below); tests/test_blocks.py has the memory that is kept between calls.
 os.environ["ONEPASS_KEEP_MIB"] = "0"
@@ -21,7 +23,6 @@ hypothesis.settings.load_profile("onepass")
 
 BUILT_UPON = ("test_layer", "test_memory_layers", "test_seq2seq")
 LONG = ("test_attention_memory", "test_deferred", "test_determinism", "test_memory_", "test_spans")  # of many calls in each test
-ISAS = ("baseline", "avx2", "avx512")
 if _library.INTERPRETED:  # Triton compiles nothing there
     collect_ignore_glob = ["test_gpuless*.py", "test_ptx_triton.py", "test_triton_*.py"]
 
@@ -40,7 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # the workers share the cores
     if config.getoption("--backend") == "triton" and _library.INTERPRETED:
         mend()
+    if stand_in_gpu.CAPABILITY:
+        stand_in_gpu.give_triton()
     config.addinivalue_line("markers", "of_cpp: about the C++ kernels alone: threads, memory, kept blocks, what only a host checks")
+    config.addinivalue_line("markers", "of_gpu: what only a real GPU has, and not its stand-in: graphs, streams")
     config.addinivalue_line("markers", "plain_memory: fresh memory is left as the allocator gives it (the test maps a lot of it)")
 
 
@@ -66,8 +70,8 @@ def of_reference(items: list[pytest.Item]) -> list[pytest.Item]:
 def of_triton(items: list[pytest.Item]) -> list[pytest.Item]:
     """Tests of a backend, but for layers and systems built upon it, and those marked as the C++ kernels' own.
 
-    Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter which their test
-    has not had yet, in an order that mixes the others; of tests that make many calls, every eighth of these.
+    Of a test's cases, since a launch takes up to a second in the interpreter, those that bring a value of a parameter; of tests that make
+    many calls, every eighth of these.
     """
     of_backend = [
         item
@@ -77,22 +81,9 @@ def of_triton(items: list[pytest.Item]) -> list[pytest.Item]:
         and not item.get_closest_marker("of_cpp")
         and parameters(item).get("isa") not in ISAS[1:]
     ]
-    had: dict[str, set[object]] = {}
-    kept, chosen_so_far = set(), 0
-    for item in sorted(of_backend, key=lambda item: zlib.crc32(item.nodeid.encode())):
-        chosen = parameters(item)
-        brought = {(name, str(value)) for name, value in chosen.items()}
-        of_test = had.setdefault(item.nodeid.split("[")[0], set())
-        if not brought or not brought <= of_test:
-            chosen_so_far += 1
-            if not item.path.name.startswith(LONG) or chosen_so_far % 8 == 0:
-                kept.add(item.nodeid)
-        of_test |= brought
+    chosen = enumerate(in_turn(of_backend), 1)
+    kept = {item.nodeid for number, item in chosen if not item.path.name.startswith(LONG) or number % 8 == 0}
     return [item for item in of_backend if item.nodeid in kept]
-
-
-def parameters(item: pytest.Item) -> dict[str, object]:
-    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture
@@ -108,13 +99,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if reasons := _backends.not_supported_reasons(name, torch.device("cpu")):
         pytest.fail(f"the backend under test is not there: {'; '.join(reasons)}")
     return name
-
-
-def machine_isas(backend: str) -> tuple[str, ...]:
-    """The instruction sets to test on this machine; other backends have none of their own."""
-    if backend != "cpu":
-        return ("baseline",)
-    return tuple(name for name in ISAS if name in importlib.import_module("onepass._probe").isas())
 
 
 @pytest.fixture(params=ISAS)
@@ -139,6 +123,14 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_found() -> Iterator[None]:
+    """The PTX machine that stands in for a GPU has nothing to say against what ran on it."""
+    stand_in_gpu.found.clear()
+    yield
+    assert not stand_in_gpu.found, "\n".join(stand_in_gpu.found)
 
 
 @pytest.fixture

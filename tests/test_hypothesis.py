@@ -6,8 +6,8 @@ import hypothesis
 import pytest
 import torch
 from cases import DTYPES, FAMILIES, MASKS, RANGES, Case, Dims, assert_same_bits, build, garbage, results
-from conftest import machine_isas
 from hypothesis import strategies as st
+from isas import machine_isas
 from test_strides import LAYOUTS, Layout, lay
 from tolerance import check
 

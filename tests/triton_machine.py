@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +52,23 @@ def executed(device: Device, approximate: bool = False) -> Iterator[Executed]:
         if programs == 0:
             return
         found = Launch(kernel, programs, arguments, given)
-        code, warps, shared = compiled(found)
-        machine = Machine(code, approximate=approximate)
-        machine.launch(programs, 32 * warps, buffers(found), shared)
-        done.findings += machine.findings
+        done.findings += run(found, approximate).findings
         done.names.append(found.name)
 
     with launched_by(launch, device):
         yield done
+
+
+def only_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.detach().isnan().all())
+
+
+def run(launch: Launch, approximate: bool = False, fresh: Callable[[Tensor], bool] = only_nan) -> Machine:
+    """One launch, on a machine that has it behind it; ``fresh`` tells tensors that nothing has written yet."""
+    code, warps, shared = compiled(launch)
+    machine = Machine(code, approximate=approximate)
+    machine.launch(launch.programs, 32 * warps, buffers(launch, fresh), shared)
+    return machine
 
 
 def compiled(launch: Launch) -> tuple[Kernel, int, int]:
@@ -73,7 +82,7 @@ def compiled(launch: Launch) -> tuple[Kernel, int, int]:
     return _codes[key]
 
 
-def buffers(launch: Launch) -> list[Any]:
+def buffers(launch: Launch, fresh: Callable[[Tensor], bool]) -> list[Any]:
     """Tensors as arrays, those that start at one address as one."""
     made: dict[int, Any] = {}
 
@@ -82,17 +91,16 @@ def buffers(launch: Launch) -> list[Any]:
             return value
         address = value.data_ptr()
         if address not in made:
-            made[address] = array(value)
+            made[address] = array(value, fresh)
         return made[address]
 
     return [buffer(value) for value in launch.passed.values()]
 
 
-def array(tensor: Tensor) -> Any:
+def array(tensor: Tensor, fresh: Callable[[Tensor], bool]) -> Any:
     """From the tensor's first element to its last, with what its strides leave between them."""
     size = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
     flat = torch.as_strided(tensor.detach(), (size,), (1,), tensor.storage_offset())
     if flat.dtype == torch.bfloat16:
         flat = flat.view(torch.int16)
-    fresh = tensor.is_floating_point() and size > 0 and bool(tensor.detach().isnan().all())
-    return Buffer(flat.numpy(), 0, fresh) if size else Buffer(np.empty(0, np.uint8))
+    return Buffer(flat.numpy(), 0, fresh(tensor)) if size else Buffer(np.empty(0, np.uint8))
