@@ -55,8 +55,8 @@ class Function(Family):
         context, weights = function(*inputs, need_weights=True)
         assert weights is not None
         weights, values = weights.detach(), inputs[2].detach()
-        product = upstream @ values.mT
-        of_scores = (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()
+        of_weights = upstream.abs() @ values.abs().mT
+        of_scores = weights * (of_weights + (weights * of_weights).sum(-1, keepdim=True))
         of_values = weights.mT @ upstream.abs()
         return _with_gradients(context, inputs, upstream, weights @ values.abs(), of_scores, of_values)
 
@@ -89,8 +89,8 @@ def elements(workload: Workload) -> int:
 def _with_gradients(
     result: Tensor, inputs: list[Tensor], upstream: Tensor, size: Tensor, of_scores: Tensor, of_values: Tensor | None = None
 ) -> list[Exact]:
-    """``of_scores`` are the magnitudes of the scores' gradients. One rounding of the sums of such magnitudes is the least that any order
-    of summation may be off by."""
+    """``of_scores`` are the sums of the magnitudes of what the scores' gradients are made of. One rounding of such sums is the least that
+    any order of summation may be off by."""
     query, keys, *rest = (x.detach().abs() for x in inputs)
     v = rest[-1] if rest and rest[-1].dim() == 1 else None
     if v is not None:

@@ -12,6 +12,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import sys
+import time
 import types
 from typing import Any
 
@@ -91,15 +92,32 @@ class Instead:
         return importlib.util.spec_from_file_location(name, library._name) if name == "onepass._cuda" else None
 
 
+class Event:
+    """Of the one stream, whose work is done once it is asked for."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.seconds = 0.0
+
+    def record(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.seconds - self.seconds)
+
+
 def pretend() -> None:
     """torch says that it has the GPU."""
     properties = types.SimpleNamespace(
-        multi_processor_count=PROCESSORS, warp_size=32, major=CAPABILITY // 10, minor=CAPABILITY % 10, name="a stand-in"
+        name="a stand-in", major=CAPABILITY // 10, minor=CAPABILITY % 10, multi_processor_count=PROCESSORS, warp_size=32, L2_cache_size=1 << 20
     )
+    torch.cuda.Event = Event  # type: ignore[assignment, misc]
     answers: dict[str, Any] = {
         "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "synchronize": None,
         "is_current_stream_capturing": False, "get_device_properties": properties, "get_device_name": properties.name,
-        "get_device_capability": (properties.major, properties.minor),
+        "get_device_capability": (properties.major, properties.minor), "get_rng_state": torch.empty(0), "set_rng_state": None,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import by_eager
 from seq2seq_cases import DECODERS, each_decoder, make_model, make_sources
 from seq2seq_searches import (
     PENALTIES,
@@ -20,6 +21,7 @@ from seq2seq_searches import (
     penalised,
     unpadded,
 )
+from tolerance import as_near
 
 from onepass.seq2seq import beam_search, greedy_search
 from onepass.seq2seq.data import BOS, EOS, PAD
@@ -109,7 +111,7 @@ def test_beams_beyond_the_vocabulary(penalty: str) -> None:
 
 @each_decoder
 def test_autocast(kind: str) -> None:
-    """Under autocast the searches find what is as probable, by float32, as what they find in float32."""
+    """Under autocast the searches know what they find as well as eager would, and find what is about as good as in float32."""
     model = make_model(kind, peak=2.0).float()
     source, lengths = make_sources(LENGTHS)
     options = Options(3, 1, 5, 0.5, 0.2 if allowed(kind, "coverage") else 0.0)
@@ -118,17 +120,25 @@ def test_autocast(kind: str) -> None:
         found = [[one] for one in greedy_search(model, source, lengths, max_length=5, need_weights=True)]
         return found + options.search(model, source, lengths, need_weights=True)
 
-    expected = search()
+    best = [one.score for (one,) in search()]
     with torch.autocast("cpu", torch.bfloat16):
-        found = search()
+        found = [one for (one,) in search()]
     rows = 2 * list(unpadded(source, lengths))
-    for (one,), (best,), row in zip(found, expected, rows, strict=True):
-        ((log_probability, weights),) = forced(model, row, [(*one.symbols, EOS) if one.ended else one.symbols])
-        assert abs(one.log_probability - log_probability) < 0.15
-        assert one.score > best.score - 0.15
-        assert (one.alignment is None) == (weights is None)
-        if one.alignment is not None:
-            torch.testing.assert_close(one.alignment[:, : len(row)].float(), weights, rtol=0.0, atol=0.03)
+
+    def read() -> list[Any]:
+        """Log probability and weights of what was found, read symbol by symbol."""
+        ended = [(*one.symbols, EOS) if one.ended else one.symbols for one in found]
+        return [forced(model, row, [symbols])[0] for row, symbols in zip(rows, ended, strict=True)]
+
+    exact = read()
+    with torch.autocast("cpu", torch.bfloat16), by_eager():
+        eager = read()
+    probable = [torch.tensor([log_probability for log_probability, _ in of_all]) for of_all in (eager, exact)]
+    as_near([torch.tensor([one.log_probability for one in found])], probable[:1], probable[1:])
+    for one, row, theirs, wanted in zip(found, rows, eager, exact, strict=True):
+        aligned = None if one.alignment is None else one.alignment[:, : len(row)]
+        as_near([aligned], [theirs[1]], [wanted[1]])
+    assert all(one.score > score - 0.15 for one, score in zip(found, best, strict=True))  # where beams are cut, small errors may count
 
 
 @each_decoder

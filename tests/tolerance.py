@@ -37,6 +37,7 @@ epsilons, and since the reference rounds as the result does, that error counts t
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from cases import Case, Results, accumulator, results
@@ -189,6 +190,18 @@ def check(got: Results, case: Case, part: bool = False, approximate: bool = Fals
         wrong = ~(close & exact.isfinite() | same | overflows)
         if wrong.any():
             raise AssertionError(_say(name, result, bound, wrong))
+
+
+def as_near(got: Sequence[Tensor | None], eager: Sequence[Tensor | None], exact: Sequence[Tensor | None]) -> None:
+    """Assert what the contract says of anything built upon the functions, in norms: errors at most twice eager's, where all have eager's
+    roundings to half-width dtypes before and after, plus one rounding of the result."""
+    for found, theirs, wanted in zip(got, eager, exact, strict=True):
+        assert (found is None) == (wanted is None)
+        if found is None or theirs is None or wanted is None:
+            continue
+        error, granted = (float((tensor.detach().double() - wanted.detach().double()).norm()) for tensor in (found, theirs))
+        limit = 2 * granted + float(rounding(wanted.detach().double().abs(), theirs.dtype).norm())
+        assert error <= limit, f"off by {error:.3g} in norm, eager by {granted:.3g}"
 
 
 def _say(name: str, result: Tensor, bound: Bound, wrong: Tensor) -> str:
