@@ -110,14 +110,15 @@ class Event:
 
 def pretend() -> None:
     """torch says that it has the GPU."""
+    major, minor = divmod(CAPABILITY, 10)
     properties = types.SimpleNamespace(
-        name="a stand-in", major=CAPABILITY // 10, minor=CAPABILITY % 10, multi_processor_count=PROCESSORS, warp_size=32, L2_cache_size=1 << 20
+        name="a stand-in", major=major, minor=minor, multi_processor_count=PROCESSORS, warp_size=32, L2_cache_size=1 << 20
     )
     torch.cuda.Event = Event  # type: ignore[assignment, misc]
     answers: dict[str, Any] = {
         "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "synchronize": None,
         "is_current_stream_capturing": False, "get_device_properties": properties, "get_device_name": properties.name,
-        "get_device_capability": (properties.major, properties.minor), "get_rng_state": torch.empty(0), "set_rng_state": None,
+        "get_device_capability": (major, minor), "get_rng_state": torch.empty(0), "set_rng_state": None,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)

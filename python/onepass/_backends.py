@@ -66,14 +66,24 @@ def serves(archs: tuple[str, ...], capability: int) -> bool:
     return same or max(built, default=capability + 1) <= capability
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> tuple[int, int]:
+    return _capability_of(device)
+
+
+@torch.compiler.assume_constant_result
+def _cuda_versions() -> tuple[int, int]:
+    """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
+    return _versions_of_cuda()
+
+
+@functools.cache
+def _capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
 @functools.cache
-def _cuda_versions() -> tuple[int, int]:
-    """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
+def _versions_of_cuda() -> tuple[int, int]:
     runtime, driver = torch.ops.onepass_cuda.versions()
     return runtime, driver
 

@@ -160,7 +160,7 @@ class Step(torch.autograd.Function):
             )  # fmt: skip
         else:
             grad_query, grad_scores = _past_autograd(
-                memory._ops.additive_step_backward,
+                memory._ops_for(query).additive_step_backward,
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
             )  # fmt: skip
         deposits.leave(memory._root, (_past(query), grad_scores, spans, _past(weights), grad_context))

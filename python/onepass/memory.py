@@ -250,8 +250,8 @@ class AttentionMemory:
         return limits_of(self.lengths, checked, self.keys.shape[-2])
 
     def _ops_for(self, query: Tensor) -> Any:
-        """The ops of a step: those of the memory's backend, but of Triton where CUDA has none for so many queries."""
-        if self._backend == "cuda" and self.v is None and query.dim() == self.keys.dim() and query.shape[-2] > FEW:
+        """The ops of a step, but for the additive forward: the memory's backend's, or Triton's where CUDA has none for so many queries."""
+        if self._backend == "cuda" and query.dim() == self.keys.dim() and query.shape[-2] > FEW:
             return ops_of(pick_backend("triton", query, self.keys))
         return self._ops
 

@@ -62,92 +62,98 @@ c10::Storage shared_with(c10::Device device, const c10::Storage& storage) {
 
 at::Tensor on_host(const at::Tensor& tensor) { return tensor_in(shared_with(kHost, tensor.storage()), tensor); }
 
-void note_written(const at::Tensor& tensor) {
-  const std::lock_guard held(lock);
-  if (const auto found = blocks.find(address_of(tensor)); found != blocks.end()) found->second.fresh = false;
-}
-
-// What an op gave a tensor of the host that it writes: other sizes, and memory for them.
-void take_back(const at::Tensor& gpu, const at::Tensor& host) {
-  c10::TensorImpl* taken = gpu.unsafeGetTensorImpl();
-  if (address_of(gpu) != address_of(host)) taken->set_storage_keep_dtype(shared_with(kGpu, host.storage()));
-  taken->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
-}
-
-// Any op of torch on tensors of the GPU, by the one of the CPU.
-void by_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  struct Taken {
-    at::Tensor gpu, host;
-  };
-  std::vector<Taken> taken;
-  std::vector<at::Tensor> of_host;
-  const auto take = [&](const at::Tensor& tensor) {
-    if (!tensor.defined() || !tensor.is_cuda()) return of_host.emplace_back(tensor);
-    return taken.emplace_back(tensor, on_host(tensor)).host;
-  };
-  const size_t first = stack->size() - op.schema().arguments().size();
-  for (size_t i = first; i < stack->size(); ++i) {
-    c10::IValue& value = (*stack)[i];
-    if (value.isTensor()) {
-      value = take(value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> list;
-      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(take(tensor));
-      value = list;
-    } else if (value.isOptionalTensorList()) {
-      c10::List<std::optional<at::Tensor>> list;
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
-        list.push_back(tensor ? std::optional(take(*tensor)) : std::nullopt);
-      }
-      value = list;
-    } else if (value.isDevice()) {
-      value = kHost;
-    }
-  }
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+// The tensors of one call of an op: those of the GPU, each with the one of the host that goes in its place, and others.
+class Borrowed {
+ public:
+  at::Tensor take(const at::Tensor& tensor) {
+    if (!tensor.defined() || !tensor.is_cuda()) return others_.emplace_back(tensor);
+    return pairs_.emplace_back(tensor, on_host(tensor)).host;
   }
 
-  const bool allocates = op.schema().name().rfind("aten::empty", 0) == 0;
-  const auto give = [&](const at::Tensor& result) {
+  // A result as one of the GPU: an argument, a view of one, or a tensor of its own.
+  at::Tensor give(const at::Tensor& result, bool allocated) {
     if (!result.defined()) return result;
-    for (const at::Tensor& tensor : of_host) {
+    for (const at::Tensor& tensor : others_) {
       if (tensor.is_same(result)) return result;
     }
-    for (const Taken& pair : taken) {
-      if (!pair.host.is_same(result)) continue;
-      take_back(pair.gpu, result);
-      return pair.gpu;
+    for (const auto& [gpu, host] : pairs_) {
+      if (host.is_same(result)) return written(gpu, host);
     }
-    for (const Taken& pair : taken) {
-      if (!pair.host.storage().is_alias_of(result.storage())) continue;
-      const c10::InferenceMode as_viewed(pair.gpu.is_inference());
-      return tensor_in(pair.gpu.storage(), result);
+    for (const auto& [gpu, host] : pairs_) {
+      if (!host.storage().is_alias_of(result.storage())) continue;
+      const c10::InferenceMode as_viewed(gpu.is_inference());
+      views_ = true;
+      return tensor_in(gpu.storage(), result);
     }
     at::Tensor made = tensor_in(shared_with(kGpu, result.storage()), result);
-    if (allocates && result.storage().nbytes() > 0) {
+    if (allocated && result.storage().nbytes() > 0) {
       std::memset(result.storage().mutable_data(), 0xff, result.storage().nbytes());  // NaN of any dtype
       const std::lock_guard held(lock);
       blocks[address_of(made)].fresh = true;
     }
     return made;
-  };
-  bool views = false;
-  for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); ++i) {
-    c10::IValue& value = (*stack)[i];
-    if (value.isTensor()) {
-      value = give(value.toTensor());
-      for (const Taken& pair : taken) views |= value.toTensor().defined() && pair.gpu.storage().is_alias_of(value.toTensor().storage());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> list;
-      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(give(tensor));
-      value = list;
+  }
+
+  // Views apart, an op may have written what it was given.
+  void note_written(bool in_place) const {
+    if (views_ && !in_place) return;
+    const std::lock_guard held(lock);
+    for (const auto& [gpu, host] : pairs_) {
+      if (const auto found = blocks.find(address_of(gpu)); found != blocks.end()) found->second.fresh = false;
     }
   }
-  if (!views || op.schema().is_mutable()) {
-    for (const Taken& pair : taken) note_written(pair.gpu);
+
+ private:
+  struct Pair {
+    at::Tensor gpu, host;
+  };
+
+  // What the op has given the host's tensor: perhaps other sizes, and memory for them.
+  static at::Tensor written(const at::Tensor& gpu, const at::Tensor& host) {
+    c10::TensorImpl* own = gpu.unsafeGetTensorImpl();
+    if (address_of(gpu) != address_of(host)) own->set_storage_keep_dtype(shared_with(kGpu, host.storage()));
+    own->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
+    return gpu;
   }
+
+  std::vector<Pair> pairs_;
+  std::vector<at::Tensor> others_;
+  bool views_ = false;
+};
+
+// Each tensor of an argument or of a result by another.
+template <class F>
+void replace(c10::IValue& value, const F& by) {
+  if (value.isTensor()) {
+    value = by(value.toTensor());
+  } else if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(by(tensor));
+    value = list;
+  } else if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> list;
+    for (const auto& tensor : value.toOptionalTensorVector()) list.push_back(tensor ? std::optional(by(*tensor)) : std::nullopt);
+    value = list;
+  }
+}
+
+// Any op of torch on tensors of the GPU, by the one of the CPU.
+void by_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  Borrowed borrowed;
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); ++i) {
+    c10::IValue& value = (*stack)[i];
+    if (value.isDevice()) value = kHost;
+    replace(value, [&](const at::Tensor& tensor) { return borrowed.take(tensor); });
+  }
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  }
+  const bool allocates = op.schema().name().rfind("aten::empty", 0) == 0;
+  for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); ++i) {
+    replace((*stack)[i], [&](const at::Tensor& result) { return borrowed.give(result, allocates); });
+  }
+  borrowed.note_written(op.schema().is_mutable());
 }
 
 // What tests/stand_in_gpu.py says of the GPU, and its function that runs a kernel; 0 where that went well.

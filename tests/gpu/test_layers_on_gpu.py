@@ -63,6 +63,13 @@ def test_training_again(family: str, program: str, gpu_backend: str) -> None:
 
 
 @each_family
+def test_many_queries_over_a_memory(family: str, gpu_backend: str) -> None:
+    """More than the kernels of few take, in training."""
+    case = build_for_memory(family, Dims(1, 18, 9, 12, 6), hidden="lengths")
+    check(there(attended(moved(case), gpu_backend, by_step=False)), case)
+
+
+@each_family
 def test_selected_rows(family: str, gpu_backend: str) -> None:
     case = moved(build_for_memory(family, Dims(3, 2, 21, 20, 12), hidden="lengths"))
     whole = remember(case, gpu_backend).attend(case.query, need_weights=True)
