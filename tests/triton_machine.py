@@ -1,6 +1,8 @@
 """The Triton kernels' ops on CPU tensors, each launch compiled for sm_80 and executed on the PTX machine."""
 
 import contextlib
+import os
+import pathlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
 
 CAPABILITY = 80
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"onepass-triton-{os.getuid()}"  # Triton's own, by source and options, for all processes
 _codes: dict[Any, tuple[Kernel, int, int]] = {}
 
 
@@ -75,8 +78,8 @@ def compiled(launch: Launch) -> tuple[Kernel, int, int]:
     """The kernel, its warps and its dynamic shared memory; the same code is compiled once."""
     key = (launch.kernel, *(str(part) for part in (launch.signature, launch.constants, launch.divisible, launch.options)))
     if key not in _codes:
-        with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
-            knobs.cache.dir = folder
+        with knobs.cache.scope():
+            knobs.cache.dir = str(CACHE)
             result = launch.compile(CAPABILITY)
         _codes[key] = parse(result.asm["ptx"], result.metadata.name), result.metadata.num_warps, result.metadata.shared
     return _codes[key]

@@ -110,9 +110,9 @@ class Layout:
             self.initial[offset] = initial
 
 
-@dataclass
+@dataclass(eq=False)
 class Kernel:
-    """``dynamic`` names the shared array whose size the launch gives; it lies behind the static ones."""
+    """``dynamic`` names the shared array whose size the launch gives; it lies behind the static ones. Not changed once it is made."""
 
     name: str
     parameters: list[Parameter] = field(default_factory=list)

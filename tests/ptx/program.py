@@ -1,6 +1,7 @@
 """A kernel's instructions, bound to what carries them out."""
 
 import itertools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,18 @@ class Line:
     leaves: bool = False
 
 
+_bound: "weakref.WeakKeyDictionary[Kernel, dict[bool, list[Line]]]" = weakref.WeakKeyDictionary()
+
+
 def program(kernel: Kernel, approximates: bool) -> list[Line]:
+    """Bound once for all machines: a line keeps nothing of what it does."""
+    known = _bound.setdefault(kernel, {})
+    if approximates not in known:
+        known[approximates] = bind(kernel, approximates)
+    return known[approximates]
+
+
+def bind(kernel: Kernel, approximates: bool) -> list[Line]:
     found = [line(kernel, instruction, approximates) for instruction in kernel.instructions]
     barriers = [place for place, each in enumerate(found) if each.name.startswith("barrier.cluster.")]
     entered = set(kernel.labels.values())
