@@ -76,6 +76,14 @@ def test_ranges(span: str) -> None:
     checked(build("scores", SMALL, span=span))
 
 
+@pytest.mark.parametrize("width", [4, 7, 8])
+@pytest.mark.parametrize("span", ["wide", "cancelling 11", "large v"])
+def test_few_channels(span: str, width: int) -> None:
+    """Of one position too, whose gradients of v have no other terms to hide an error behind."""
+    for seed in range(8):
+        checked(build("scores", Dims(1, 3, 1, width), span=span, seed=seed))
+
+
 def test_approximate_instructions() -> None:
     """``rcp.approx`` and ``ex2.approx`` as far off as they may be: within what that is granted, and of more queries without."""
     checked(build("scores", SMALL), approximate=True)

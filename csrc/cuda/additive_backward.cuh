@@ -92,7 +92,7 @@ struct Staged {
   R* gradients;          // [threads]: sums of the scores' gradients that each has staged of this tile
   R* all_gradients;      // [threads]: and of all
   R* factors;            // [kBackwardQueries][positions]: of the scores' gradients
-  int* tops;             // [2]: the bits of the largest |q|, of this tile and of the next
+  int* tops;             // [2]: the bits of the largest |q|, of this tile and of the next; 0 of few channels
 
   __device__ Staged(void* memory)
       : exponentials(static_cast<Two<R>*>(memory)),
@@ -220,14 +220,14 @@ struct Gradients {
       top = larger(top, q);
     }
     const int bits = __reduce_max_sync(kEveryLane, __float_as_int(top));
-    if (lane == 0) atomicMax(top_query, bits);
+    if (lane == 0 && args.shape.A > kFewChannels) atomicMax(top_query, bits);  // few are as good as small
     staged.gradients[threadIdx.x] = (g[0] + g[1]) + (g[2] + g[3]);
     R* to = staged.factors + row * kBackwardPositions * warps + column;
     if constexpr (kFactored) *reinterpret_cast<float4*>(to) = {as_factor(g[0]), as_factor(g[1]), as_factor(g[2]), as_factor(g[3])};
     else for (int i = 0; i < 4; ++i) to[i] = g[i];
   }
 
-  // A position and a query out of range, or small: h is 0 then, and what it stands for is added here, of whole terms.
+  // A position and a query out of range, or small, or of few channels: h is 0 then, and what it stands for is added here, of whole terms.
   __device__ __forceinline__ void apart(int t, int s, R g, bool small, R y0, R y1, R& h0, R& h1, Two<R>& sums, R& key0, R& key1) {
     if (g == R(0)) return;  // before anything is read of what is hidden
     const Two<R> q = rows(args.query)(t), k = rows(args.keys)(s);
@@ -250,7 +250,7 @@ struct Gradients {
     add_one(q.y + k.y, y1, sums.y, key1, v_sums[1].x);
   }
 
-  // The queries of a tile with this warp's positions; Careful where some may be out of range or all are small.
+  // The queries of a tile with this warp's positions; Careful where some may be out of range or all are small or of few channels.
   template <bool Careful>
   __device__ __forceinline__ void sweep(int tile, int count, bool small) {
     const Two<R>* powers = staged.exponentials + lane;

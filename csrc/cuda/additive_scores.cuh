@@ -14,7 +14,6 @@ namespace onepass::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kSources = 128, kColumns = 8;  // source positions of a tile, and of a thread: 16 apart, so that rows meet no bank twice
-constexpr int kFew = 8;                      // channels up to which all is summed from tanh: few roundings of 1 - 2r do not average out
 
 // How many channels share a reciprocal. From sm_100 on, two such sums go side by side; with 64 lanes to a processor, it is arithmetic that
 // is short and not special functions.
@@ -99,7 +98,7 @@ __device__ __forceinline__ void weigh(const T* v, int A, Factors* factors, float
     own = fmaxf(own, bits);
   }
   const float most = combined(own, partial, larger), limit = fminf(((kBits - most) / kMerged - 1) / (2 * kLog2E), kWidest);
-  const bool merges = A > kFew && largest > 1e-30f && largest < 1e30f;
+  const bool merges = A > kFewChannels && largest > 1e-30f && largest < 1e30f;
   if (threadIdx.x == 0) found = {total, __int_as_float(exponent), blanks, merges ? limit : -1.0f};
 }
 

@@ -11,6 +11,7 @@ namespace onepass::cuda {
 constexpr float kLog2E = 1.4426950216293335f, kLog2ELow = 1.9259629911266175e-8f;  // what float32 lacks of log2 e
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kSmall = 1.0f / 16;  // |q| + |k| below which tanh is summed itself, so that it is relatively accurate
+constexpr int kFewChannels = 8;      // up to which it always is: so few roundings of 1 - 2r do not average out
 
 __device__ __forceinline__ float reciprocal(float x) {
   float y;
