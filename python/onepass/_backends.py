@@ -66,12 +66,12 @@ def serves(archs: tuple[str, ...], capability: int) -> bool:
     return same or max(built, default=capability + 1) <= capability
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _capability(device: torch.device) -> tuple[int, int]:
     return _capability_of(device)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cuda_versions() -> tuple[int, int]:
     """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
     return _versions_of_cuda()
