@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["cpu", "triton", "reference"],
         help="what the tests run; triton, with TRITON_INTERPRET=1, runs in Triton's interpreter; reference is torch's eager formula",
     )
+    parser.addoption("--every", action="store_true", help="on a GPU, every case of a test and not just each pair of its parameters' values")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,19 +6,20 @@ import tolerance
 import torch
 from turns import in_turn
 
-HERE = torch.device("cuda", 0)
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the stand-in, on which a call takes seconds, cases that bring a pair of values of their parameters."""
+    """Compiling takes seconds, and on the stand-in so does a call: unless every case is asked for, those run that bring a pair of values of
+    their parameters."""
     ours = [item for item in items if item.path.parent.name == "gpu"]
+    kept = {item.nodeid for item in (ours if config.getoption("--every") else in_turn(ours, together=2))}
+    if stand_in_gpu.CAPABILITY:
+        kept -= {item.nodeid for item in ours if item.get_closest_marker("of_gpu")}
+    left_out = {item.nodeid for item in ours} - kept
+    config.hook.pytest_deselected(items=[item for item in ours if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
     if not torch.cuda.is_available():
         for item in ours:
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
-    if stand_in_gpu.CAPABILITY:
-        kept = {item.nodeid for item in in_turn(ours, together=2) if not item.get_closest_marker("of_gpu")}
-        config.hook.pytest_deselected(items=[item for item in ours if item.nodeid not in kept])
-        items[:] = [item for item in items if item not in ours or item.nodeid in kept]
 
 
 @pytest.fixture(params=["triton", "cuda"])
