@@ -78,6 +78,7 @@ def compiled(launch: Launch) -> tuple[Kernel, int, int]:
     """The kernel, its warps and its dynamic shared memory; the same code is compiled once."""
     key = (launch.kernel, *(str(part) for part in (launch.signature, launch.constants, launch.divisible, launch.options)))
     if key not in _codes:
+        CACHE.mkdir(mode=0o700, exist_ok=True)
         with knobs.cache.scope():
             knobs.cache.dir = str(CACHE)
             result = launch.compile(CAPABILITY)
