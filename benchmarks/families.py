@@ -55,10 +55,14 @@ class Function(Family):
         context, weights = function(*inputs, need_weights=True)
         assert weights is not None
         weights, values = weights.detach(), inputs[2].detach()
-        of_weights = upstream.abs() @ values.abs().mT
-        of_scores = weights * (of_weights + (weights * of_weights).sum(-1, keepdim=True))
-        of_values = weights.mT @ upstream.abs()
+        of_scores, of_values = self.of_scores(weights, upstream, values), weights.mT @ upstream.abs()
         return _with_gradients(context, inputs, upstream, weights @ values.abs(), of_scores, of_values)
+
+    def of_scores(self, weights: Tensor, upstream: Tensor, values: Tensor) -> Tensor:
+        """Of the terms of a query's or a key's gradient, what does not depend on the other: here the magnitude of the score's gradient, as
+        the rest of a term, 1 - tanh^2, is not known."""
+        product = upstream @ values.mT
+        return (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()
 
     def cost(self, workload: Workload, direction: str) -> Cost:
         """An element of B T S A of additive attention takes 4 multiply-adds forward, a reciprocal shared by several included, and 7
@@ -89,8 +93,8 @@ def elements(workload: Workload) -> int:
 def _with_gradients(
     result: Tensor, inputs: list[Tensor], upstream: Tensor, size: Tensor, of_scores: Tensor, of_values: Tensor | None = None
 ) -> list[Exact]:
-    """``of_scores`` are the sums of the magnitudes of what the scores' gradients are made of. One rounding of such sums is the least that
-    any order of summation may be off by."""
+    """``of_scores``: as of :meth:`Function.of_scores`. One rounding of the sums of such magnitudes is the least that any order of summation
+    may be off by."""
     query, keys, *rest = (x.detach().abs() for x in inputs)
     v = rest[-1] if rest and rest[-1].dim() == 1 else None
     if v is not None:
@@ -122,6 +126,11 @@ class Multiplicative(Function):
 
     def fitted(self, shape: Shape) -> Shape:
         return shape._replace(D=shape.A)
+
+    def of_scores(self, weights: Tensor, upstream: Tensor, values: Tensor) -> Tensor:
+        """The magnitudes of all products that make up the score's gradient: the terms are these times the other's."""
+        product = upstream.abs() @ values.abs().mT
+        return weights * (product + (weights * product).sum(-1, keepdim=True))
 
 
 class Scores(Function):

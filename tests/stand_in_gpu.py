@@ -20,12 +20,12 @@ import numpy as np
 import stand_in_library
 import torch
 from gpu.compiled import by_nvcc
-from ptx import Buffer, Kernel, Machine, Struct, parse
+from ptx import Buffer, Kernel, Machine, Struct
 from stand_in_library import CAPABILITY, SOURCES
 from torch import Tensor
 
 PROCESSORS = 4
-found: list[str] = []  # by the machine, since the last look
+findings: list[str] = []  # of the machine, since the last look
 launched: list[str] = []  # kernels, with the blocks of a cluster where those are several
 library: Any = stand_in_library.library
 
@@ -33,11 +33,12 @@ library: Any = stand_in_library.library
 @functools.cache
 def kernel(symbol: str) -> Kernel:
     """The kernel of csrc/cuda, compiled for the GPU."""
-    for source in sorted(SOURCES.glob("*.cu")):
-        text = (by_nvcc(source, str(CAPABILITY)) / "kernels.ptx").read_text()
-        if f".entry {symbol}(" in text:
-            return parse(text, symbol)
-    raise LookupError(symbol)
+    import cuda_machine  # which imports the library
+
+    target = str(CAPABILITY)
+    entry = f".entry {symbol}("
+    sources = (path for path in sorted(SOURCES.glob("*.cu")) if entry in (by_nvcc(path, target) / "kernels.ptx").read_text())
+    return cuda_machine.kernel(next(sources).name, symbol, target)
 
 
 def launch(symbol: bytes, blocks: int, threads: int, shared: int, cluster: int, argument: int) -> int:
@@ -49,9 +50,9 @@ def launch(symbol: bytes, blocks: int, threads: int, shared: int, cluster: int, 
         memory: dict[int, Buffer] = {}
         machine = Machine(code)
         machine.launch(blocks, threads, [Struct({str(n): pointer(word, memory) for n, word in enumerate(words)})], shared, cluster)
-        found.extend(map(str, machine.findings))
+        findings.extend(map(str, machine.findings))
     except Exception as problem:  # none may pass through C++
-        found.append(f"{symbol.decode()}: {problem!r}")
+        findings.append(f"{symbol.decode()}: {problem!r}")
         return 1
     return 0
 
@@ -84,7 +85,7 @@ def on_host(argument: Any) -> Any:
     return torch.ops.stand_in_gpu.on_host(argument) if isinstance(argument, Tensor) and argument.is_cuda else argument
 
 
-class Instead:
+class StandInFinder:
     """Has onepass load the library as its ``onepass._cuda``."""
 
     @staticmethod
@@ -165,7 +166,7 @@ def give_triton() -> None:
         if programs > 0:
             launched.append(kernel.__name__)
             machine = triton_machine.run(Launch(kernel, programs, tuple(map(on_host, arguments)), given), fresh=is_fresh)
-            found.extend(map(str, machine.findings))
+            findings.extend(map(str, machine.findings))
 
     ops.launch = run
 
@@ -174,6 +175,6 @@ if CAPABILITY:
     library.stand_in_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     called = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, *[ctypes.c_int] * 4, ctypes.c_void_p)(launch)
     library.stand_in_set(called, PROCESSORS, CAPABILITY)
-    sys.meta_path.insert(0, Instead)
+    sys.meta_path.insert(0, StandInFinder)
     pretend()
     cells = give_cells()

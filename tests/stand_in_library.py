@@ -18,7 +18,6 @@ from pathlib import Path
 
 CAPABILITY = int(os.environ.get("STAND_IN_GPU", "0"))  # 80 for 8.0; 0 for none
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-TARGET_TORCH = "0x020a000000000000"  # as setup.py builds for
 
 
 def build() -> Path:
@@ -46,12 +45,13 @@ def build() -> Path:
 
 def link(compiler: str, torch: Path, sources: list[Path], whole: Path) -> None:
     toolkit = types.SimpleNamespace(**runpy.run_path(str(SOURCES / "build.py")))
+    stable = f"-DTORCH_TARGET_VERSION={runpy.run_path(str(SOURCES.parents[1] / 'setup.py'))['TARGET_TORCH']}"
     folders = [torch / "include", torch / "include/torch/csrc/api/include", *toolkit.runtime()[0]]
     host = [compiler, "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", *(f"-I{folder}" for folder in folders)]
     gpu = [toolkit.nvcc(), *toolkit.FLAGS, "-Ofc=max", "-gencode=arch=compute_80,code=compute_80"]  # of which only the host's half is run
 
     def compiled(source: Path) -> str:
-        command = gpu if source.suffix == ".cu" else [*host, f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"] if source.parent == SOURCES else host
+        command = gpu if source.suffix == ".cu" else [*host, stable] if source.parent == SOURCES else host
         target = str(whole.with_name(f"{source.name}.o"))
         subprocess.run([*command, "-c", str(source), "-o", target], check=True)
         return target

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import tolerance
 import torch
+from cases import Case
 from torch import Tensor
 
 from onepass.benchmarks import catalogue, ceilings, memory, plan, providers, timing
@@ -51,6 +53,23 @@ def test_a_run_has_times_and_metrics(family: str) -> None:
         assert record.metrics["elements/s"] == pytest.approx(2 * 3 * 5 * 16 / record.median)
         assert ("over best peer" in record.metrics) == (name != EAGER)
     assert found[EAGER, FORWARD].metrics["over eager"] == 1.0
+
+
+@pytest.mark.parametrize("T", [1, 3, 40])
+@pytest.mark.parametrize("family", FUNCTIONS)
+def test_no_more_is_granted_than_the_contract_grants(family: str, T: int) -> None:
+    """One rounding of the sums of the terms' magnitudes is within the derived floor of every element."""
+    workload = Workload(family, FAMILIES[family].fitted(TINY._replace(T=T)))
+    workload.make()
+    query, keys, *rest = (x.detach() for x in workload.inputs)
+    values, v = (rest[0] if family != "scores" else keys[..., :0]), (rest[-1] if family != "multiplicative" else query.new_zeros(16))
+    upstream = {"grad_weights" if family == "scores" else "grad_context": workload.tensors["upstream"]}
+    floors = tolerance.floors(Case(family, query, keys, values, v, **upstream).to(torch.float64), torch.float32, torch.float32)
+    exact = FAMILIES[family].expected(workload)
+    names = ("scores" if family == "scores" else "context", "d_query", "d_keys", *(("d_values",) if family != "scores" else ()))
+    names += () if family == "multiplicative" else ("d_v",)
+    for name, (_, size) in zip(names, (*exact[FORWARD], *exact[BOTH]), strict=True):
+        assert (torch.finfo(torch.float32).eps * size <= floors[name] * (1 + 1e-9)).all(), name
 
 
 @pytest.mark.usefixtures("more")

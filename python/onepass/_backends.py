@@ -3,6 +3,8 @@
 import functools
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from onepass import _library
 from onepass._validate import DTYPES
 
+Answer = TypeVar("Answer", bound=Callable[..., object])
 NAMES = ("cpu", "cuda", "triton", "reference")
 OLDEST_GPU = (8, 0)  # compute capability
 FEW = 16  # queries over one source: what the CUDA kernels of steps serve, of both families
@@ -66,24 +69,25 @@ def serves(archs: tuple[str, ...], capability: int) -> bool:
     return same or max(built, default=capability + 1) <= capability
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _asked_once(question: Answer) -> Answer:
+    """The answer is kept, and a constant of compiled graphs, which know no caches."""
+    kept = functools.cache(question)
+
+    @functools.wraps(question)
+    def answer(*arguments: Any) -> Any:
+        return kept(*arguments)
+
+    return torch.compiler.assume_constant_result(answer)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@_asked_once
 def _capability(device: torch.device) -> tuple[int, int]:
-    return _capability_of(device)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _cuda_versions() -> tuple[int, int]:
-    """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
-    return _versions_of_cuda()
-
-
-@functools.cache
-def _capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@functools.cache
-def _versions_of_cuda() -> tuple[int, int]:
+@_asked_once
+def _cuda_versions() -> tuple[int, int]:
+    """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
     runtime, driver = torch.ops.onepass_cuda.versions()
     return runtime, driver
 

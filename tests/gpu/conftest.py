@@ -1,9 +1,12 @@
 """The backends of a GPU. Without one every test here skips, and says so; ``STAND_IN_GPU=80 pytest tests/gpu`` runs them without one."""
 
+from collections.abc import Iterator
+
 import pytest
 import stand_in_gpu
 import tolerance
 import torch
+from gpu_cases import BACKENDS
 from turns import in_turn
 
 
@@ -22,9 +25,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
 
 
-@pytest.fixture(params=["triton", "cuda"])
+@pytest.fixture(params=BACKENDS)
 def gpu_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nothing_found() -> Iterator[None]:
+    """The PTX machine that stands in for a GPU has nothing to say against what ran on it."""
+    stand_in_gpu.findings.clear()
+    yield
+    assert not stand_in_gpu.findings, "\n".join(stand_in_gpu.findings)
 
 
 @pytest.fixture(autouse=True)

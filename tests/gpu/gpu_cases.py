@@ -10,6 +10,7 @@ from torch import Tensor
 from onepass._backends import not_supported_reasons
 
 HERE = torch.device("cuda", 0)
+BACKENDS = ("triton", "cuda")
 
 
 def moved(case: Case) -> Case:
@@ -24,9 +25,13 @@ def there(found: Results) -> Results:
     return {name: tensor.cpu() for name, tensor in found.items()}
 
 
+def reasons_against(backend: str, family: str, steps: int) -> list[str]:
+    """Why a backend does not serve calls of a family of cases."""
+    return not_supported_reasons(backend, HERE, "multiplicative" if family == "multiplicative" else "additive", steps)
+
+
 def found(case: Case, backend: str) -> Results:
     """Of a call on the GPU; a skip with the reasons why the backend does not serve it."""
-    family = "multiplicative" if case.family == "multiplicative" else "additive"
-    if reasons := not_supported_reasons(backend, HERE, family, case.steps()):
+    if reasons := reasons_against(backend, case.family, case.steps()):
         pytest.skip("; ".join(reasons))
     return there(results(moved(case), backend))

@@ -6,11 +6,9 @@ import pytest
 import stand_in_gpu
 import torch
 from cases import DTYPES, FAMILIES, MASKS, RANGES, Dims, build
-from gpu_cases import HERE, found, moved, there
+from gpu_cases import BACKENDS, found, moved, reasons_against, there
 from memory_cases import HIDDEN, attended, build_for_memory
 from tolerance import check
-
-from onepass._backends import not_supported_reasons
 
 STEPS = (1, 1, 2, 3, 5, 8, 16, 17, 20)
 SOURCES = (1, 2, 5, 16, 31, 33, 64, 70, 130)
@@ -35,12 +33,12 @@ def drawn(rand: random.Random) -> Dims:
 @pytest.mark.parametrize("seed", range(10 if stand_in_gpu.CAPABILITY else 100))
 def test_any_call(seed: int) -> None:
     rand = random.Random(seed)
-    family, dtype, dims, backend = rand.choice(FAMILIES), rand.choice(DTYPES), drawn(rand), rand.choice(("cuda", "triton"))
+    family, dtype, dims = rand.choice(FAMILIES), rand.choice(DTYPES), drawn(rand)
     options = {"span": rand.choice(list(RANGES)) if dtype in (torch.float32, torch.float64) else "normal", "seed": seed}
     if family != "scores" and rand.random() < 0.5:
-        case = build_for_memory(family, dims, dtype, hidden=rand.choice(HIDDEN[:-1]), **options)
-        check(there(attended(moved(case), backend, by_step=rand.random() < 0.5)), case)
+        hidden = rand.choice([kind for kind in HIDDEN if dims.heads or kind != "per head"])
+        case = build_for_memory(family, dims, dtype, hidden=hidden, **options)
+        check(there(attended(moved(case), rand.choice(BACKENDS), by_step=rand.random() < 0.5)), case)
     else:
         case = build(family, dims, dtype, hidden=rand.choice(MASKS), **options)
-        kind = "multiplicative" if family == "multiplicative" else "additive"
-        check(found(case, "triton" if not_supported_reasons(backend, HERE, kind, dims.steps) else backend), case)
+        check(found(case, rand.choice([name for name in BACKENDS if not reasons_against(name, family, dims.steps)])), case)

@@ -46,8 +46,8 @@ def test_memory_that_nobody_wrote_is_seen() -> None:
     case = moved(build("additive", Dims(1, 1, 5, 4, 3)))
     nothing = torch.empty_like(case.values)
     onepass.additive_attention(case.query, case.keys, nothing, case.v, backend="cuda")
-    assert any("uninitialised global read" in finding for finding in stand_in_gpu.found)
-    stand_in_gpu.found.clear()
+    assert any("uninitialised global read" in finding for finding in stand_in_gpu.findings)
+    stand_in_gpu.findings.clear()
 
 
 def test_failed_launches_raise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,5 +60,5 @@ def test_failed_launches_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_in_gpu, "kernel", broken)
     with pytest.raises(RuntimeError, match="additive_step_forward_f32_1: refused"):
         onepass.additive_attention(case.query, case.keys, case.values, case.v, backend="cuda")
-    assert stand_in_gpu.found == ["additive_step_forward_f32_1: LookupError('additive_step_forward_f32_1')"]
-    stand_in_gpu.found.clear()
+    assert stand_in_gpu.findings == ["additive_step_forward_f32_1: LookupError('additive_step_forward_f32_1')"]
+    stand_in_gpu.findings.clear()
