@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
 PRELUDE = """
 import gc, os, threading, torch, onepass
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.of_cpp
 def run(backend: str) -> Run:
     if backend == "reference":
         pytest.skip("eager keeps no memory")
+    if torch.__version__.startswith("2.10."):
+        pytest.skip("torch 2.10 takes no memory from others")
 
     def program(text: str, **environment: str) -> None:
         inherited = {name: value for name, value in os.environ.items() if name != "ONEPASS_KEEP_MIB"}

@@ -380,7 +380,8 @@ void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t
     const auto* const* rows = reinterpret_cast<const decltype(element)* const*>(right.at);
     for (int64_t first = 0; first < p; first += block) {
       const int64_t end = first + block < p ? first + block : p;
-      for (int64_t i = 0; i < m;) {
+      int64_t i = 0;
+      while (i < m) {
         const auto row_of_tiles = [&](auto tile_rows, auto first_of_all) {
           constexpr int M = decltype(tile_rows)::value;
           const auto tile = [&](auto together, int64_t j) {

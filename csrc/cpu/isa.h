@@ -1,6 +1,10 @@
 // The instruction sets that the kernels are compiled for, and the one in use.
 #pragma once
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -12,6 +16,14 @@ enum class Isa : int { baseline, avx2, avx512 };
 
 constexpr const char* isa_names[] = {"baseline", "avx2", "avx512"};
 
+#if defined(__x86_64__)
+// __builtin_cpu_supports knows this one in newer compilers only.
+inline bool supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // The best that this machine runs; found once.
 inline Isa best_isa() {
 #if defined(__x86_64__)
@@ -20,8 +32,7 @@ inline Isa best_isa() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
       return Isa::avx512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? Isa::avx2
-                                                                                                           : Isa::baseline;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c() ? Isa::avx2 : Isa::baseline;
   }();
   return best;
 #else

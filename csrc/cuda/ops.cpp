@@ -38,7 +38,7 @@ cudaStream_t current_stream(int32_t device) {
   static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
   ONEPASS_CHECK(get != nullptr, "this torch has no CUDA streams: it was built without CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

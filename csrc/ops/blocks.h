@@ -107,13 +107,13 @@ inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const std:
   AtenTensorHandle handle;
   if (blocks.serve(bytes)) {
     void* data = blocks.take(bytes);
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+    TORCH_ERROR_CODE_CHECK(torch_from_blob(
         data, dims, sizes.data(), strides.data(), 0, shim_type, aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
         nullptr, 0, [](void* block, void* size) { Blocks::shared().give(block, reinterpret_cast<size_t>(size)); },
         reinterpret_cast<void*>(bytes)));
     return torch::stable::Tensor(handle);
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), shim_type, aoti_torch_device_type_cpu(), -1, &handle));
   return torch::stable::Tensor(handle);
 }

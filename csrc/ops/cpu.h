@@ -14,14 +14,13 @@ namespace onepass {
 inline char nothing;
 
 inline const Kernels& kernels() {
-#if defined(__x86_64__)
   switch (active_isa()) {
+#if defined(__x86_64__)
     case Isa::avx512: return kernels_avx512;
     case Isa::avx2: return kernels_avx2;
-    case Isa::baseline: break;
-  }
 #endif
-  return kernels_baseline;
+    default: return kernels_baseline;
+  }
 }
 
 // The tasks of one call, in a run for each thread, the same run in every call: what a core has read stays in its cache. A thread that is
