@@ -109,6 +109,9 @@ def times(x, factor):
 def multiply_add(a, b, total, PRECISION: tl.constexpr, UNIT: tl.constexpr):
     """``total + a @ b``; the interpreter knows no bfloat16."""
     if UNIT == "plain":
-        return tl.dot(wide(a), wide(b), total, input_precision="ieee", out_dtype=total.dtype)
+        # Before Triton 3.9 the instruction for a float64 product is chosen by the narrowest numbers from which elementwise operations make
+        # its factor, where a mask's bytes leave none: a sum of one term ends that search.
+        factor = tl.sum(wide(a)[:, :, None], 2)
+        return tl.dot(factor, wide(b), total, input_precision="ieee", out_dtype=total.dtype)
     else:
         return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)

@@ -1,13 +1,21 @@
 """Tile sizes: pure functions of shapes, dtypes and the device, to frozen dataclasses. ``benchmarks/gpuless.py`` shows what they cost."""
 
+import re
 from dataclasses import dataclass
 
 import torch
+
+try:
+    from triton import __version__ as _triton
+except ImportError:
+    _triton = "0"
 
 CLOCK = 1.8e9  # Hz, near enough for predictions that are compared with each other
 SLOTS = 4.2  # issue slots of an additive score's channel
 TOGETHER = 256  # positions whose terms are added up one by one
 WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
+# Whether a product of two matrices of float32 may be of 8 terms: before Triton 3.8 it is of 16 at least.
+SHORT_PRODUCTS = tuple(int(number) for number in re.findall(r"\d+", _triton)[:2]) >= (3, 8)
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,12 @@ def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive:
     wide = -(-S // 128) * 128 <= 1.1 * (-(-S // 64) * 64)  # the wider tile reads queries half as often
     BS = 128 if additive and wide and BT == 64 else 64
     warps = BT * BS // (1024 if BT == 64 else 512) if additive else 4
-    BD = min(128 if warps == 8 else 64, max(16, power_of_2(D)))  # so that a thread copies 16 bytes of values: fewer go through the L1
+    BD = 128 if warps == 8 else 64  # so that a thread copies 16 bytes of values: fewer go through the L1
     splits = parts(rows * -(-T // BT), S, BS, device, warps)
-    BA, BK = (16, 8) if dtype == torch.float32 else (32, 16)  # without tensor cores a thread holds all of its operands
+    BA, BK = 32, 16
+    if dtype == torch.float32:  # without tensor cores a thread holds all of its operands
+        BA, BK, BD = (16, 8, BD) if SHORT_PRODUCTS else (16, 16, BD // 2)
+    BD = min(BD, max(16, power_of_2(D)))
     return Tile(BT, BS, BA, BK, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
 
 
@@ -99,7 +110,8 @@ def sums_tile(over_source: bool, rows: int, T: int, S: int, D: int, dtype: torch
     if over_source and T > 32 and D > 64 and not hides and rows * -(-T // 64) * -(-D // 128) >= device.processors:
         return Tile(BT=64, BS=16 if wide else 32, BD=128, warps=8, parts=-(-D // 128), registers=255)
     if not over_source and S > 64 and not hides and rows * -(-S // 128) >= device.processors:
-        return Tile(BT=8 if wide else 16, BS=128, BD=64, warps=8, parts=1, registers=255)
+        BT, BD = (16, 64) if not wide else (8, 64) if SHORT_PRODUCTS else (16, 32)
+        return Tile(BT, BS=128, BD=BD, warps=8, parts=1, registers=255)
     BT = 16 if T <= 16 or not over_source else 32  # a sum over queries takes few at a time: masks need registers
     return Tile(BT, BS=64, BD=32, parts=max(1, -(-D // 32)), registers=255 if BT == 16 or not wide else None)
 

@@ -77,6 +77,11 @@ def test_half_arithmetic() -> None:
         "fma.rn.f16x2 %d, %a, %b, %c", {"d": np.uint32}, **{name: x[:even].reshape(-1, 2) for name, x in zip("abc", (a, b, c), strict=True)}
     )
     assert_same(packed["d"].view(np.float16), product[:even])
+    halves = {name: x[:even].reshape(-1, 2) for name, x in (("a", a), ("b", b))}
+    both = evaluate("setp.lt.f16x2 %d|%e, %a, %b", {"d": np.bool_, "e": np.bool_}, **halves)
+    low, high = (halves["a"] < halves["b"]).T
+    assert_same(both["d"], low)
+    assert_same(both["e"], high)
     total = evaluate("add.f16 %d, %a, %b", {"d": np.uint16}, a=a.view(np.uint16), b=b.view(np.uint16))["d"].view(np.float16)
     assert_same(total, exactly(Fraction.__add__, np.add, np.float16, "rn", a, b))
 

@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("triton", reason="needs triton, to compile kernels")
 
+import torch
+import triton
 from gpu import sass
 from gpu.catalogue import BAR, Entry, entries
 from gpu.compiled import compile_entry, program, resources, source_of
@@ -14,10 +16,21 @@ from gpu.devices import device_of, occupancy
 from gpu.ptx_loops import unrolled
 from gpu.traffic import TARGET, execute
 
-from onepass.kernels.tiles import WARPS
+from onepass.kernels.launches import recorded
+from onepass.kernels.ops import OPS
+from onepass.kernels.tiles import WARPS, Device
 
 NVIDIA = ("80", "90", "100", "120")
 SLOTS = {"additive_forward: attend": 4.5, "additive_backward: tanh_gradients": 10.0}  # of an element on sm_90, where T, S >= 64
+SPILLS = 0  # instructions that store or load one
+BYTES = {"additive_forward: attend": 1.3, "additive_backward: sums": 1.3}  # past the L1, over the necessary ones
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+if VERSION < (3, 9):
+    BYTES["additive_backward: sums"] = 2.0
+if VERSION < (3, 8):  # with larger products, of which a thread holds more (kernels/tiles.py): it takes fewer columns at a time
+    BYTES, SPILLS = {"additive_forward: attend": 1.64, "additive_backward: sums": 2.8}, 12
+if VERSION < (3, 7):
+    SLOTS["additive_backward: tanh_gradients"], SPILLS = 11.8, 93
 
 
 def different(target: str) -> list[Entry]:
@@ -42,11 +55,11 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("number", "target"), cases())
 def test_fits(number: int, target: str) -> None:
-    """No spills; eight warps to a processor. On AMD, what compiles without a word is what can be said."""
+    """No spills with a Triton of today, eight warps to a processor. On AMD, what compiles without a word is what can be said."""
     entry = different(target)[number]
     compiled = compile_entry(entry, target)
     needs = resources(compiled)
-    assert needs.spills == 0, needs
+    assert needs.spills <= SPILLS, needs
     if target in NVIDIA:
         fits = occupancy(device_of(target), needs.registers, needs.shared, entry.warps)
         assert fits.blocks * entry.warps >= WARPS, needs
@@ -75,7 +88,7 @@ def test_bytes(name: str) -> None:
     done = execute(entry)
     assert done["findings"] == []
     print(f"{name}: {done['ratio']:.3f}")
-    assert done["ratio"] <= 1.3
+    assert done["ratio"] <= BYTES.get(name, 1.3)
 
 
 @pytest.mark.parametrize("family", ["additive", "multiplicative"])
@@ -86,3 +99,21 @@ def test_a_step_reads_once(family: str) -> None:
     assert done["findings"] == []
     B, S, width = 2, 512, 256
     assert [done["arguments"][name]["loaded"] for name in ("p_k", "p_values")] == [4 * B * S * width] * 2
+
+
+@pytest.mark.parametrize("target", ["80", "90"])
+@pytest.mark.parametrize("hidden", ["nothing", "lengths", "spans", "mask"])
+def test_float64(hidden: str, target: str) -> None:
+    """Has instructions of its own for products: whatever hides positions, some are found."""
+    B, T, S, A, D = 2, 5, 33, 12, 9
+    query, keys, values, v = (torch.ones(sizes, dtype=torch.float64) for sizes in ((B, T, A), (B, S, A), (B, S, D), (A,)))
+    gradient, weights = torch.ones(B, T, D, dtype=torch.float64), torch.ones(B, T, S, dtype=torch.float64)
+    lengths = {"lengths": torch.tensor([S, 3]), "spans": torch.tensor([0, S]).expand(B, T, 2)}.get(hidden)
+    seen = lengths, torch.ones(B, T, S, dtype=torch.bool) if hidden == "mask" else None
+    with recorded(Device(132)) as launches:
+        OPS["additive_forward"](query, keys, values, v, *seen)
+        OPS["additive_backward"](gradient, None, query, keys, values, v, weights, *seen)
+        OPS["multiplicative_forward"](query, keys, values, 1.0, *seen, False)
+        OPS["multiplicative_backward"](gradient, None, query, keys, values, 1.0, weights, *seen)
+    kernels = {launch.name for launch in launches if launch.compile(int(target)).asm["ptx"]}
+    assert {"attend", "attend_online", "sums", "weight_gradients", "tanh_gradients"} <= kernels

@@ -268,6 +268,14 @@ def setp(instruction: Instruction) -> Operation:
     result, *sources = instruction.operands
     apply, types = compared(instruction, instruction.type)
     typed = tuple(zip(sources, types, strict=True))
+    if instruction.type.endswith("x2"):  # one result of each half
+        assert isinstance(result, Pair)
+
+        def by_half(a: Array, b: Array, *predicate: Array) -> tuple[Array, Array]:
+            holds, _ = apply(a, b, *(each[..., None] for each in predicate))
+            return holds[..., 0], holds[..., 1]
+
+        return Operation(((result.first, "pred"), (result.second, "pred")), typed, by_half)
     if isinstance(result, Pair):
         return Operation(((result.first, "pred"), (result.second, "pred")), typed, apply)
     return Operation(((result, "pred"),), typed, lambda *arrays: apply(*arrays)[0])
