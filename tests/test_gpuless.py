@@ -1,5 +1,6 @@
 """benchmarks/gpuless.py: occupancy, predictions, and all of it on small kernels."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -17,7 +18,8 @@ from gpu.devices import device_of, l1_share, occupancy
 from gpu.predict import predict
 from gpu.study import EXECUTION, prediction, run, study
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, to compile kernels")
+TRITON = "none" if importlib.util.find_spec("triton") is None else importlib.metadata.version("triton")
+needs_triton = pytest.mark.skipif(TRITON == "none", reason="needs triton, to compile kernels")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,7 @@ def test_spills_are_found(small: list[Any]) -> None:
 
 
 @needs_triton
+@pytest.mark.skipif(TRITON.startswith(("3.6.", "3.7.")), reason="there such an error ends the process")
 def test_amd_errors_are_found(small: list[Any]) -> None:
     """LLVM prints them and leaves the instruction out; a second time the kernel would come from the cache, without a word."""
     inline = importlib.import_module("gpuless_entries").inline
