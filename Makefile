@@ -5,7 +5,7 @@ ARCHS ?= 80
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The Triton that this torch would bring, were it built for GPUs; the environment has the newest.
+# The Triton that torch 2.13 brings where it is built for GPUs; the environment has the newest.
 OLDER_TRITON := triton==3.7.1
 OLDER := PYTHONPATH=$(VENV)/older-triton
 

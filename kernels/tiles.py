@@ -14,8 +14,8 @@ CLOCK = 1.8e9  # Hz, near enough for predictions that are compared with each oth
 SLOTS = 4.2  # issue slots of an additive score's channel
 TOGETHER = 256  # positions whose terms are added up one by one
 WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
-# Whether a product of two matrices of float32 may be of 8 terms: before Triton 3.8 it is of 16 at least.
-SHORT_PRODUCTS = tuple(int(number) for number in re.findall(r"\d+", _triton)[:2]) >= (3, 8)
+TRITON = tuple(int(number) for number in re.findall(r"\d+", _triton)[:2])  # (3, 9) for 3.9.1
+SHORT_PRODUCTS = TRITON >= (3, 8)  # whether a product of two matrices of float32 may be of 8 terms; before it is of 16 at least
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,13 @@ exact = scores().clone()
 """
 Run = Callable[..., None]
 pytestmark = pytest.mark.of_cpp
+keeps = pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="torch 2.10 takes no memory from others")
 
 
 @pytest.fixture
 def run(backend: str) -> Run:
     if backend == "reference":
         pytest.skip("eager keeps no memory")
-    if torch.__version__.startswith("2.10."):
-        pytest.skip("torch 2.10 takes no memory from others")
 
     def program(text: str, **environment: str) -> None:
         inherited = {name: value for name, value in os.environ.items() if name != "ONEPASS_KEEP_MIB"}
@@ -40,6 +39,7 @@ def run(backend: str) -> Run:
     return program
 
 
+@keeps
 def test_used_again(run: Run) -> None:
     """The next call of the size lies where the last one lay, once that is gone, and is as exact."""
     run("""
@@ -60,6 +60,7 @@ assert torch.equal(held, exact) and torch.equal(view, exact[1, 3]) and np.array_
 """)
 
 
+@keeps
 def test_sizes_that_nearly_fit(run: Run) -> None:
     """A kept block serves a smaller result of nearly its size; one much smaller gets memory of its own."""
     run("""

@@ -14,13 +14,15 @@ namespace onepass {
 inline char nothing;
 
 inline const Kernels& kernels() {
-  switch (active_isa()) {
+  [[maybe_unused]] const Isa isa = active_isa();  // says what is wrong with ONEPASS_ISA, everywhere
 #if defined(__x86_64__)
+  switch (isa) {
     case Isa::avx512: return kernels_avx512;
     case Isa::avx2: return kernels_avx2;
-#endif
-    default: return kernels_baseline;
+    case Isa::baseline: break;
   }
+#endif
+  return kernels_baseline;
 }
 
 // The tasks of one call, in a run for each thread, the same run in every call: what a core has read stays in its cache. A thread that is
