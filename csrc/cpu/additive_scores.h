@@ -318,7 +318,7 @@ void for_keys(Scratch& scratch, const Tensor& given, const Prepared& memory, con
 
   R* copy = nullptr;
   const R** e = nullptr;
-  chunks(prepared && queries < kMany ? kConverted : kChunk, [&](int64_t first, int64_t n, int64_t chunk) {
+  chunks(prepared && queries <= kFewRows ? kConverted : kChunk, [&](int64_t first, int64_t n, int64_t chunk) {
     copy = copy != nullptr ? copy : scratch.take<R>(chunk * whole);
     e = e != nullptr ? e : scratch.take<const R*>(chunk);
     for (int64_t i = 0; i < n; ++i) {

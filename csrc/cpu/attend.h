@@ -217,7 +217,7 @@ void score_gradient(Scratch& scratch, const Args& args, int64_t b, int64_t h, in
   if (args.grad_context.data != nullptr) {
     const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
     const R* const* upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, values, n, grad, stride, shape.T >= kMany);
+    dot_products<R>(upstream, queries, shape.T, values, n, grad, stride);
   } else {
     for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
   }
@@ -332,7 +332,7 @@ void weighted_values_backward(const WeightedValues& args, const Executor& execut
     R *grad = scratch.take<R>(queries * stride), *buffer = scratch.take<R>(shape.S);
     const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
     const R* const* upstream = row_pointers<R>(scratch, args.context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, values, n, grad, stride, shape.T >= kMany);
+    dot_products<R>(upstream, queries, shape.T, values, n, grad, stride);
     for (int64_t t = 0; t < queries; ++t)
       scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, grad + t * stride, visible, t, shape.S, R(0), buffer);
   });

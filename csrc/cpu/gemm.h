@@ -8,8 +8,8 @@
 namespace onepass::ONEPASS_ISA {
 
 constexpr int kTileRows = kRegisters == 32 ? 6 : 3;  // times four vectors of columns: sums of a tile, all in registers
+constexpr int64_t kFewRows = 16;                     // up to which the others are taken as they lie
 constexpr int64_t kMostQueries = 256;                // that any caller takes at once
-constexpr int64_t kMany = 16;                        // rows for which transposing the others pays
 constexpr int64_t kPanel = 96;                       // positions that are summed by themselves, so that roundings of long sums stay few
 constexpr int kLine = 64;                            // bytes of a cache line
 
@@ -32,13 +32,36 @@ struct Positions {
   }
 };
 
+// Calls f(rows of a tile, first row) for all m, in as few tiles as there can be, of sizes as even.
+template <int Most, class F>
+ONEPASS_INLINE void by_tiles(int64_t m, const F& f) {
+  int64_t tiles = (m + Most - 1) / Most;
+  for (int64_t i = 0, rows; i < m; i += rows, --tiles) {
+    rows = (m - i + tiles - 1) / tiles;
+    switch (rows) {
+      case 1: f(std::integral_constant<int, 1>{}, i); break;
+      case 2: f(std::integral_constant<int, 2>{}, i); break;
+      case 3: f(std::integral_constant<int, 3>{}, i); break;
+      case 4: if constexpr (Most >= 4) f(std::integral_constant<int, 4>{}, i); break;
+      case 5: if constexpr (Most >= 5) f(std::integral_constant<int, 5>{}, i); break;
+      case 6: if constexpr (Most >= 6) f(std::integral_constant<int, 6>{}, i); break;
+    }
+  }
+}
+
+// The sums over the lanes of N vectors, each passed through f, to a place with room for a vector more.
+template <class R, int N, class F>
+ONEPASS_INLINE void sums_to(Vec<R>* sum, R* out, const F& f) {
+  constexpr int W = kWidth<R>, kCount = N >= W ? W : N >= 8 ? 8 : N >= 4 ? 4 : N >= 2 ? 2 : 1;
+  store<R>(out, f(sum_lanes<R, kCount>(sum)));
+  if constexpr (N > kCount) sums_to<R, N - kCount>(sum + kCount, out + kCount, f);
+}
+
 // The sums over the lanes of M * N vectors, each passed through f, as an M by N block of `out`.
 template <class R, int M, int N, class F>
 ONEPASS_INLINE void store_sums(Vec<R>* sum, R* out, int64_t stride, const F& f) {
-  constexpr int W = kWidth<R>, kCount = M * N < W ? M * N : W;
-  R block[M * N < W ? W : M * N];
-#pragma GCC unroll 16
-  for (int k = 0; k < M * N; k += kCount) store<R>(block + k, f(sum_lanes<R, kCount>(sum + k)));
+  R block[M * N + kWidth<R>];
+  sums_to<R, M * N>(sum, block, f);
   for (int i = 0; i < M; ++i) __builtin_memcpy(out + i * stride, block + i * N, N * sizeof(R));
 }
 
@@ -73,27 +96,6 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
 // Where results go: into a cache, past it, or onto what is there.
 enum class Into { cache, memory, sum };
 
-// Rows of which N vectors from some column on are read, a part of them at a time: where they lie, the last vector `last` columns wide; or
-// from a panel of N vectors each, which fill(panel, first row, rows) packs. Every kind of fill has this one type. As rows lie apart, the
-// machine's own prefetching does not follow: a tile that is at position j fetches something that comes later, or else who packs does.
-template <class R, int N, bool Whole>
-struct Lying {
-  static constexpr int64_t kAhead = 8;  // rows
-  const R* const* rows;
-  int64_t offset, last, ahead = 0;
-  Lying part(R*, int64_t first, int64_t count) const {
-    return {rows + first, offset, last, count > kAhead ? kAhead * distance(rows[first], rows[first + 1]) : 0};
-  }
-  ONEPASS_INLINE Vec<R> operator()(int64_t j, int k) const {
-    return load_as<R>(rows[j] + offset + k * kWidth<R>, Whole || k < N - 1 ? kWidth<R> : last);
-  }
-  ONEPASS_INLINE void fetch(int64_t j) const {
-#pragma GCC unroll 4
-    for (int k = 0; k < N; ++k) prefetch(rows[j], (offset + k * kWidth<R>) * static_cast<int64_t>(sizeof(R)) + ahead);
-  }
-  void next_tile() {}
-};
-
 // What comes after a panel: rows `step` bytes apart, of each of which so many tiles fetch two lines.
 struct Coming {
   const char* at;
@@ -102,6 +104,8 @@ struct Coming {
 
 inline Coming nothing(const void* panel) { return {static_cast<const char*>(panel), 0, 0}; }  // but what is there
 
+// A panel of N vectors of each of some rows, which fill(panel, first row, rows) packs. Every kind of fill has this one type. As rows lie
+// apart, the machine's own prefetching does not follow: a tile that is at position j fetches something that comes later.
 template <class R, int N>
 struct Packed {
   const R* panel;
@@ -154,8 +158,8 @@ class Packing {
 
 // out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < M, over N vectors of columns from `offset` on, of which the last
 // has `last` columns.
-template <class R, int M, int N, class Source>
-ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, Source rows, int64_t n, int64_t offset, int64_t last,
+template <class R, int M, int N>
+ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, Packed<R, N> rows, int64_t n, int64_t offset, int64_t last,
                              R* const* out, Into into) {
   constexpr int W = kWidth<R>;
   Vec<R> sum[M][N];
@@ -192,24 +196,19 @@ ONEPASS_INLINE void sum_tile(const R* weights, int64_t row, int64_t column, Sour
 }
 
 // N vectors of columns of a product.
-template <class R, int N, class Source>
-void sum_columns(const R* weights, int64_t row, int64_t column, const Source& source, int64_t n, int64_t offset, int64_t last,
+template <class R, int N>
+void sum_columns(const R* weights, int64_t row, int64_t column, const Packing<R, N>& packing, int64_t n, int64_t offset, int64_t last,
                  R* const* out, int64_t m, Into into, const Positions& positions) {
   alignas(64) R panel[kPanel * N * kWidth<R>];
   int64_t first = 0;
   do {
     const int64_t count = positions.panel(first, n);
-    auto rows = source.part(panel, first, count);
+    Packed<R, N> rows = packing.part(panel, first, count);
     const Into here = first > 0 ? Into::sum : into == Into::memory && count < n ? Into::cache : into;
-    const auto tile = [&](auto tile_rows, int64_t i) {
-      sum_tile<R, decltype(tile_rows)::value, N>(weights + i * row + first * column, row, column, rows, count, offset, last, out + i, here);
+    by_tiles<kTileRows>(m, [&](auto tile, int64_t i) {
+      sum_tile<R, decltype(tile)::value, N>(weights + i * row + first * column, row, column, rows, count, offset, last, out + i, here);
       rows.next_tile();
-    };
-    int64_t i = 0;
-    for (; i + kTileRows <= m; i += kTileRows) tile(std::integral_constant<int, kTileRows>{}, i);
-    if (m - i >= 4) tile(std::integral_constant<int, 4>{}, i), i += 4;
-    if (m - i >= 2) tile(std::integral_constant<int, 2>{}, i), i += 2;
-    if (m - i >= 1) tile(std::integral_constant<int, 1>{}, i);
+    });
     first += count;
   } while (first < n);
 }
@@ -233,64 +232,91 @@ void by_columns(int64_t width, const F& f) {
   }
 }
 
-// to[c] += sum over j < J of weights[j * column] * rows[j][offset + c] in this order, or that sum alone.
-template <class R, int J, class Element>
-void add_rows(const R* weights, int64_t column, const Element* const* rows, int64_t offset, int64_t width, R* to, bool alone) {
+// to[i][c] += sum over j < J of weights[i * row + j * column] * rows[j][offset + c], i < M, in this order, or that sum alone. The rows
+// that come next, as far apart as these, are fetched meanwhile, or not.
+template <class R, int M, int J, bool Fetch, class Element>
+void add_rows(const R* weights, int64_t row, int64_t column, const Element* const* rows, int64_t offset, int64_t width, R* const* to,
+              bool alone) {
   constexpr int W = kWidth<R>;
-  Vec<R> weight[J];
+  [[maybe_unused]] const int64_t ahead = Fetch ? J * distance(rows[0], rows[1]) : 0;
+  Vec<R> weight[M][J];
 #pragma GCC unroll 8
-  for (int j = 0; j < J; ++j) weight[j] = splat<R>(weights[j * column]);
-  const auto vector = [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-    Vec<R> sum = alone ? Vec<R>{} : load_as<R>(to + c, n);
+  for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) sum = fma<R>(weight[j], load_as<R>(rows[j] + offset + c, n), sum);
-    return sum;
+    for (int j = 0; j < J; ++j) weight[i][j] = splat<R>(weights[i * row + j * column]);
+  R* out[M];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) out[i] = to[i];
+  const Element* from[J];
+#pragma GCC unroll 8
+  for (int j = 0; j < J; ++j) from[j] = rows[j] + offset;
+  const auto vector = [&](int64_t c, int64_t n, const auto& put) __attribute__((always_inline)) {
+    Vec<R> sum[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) sum[i] = alone ? Vec<R>{} : load_as<R>(out[i] + c, n);
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) {
+      if constexpr (Fetch) prefetch(from[j], c * static_cast<int64_t>(sizeof(Element)) + ahead);
+      const Vec<R> x = load_as<R>(from[j] + c, n);
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) sum[i] = fma<R>(weight[i][j], x, sum[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) put(out[i] + c, sum[i]);
   };
   int64_t c = 0;
-  for (; c + W <= width; c += W) store<R>(to + c, vector(c, W));
-  if (c < width) store_first<R>(to + c, vector(c, width - c), width - c);
+  for (; c + W <= width; c += W) vector(c, W, [](R* p, Vec<R> x) __attribute__((always_inline)) { store<R>(p, x); });
+  if (c < width) vector(c, width - c, [&](R* p, Vec<R> x) __attribute__((always_inline)) { store_first<R>(p, x, width - c); });
 }
 
-// One row of a product. The other rows are read once, in long pieces, as the machine likes best to fetch them.
+// A product of few rows. The other rows are read once, in long pieces, as the machine likes best to fetch them.
 template <class R>
-void weighted_sum(const R* weights, int64_t column, const Rows<R>& rows, int64_t n, R* out, Into into, const Positions& positions) {
-  constexpr int64_t kPiece = 1024, kTogether = 8;
-  if (n == 0 && into != Into::sum) __builtin_memset(out, 0, static_cast<size_t>(rows.width) * sizeof(R));
+void few_weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m, Into into,
+                       const Positions& positions) {
+  const bool fewest = m <= kTileRows / 2;  // registers keep the weights of eight rows, the first-level cache longer pieces
+  const int64_t piece = fewest ? 1024 : 512;
+  if (n == 0 && into != Into::sum)
+    for (int64_t i = 0; i < m; ++i) __builtin_memset(out[i], 0, static_cast<size_t>(rows.width) * sizeof(R));
   with_element<R>(rows.dtype, [&](auto element) {
-    const auto* const* at = reinterpret_cast<const decltype(element)* const*>(rows.at);
-    alignas(64) R panel[kPiece];
-    for (int64_t offset = 0; offset < rows.width; offset += kPiece) {
-      const int64_t width = rows.width - offset < kPiece ? rows.width - offset : kPiece;
+    const auto* const* all = reinterpret_cast<const decltype(element)* const*>(rows.at);
+    alignas(64) R panel[kFewRows * 512];
+    for (int64_t offset = 0; offset < rows.width; offset += piece) {
+      const int64_t width = rows.width - offset < piece ? rows.width - offset : piece;
       for (int64_t first = 0, count; first < n; first += count) {
         count = positions.panel(first, n);
         const bool adds = first > 0 || into == Into::sum;
-        R* to = adds ? panel : out + offset;
+        R* to[kFewRows];
+        for (int64_t i = 0; i < m; ++i) to[i] = adds ? panel + i * piece : out[i] + offset;
         const auto add = [&](auto together, int64_t j) {
-          add_rows<R, decltype(together)::value>(weights + (first + j) * column, column, at + first + j, offset, width, to, j == 0);
+          const auto* const* at = all + first + j;
+          constexpr int J = decltype(together)::value;
+          by_tiles<J == 8 ? kTileRows / 2 : kTileRows>(m, [&](auto tile, int64_t i) {
+            constexpr int M = decltype(tile)::value;
+            constexpr bool kFetch = M >= 4 && J > 1 && kFetches<R>;  // with less to do meanwhile the machine itself is as fast
+            const R* w = weights + i * row + (first + j) * column;
+            if (kFetch && i == 0) add_rows<R, M, J, kFetch>(w, row, column, at, offset, width, to + i, j == 0);
+            else add_rows<R, M, J, false>(w, row, column, at, offset, width, to + i, j == 0);
+          });
         };
         int64_t j = 0;
-        for (; j + kTogether <= count; j += kTogether) add(std::integral_constant<int, kTogether>{}, j);
+        for (; fewest && j + 8 <= count; j += 8) add(std::integral_constant<int, 8>{}, j);
+        for (; j + 4 <= count; j += 4) add(std::integral_constant<int, 4>{}, j);
         for (; j < count; ++j) add(std::integral_constant<int, 1>{}, j);
-        for (int64_t c = 0; c < width && adds; ++c) out[offset + c] += panel[c];
+        for (int64_t i = 0; i < m && adds; ++i)
+          for (int64_t c = 0; c < width; ++c) out[i][offset + c] += to[i][c];
       }
     }
   });
 }
 
-// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < m. With more than one tile of results the rows are packed: as
-// they lie, often a power of two apart, few of them fit into the first-level cache at once. So are halves, to convert them once.
+// out[i] = sum over j < n of weights[i * row + j * column] * rows[j], i < m. For more results the rows are packed: as they lie, often a
+// power of two apart, few of them fit into the first-level cache at once, and halves are converted for every tile.
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m,
                    Into into = Into::cache, const Positions& positions = {}) {
-  if (m == 1) return weighted_sum<R>(weights, column, rows, n, out[0], into, positions);
+  if (m == 1 || (m <= kFewRows && into != Into::memory)) return few_weighted_sums<R>(weights, row, column, rows, n, out, m, into, positions);
   by_columns<R>(rows.width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
-    const auto sum = [&](const auto& source) {
-      sum_columns<R, N>(weights, row, column, source, n, offset, last, out, m, into, positions);
-    };
-    if (m <= kTileRows && rows.native()) {
-      return sum(Lying<R, N, decltype(whole)::value>{reinterpret_cast<const R* const*>(rows.at), offset, last});
-    }
     const auto pack = [&](R* panel, int64_t first, int64_t count) {
       with_element<R>(rows.dtype, [&](auto element) {
         const auto* const* at = reinterpret_cast<const decltype(element)* const*>(rows.at) + first;
@@ -303,7 +329,7 @@ void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>&
           }
       });
     };
-    sum(Packing<R, N>(pack, rows, n, offset));
+    sum_columns<R, N>(weights, row, column, Packing<R, N>(pack, rows, n, offset), n, offset, last, out, m, into, positions);
   });
   if (into == Into::memory) finish_stores();
 }
@@ -365,13 +391,13 @@ void packed_dot_products(const R* const* left, int64_t m, const Rows<R>& right, 
   });
 }
 
-// out[i, j] = left[i] . right[j] for i < m, j < p. `many`: whether a call has so many rows of `left` in all that transposing `right` pays;
-// the two ways round differently, so that this must not depend on how the rows are shared out. Here rows of `right` come in blocks that
-// stay in the first-level cache.
+// out[i, j] = left[i] . right[j] for i < m, j < p. With many rows of `left` in all it pays to transpose `right`, the sooner the shorter
+// rows are, as a sum over lanes then weighs more; the two ways round differently, so that this must not depend on how the rows are shared
+// out. Here rows of `right` come in blocks that stay in the first-level cache.
 template <class R>
-void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t p, R* out, int64_t stride, bool many) {
-  if (many) return packed_dot_products<R>(left, m, right, p, out, stride);
-  constexpr int kTile = kRegisters == 32 ? 4 : 2;
+void dot_products(const R* const* left, int64_t m, int64_t in_all, const Rows<R>& right, int64_t p, R* out, int64_t stride) {
+  if (in_all >= (kRegisters == 32 && right.width >= 128 ? 24 : 16)) return packed_dot_products<R>(left, m, right, p, out, stride);
+  constexpr int kTile = kRegisters == 32 ? 6 : 2;
   constexpr int64_t kBlockBytes = 24 * 1024;
   const int64_t n = right.width;
   int64_t block = kBlockBytes / (n * size_of(right.dtype) + 1) / 4 * 4;
@@ -380,10 +406,9 @@ void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t
     const auto* const* rows = reinterpret_cast<const decltype(element)* const*>(right.at);
     for (int64_t first = 0; first < p; first += block) {
       const int64_t end = first + block < p ? first + block : p;
-      int64_t i = 0;
-      while (i < m) {
-        const auto row_of_tiles = [&](auto tile_rows, auto first_of_all) {
-          constexpr int M = decltype(tile_rows)::value;
+      by_tiles<kTile>(m, [&](auto tile_rows, int64_t i) {
+        constexpr int M = decltype(tile_rows)::value;
+        const auto tiles = [&](auto first_of_all) {
           const auto tile = [&](auto together, int64_t j) {
             constexpr int N = decltype(together)::value;
             const auto* next = rows[j + N < p ? j + N : j];
@@ -392,16 +417,10 @@ void dot_products(const R* const* left, int64_t m, const Rows<R>& right, int64_t
           int64_t j = first;
           for (; j + 4 <= end; j += 4) tile(std::integral_constant<int, 4>{}, j);
           for (; j < end; ++j) tile(std::integral_constant<int, 1>{}, j);
-          i += M;
-        };
-        const auto tiles = [&](auto first_of_all) {
-          if (m - i >= kTile) row_of_tiles(std::integral_constant<int, kTile>{}, first_of_all);
-          else if (m - i >= 2) row_of_tiles(std::integral_constant<int, 2>{}, first_of_all);
-          else row_of_tiles(std::integral_constant<int, 1>{}, first_of_all);
         };
         if (i == 0) tiles(std::true_type{});
         else tiles(std::false_type{});
-      }
+      });
     }
   });
 }

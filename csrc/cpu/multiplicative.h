@@ -9,9 +9,9 @@ constexpr int64_t kQueryBlock = 128;
 
 // scores[t * stride + i] = scale * q[t] . k[i]
 template <class R>
-void multiplicative_scores(const R* const* query, int64_t queries, const Rows<R>& keys, int64_t n, R scale, R* scores,
-                           int64_t stride, bool many) {
-  dot_products<R>(query, queries, keys, n, scores, stride, many);
+void multiplicative_scores(const R* const* query, int64_t queries, int64_t in_all, const Rows<R>& keys, int64_t n, R scale, R* scores,
+                           int64_t stride) {
+  dot_products<R>(query, queries, in_all, keys, n, scores, stride);
   if (scale == R(1)) return;
   for (int64_t t = 0; t < queries; ++t)
     for (int64_t i = 0; i < n; ++i) scores[t * stride + i] *= scale;
@@ -24,7 +24,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     Scratch& scratch = Scratch::mine();
     const R* const* query = row_pointers<R>(scratch, args.query, b, h, 0, shape.T, shape.A);
     const Rows<R> keys(scratch, args.keys, b, h, first, n, shape.A);
-    multiplicative_scores<R>(query, shape.T, keys, n, R(args.scale), scores, stride, shape.T >= kMany);
+    multiplicative_scores<R>(query, shape.T, shape.T, keys, n, R(args.scale), scores, stride);
   };
   if (split_forward<R>(args, executor, part)) return;
   const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
@@ -35,7 +35,7 @@ void multiplicative_forward(const MultiplicativeForward& args, const Executor& e
     R* scores = scratch.take<R>(queries * stride);
     const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
     const Rows<R> keys(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
-    multiplicative_scores<R>(query, queries, keys, n, R(args.scale), scores, stride, shape.T >= kMany);
+    multiplicative_scores<R>(query, queries, shape.T, keys, n, R(args.scale), scores, stride);
     R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
     for (int64_t t = 0; t < queries; ++t) {
       R* row = scores + t * stride;
@@ -60,7 +60,7 @@ void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int
       gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
     return;
   }
-  multiplicative_scores<R>(query, queries, keys, n, R(args.scale), weights, stride, args.shape.T >= kMany);
+  multiplicative_scores<R>(query, queries, args.shape.T, keys, n, R(args.scale), weights, stride);
   for (int64_t t = 0; t < queries; ++t) softmax_row<R>(weights + t * stride, visible, t);
 }
 
@@ -101,7 +101,7 @@ void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int
     const int64_t from = group.first, n = group.last - from, stride = padded<R>(n);
     const Visible visible = whole.part(t0, from, n);
     weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys.from(from), weights, stride, buffer);
-    if (through_context) dot_products<R>(upstream + t0, queries, values.from(from), n, grad, stride, shape.T >= kMany);
+    if (through_context) dot_products<R>(upstream + t0, queries, T, values.from(from), n, grad, stride);
     else __builtin_memset(grad, 0, static_cast<size_t>(queries * stride) * sizeof(R));
     for (int64_t t = 0; t < queries; ++t) {
       R* g = grad + t * stride;
