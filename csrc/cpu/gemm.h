@@ -274,19 +274,19 @@ template <class R>
 void few_weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m, Into into,
                        const Positions& positions) {
   const bool fewest = m <= kTileRows / 2;  // registers keep the weights of eight rows, the first-level cache longer pieces
-  const int64_t piece = fewest ? 1024 : 512;
+  const int64_t piece = fewest ? 1024 : 512, stride = piece + 64;  // not a power of two, as rows may be apart: they would meet in the cache
   if (n == 0 && into != Into::sum)
     for (int64_t i = 0; i < m; ++i) __builtin_memset(out[i], 0, static_cast<size_t>(rows.width) * sizeof(R));
   with_element<R>(rows.dtype, [&](auto element) {
     const auto* const* all = reinterpret_cast<const decltype(element)* const*>(rows.at);
-    alignas(64) R panel[kFewRows * 512];
+    alignas(64) R panel[kFewRows * (512 + 64)];
     for (int64_t offset = 0; offset < rows.width; offset += piece) {
       const int64_t width = rows.width - offset < piece ? rows.width - offset : piece;
       for (int64_t first = 0, count; first < n; first += count) {
         count = positions.panel(first, n);
-        const bool adds = first > 0 || into == Into::sum;
+        const bool adds = first > 0 || into == Into::sum, in_place = m == 1 && !adds;
         R* to[kFewRows];
-        for (int64_t i = 0; i < m; ++i) to[i] = adds ? panel + i * piece : out[i] + offset;
+        for (int64_t i = 0; i < m; ++i) to[i] = in_place ? out[i] + offset : panel + i * stride;
         const auto add = [&](auto together, int64_t j) {
           const auto* const* at = all + first + j;
           constexpr int J = decltype(together)::value;
@@ -302,8 +302,8 @@ void few_weighted_sums(const R* weights, int64_t row, int64_t column, const Rows
         for (; fewest && j + 8 <= count; j += 8) add(std::integral_constant<int, 8>{}, j);
         for (; j + 4 <= count; j += 4) add(std::integral_constant<int, 4>{}, j);
         for (; j < count; ++j) add(std::integral_constant<int, 1>{}, j);
-        for (int64_t i = 0; i < m && adds; ++i)
-          for (int64_t c = 0; c < width; ++c) out[i][offset + c] += to[i][c];
+        for (int64_t i = 0; i < m && !in_place; ++i)
+          for (int64_t c = 0; c < width; ++c) out[i][offset + c] = adds ? out[i][offset + c] + to[i][c] : to[i][c];
       }
     }
   });
