@@ -53,8 +53,9 @@ void additive_score_gradient(const AdditiveBackward& args, int64_t b, int64_t h,
     scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, grad + t * stride, visible, t, args.shape.S, R(0), buffer);
 }
 
-// One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite.
-template <class R, int N, class Element>
+// One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite. The next keys
+// are fetched meanwhile, or not.
+template <class R, int N, bool Fetch, class Element>
 void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k, int64_t s, const R* g, const uint8_t* seen,
                     const ScoreContext<R>& c, R* dq) {
   constexpr int W = kWidth<R>;
@@ -72,7 +73,7 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
       Vec<R> x[N], r[N], sum = load<R>(dq + a);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
-        __builtin_prefetch(k.e[s + i] + N * c.channels.whole + a);  // the next keys
+        if constexpr (Fetch) __builtin_prefetch(k.e[s + i] + N * c.channels.whole + a);
         x[i] = query * load_as<R>(k.e[s + i] + a);
         merging.d[i] = x[i] + R(1);
       }
@@ -92,7 +93,7 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
     if (q_size + most <= kMerged) step(std::true_type{});
     else step(std::false_type{});
   } else if constexpr (N > 1) {
-    for (int i = 0; i < N; ++i) query_gradient<R, 1>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, dq);
+    for (int i = 0; i < N; ++i) query_gradient<R, 1, false>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, dq);
   } else if (seen == nullptr || *seen != 0) {
     const int64_t A = c.channels.count;
     const R* key = k.rows.row(s, k.buffer);
@@ -144,8 +145,12 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
         const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
         R* sum = (many ? some : dq.total) + t * whole;
         const auto keys = [&](auto together, int64_t s) {
-          query_gradient<R, decltype(together)::value>(query[t], eq + t * whole, size[t], k, s, row + s,
-                                                       seen == nullptr ? nullptr : seen + s, c, sum);
+          const auto gradient = [&](auto fetch) {
+            query_gradient<R, decltype(together)::value, decltype(fetch)::value>(
+                query[t], eq + t * whole, size[t], k, s, row + s, seen == nullptr ? nullptr : seen + s, c, sum);
+          };
+          if (t == 0) gradient(std::true_type{});
+          else gradient(std::false_type{});
         };
         for (int64_t s = 0, end; s < count; s = end) {
           const int64_t left = kGradientKeys - (first + s) % kGradientKeys;

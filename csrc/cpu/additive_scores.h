@@ -33,6 +33,7 @@ struct Limits<double> {
 constexpr float kSmall = 1.f / 16;  // |q| + |k| below which tanh is taken directly
 constexpr int64_t kChunk = 64 * 1024;    // elements of keys that the second-level cache keeps beside all else
 constexpr int64_t kConverted = 4 * 1024;  // and the first, of keys that are only converted
+constexpr int64_t kNear = 2 << 20;       // bytes of all keys of a memory of which second-level caches keep enough
 constexpr int64_t kFew = 8;         // channels up to which it always is, none included
 
 // The size of a row: its largest magnitude (NaN if an element is not finite), and the largest sum of positive parts of the channels
@@ -165,8 +166,9 @@ struct ScoreContext {
   Weighting<R> weighting;
 };
 
-// A tile of scores, TT queries by SS keys, all pairs merged (or all single).
-template <class R, bool Merged, int TT, int SS, class Element>
+// A tile of scores, TT queries by SS keys, all pairs merged (or all single). The next tile's keys are fetched meanwhile,
+// or not.
+template <class R, bool Merged, int TT, int SS, bool Fetch, class Element>
 ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Element* const* ek, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;
   const int64_t whole = c.channels.whole;
@@ -184,7 +186,9 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Elem
 #pragma GCC unroll 8
           for (int i = 0; i < G; ++i) {
             const int64_t at = first + i * W;
-            if constexpr (TT == 1) __builtin_prefetch(ek[s] + SS * whole + at);  // the next tile's keys: one query just reads them once
+            if constexpr (Fetch) {
+              if (t == 0) __builtin_prefetch(ek[s] + SS * whole + at);
+            }
             d[i] = fma<R>(load<R>(eq + t * whole + at), load_as<R>(ek[s] + at), load<R>(weight + at));
           }
           const Ratio<R> ratio = merge<R, G>(d);
@@ -256,7 +260,7 @@ ONEPASS_INLINE Size<R> operator+(Size<R> a, Size<R> b) {
 }
 
 // Scores of TT queries and SS keys.
-template <class R, int TT, int SS, class Element>
+template <class R, int TT, int SS, bool Fetch, class Element>
 ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, int64_t t, const Keys<R, Element>& k, int64_t s, R* out,
                                 int64_t stride) {
   const int64_t whole = c.channels.whole;
@@ -274,14 +278,14 @@ ONEPASS_INLINE void score_pairs(const ScoreContext<R>& c, const Queries<R>& q, i
   extremes(k.size + s, SS, k_least, k_most);
   const Way way = way_of<R>(c.weighting, q_least + k_least, q_most + k_most);
   if (way == Way::merged) {
-    score_tile<R, true, TT, SS>(c, q.merged + t * whole, k.e + s, out, stride);
+    score_tile<R, true, TT, SS, Fetch>(c, q.merged + t * whole, k.e + s, out, stride);
   } else if (TT * SS > 1 && way == Way::single && way_of<R>(c.weighting, q_least + k_least, q_least + k_least) == Way::single) {
-    score_tile<R, false, TT, SS>(c, q.e + t * whole, k.e + s, out, stride);
+    score_tile<R, false, TT, SS, false>(c, q.e + t * whole, k.e + s, out, stride);
   } else if constexpr (TT * SS > 1) {
     for (int i = 0; i < TT; ++i)
-      for (int j = 0; j < SS; ++j) score_pairs<R, 1, 1>(c, q, t + i, k, s + j, out + i * stride + j, stride);
+      for (int j = 0; j < SS; ++j) score_pairs<R, 1, 1, false>(c, q, t + i, k, s + j, out + i * stride + j, stride);
   } else if (way == Way::single) {
-    score_tile<R, false, 1, 1>(c, q.e + t * whole, k.e + s, out, stride);
+    score_tile<R, false, 1, 1, false>(c, q.e + t * whole, k.e + s, out, stride);
   } else {
     *out = direct_score<R>(q.rows[t], k.rows.row(s, k.buffer), c.weighting.v, c.channels.count);
   }
@@ -376,13 +380,19 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
                                 q.merged + t * whole);
 
   constexpr int TT = kRegisters == 32 ? 4 : 2, SS = kRegisters == 32 ? 4 : 2;
+  const bool far = prepared && args.shape.B * args.memory.exponentials.batch * size_of(args.memory.exponentials.dtype) > kNear;
   for_keys<R>(scratch, args.keys, args.memory, channels, b, h, visible, queries, [&](int64_t first, int64_t n, const auto& k) {
     R* out = scores + first;
     const auto row_of_tiles = [&](auto tile, int64_t t) {
       constexpr int M = decltype(tile)::value;
-      int64_t i = 0;
-      for (; i + SS <= n; i += SS) score_pairs<R, M, SS>(c, q, t, k, i, out + t * stride + i, stride);
-      for (; i < n; ++i) score_pairs<R, M, 1>(c, q, t, k, i, out + t * stride + i, stride);
+      const auto tiles = [&](auto fetch) {
+        constexpr bool kFetch = decltype(fetch)::value;
+        int64_t i = 0;
+        for (; i + SS <= n; i += SS) score_pairs<R, M, SS, kFetch>(c, q, t, k, i, out + t * stride + i, stride);
+        for (; i < n; ++i) score_pairs<R, M, 1, kFetch>(c, q, t, k, i, out + t * stride + i, stride);
+      };
+      if (t == 0 && (queries == 1 || far)) tiles(std::true_type{});
+      else tiles(std::false_type{});
     };
     int64_t t = 0;
     if constexpr (!std::decay_t<decltype(k)>::kForOne) {
