@@ -166,8 +166,8 @@ struct ScoreContext {
   Weighting<R> weighting;
 };
 
-// A tile of scores, TT queries by SS keys, all pairs merged (or all single). The next tile's keys are fetched meanwhile,
-// or not.
+// A tile of scores, TT queries by SS keys, all pairs merged (or all single). The next tile's keys are fetched meanwhile, or
+// not.
 template <class R, bool Merged, int TT, int SS, bool Fetch, class Element>
 ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Element* const* ek, R* out, int64_t stride) {
   constexpr int W = kWidth<R>;

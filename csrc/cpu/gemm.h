@@ -314,7 +314,8 @@ void few_weighted_sums(const R* weights, int64_t row, int64_t column, const Rows
 template <class R>
 void weighted_sums(const R* weights, int64_t row, int64_t column, const Rows<R>& rows, int64_t n, R* const* out, int64_t m,
                    Into into = Into::cache, const Positions& positions = {}) {
-  if (m == 1 || (m <= kFewRows && into != Into::memory)) return few_weighted_sums<R>(weights, row, column, rows, n, out, m, into, positions);
+  if (m == 1 || (m <= kFewRows && into != Into::memory))
+    return few_weighted_sums<R>(weights, row, column, rows, n, out, m, into, positions);
   by_columns<R>(rows.width, [&](auto vectors, auto whole, int64_t offset, int64_t last) {
     constexpr int N = decltype(vectors)::value, W = kWidth<R>;
     const auto pack = [&](R* panel, int64_t first, int64_t count) {
