@@ -5,7 +5,8 @@ import torch
 from cases import Dims, build
 from memory_cases import each_family, remember, with_leaves
 
-MOST = 15  # with more queries a CPU computes scores another way
+MOST = 26  # past where rows are packed
+ONE_WAY = 15  # past which products over channels are computed another way: multiplicative scores, gradients of weights
 DTYPES = [(torch.float32, None), (torch.float32, torch.bfloat16), (torch.float64, None), (torch.bfloat16, None)]  # and as kept
 
 
@@ -29,4 +30,5 @@ def test_as_alone(family: str, dims: Dims, dtype: torch.dtype, kept: torch.dtype
     for count in range(2, MOST + 1):
         together = step(case.query[:, :count], case.grad_context[:, :count])
         for name, found, each in zip(("context", "weights", "d_query"), together, zip(*alone[:count], strict=True), strict=True):
-            assert torch.equal(found, torch.cat(each, 1)), f"{name} of {count} queries"
+            if count <= ONE_WAY or (family == "additive" and name != "d_query"):
+                assert torch.equal(found, torch.cat(each, 1)), f"{name} of {count} queries"

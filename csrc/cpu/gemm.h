@@ -32,19 +32,24 @@ struct Positions {
   }
 };
 
-// Calls f(rows of a tile, first row) for all m, in as few tiles as there can be, of sizes as even.
+// Calls f(rows of a tile, first row) for all m, in as few tiles as there can be, of sizes as even: the larger ones first.
 template <int Most, class F>
 ONEPASS_INLINE void by_tiles(int64_t m, const F& f) {
-  int64_t tiles = (m + Most - 1) / Most;
-  for (int64_t i = 0, rows; i < m; i += rows, --tiles) {
-    rows = (m - i + tiles - 1) / tiles;
+  if (m == 0) return;
+  const int64_t tiles = (m + Most - 1) / Most, size = m / tiles, larger = m % tiles;
+  int64_t i = 0;
+  const auto run = [&](auto rows, int64_t end) __attribute__((always_inline)) {
+    for (; i < end; i += rows) f(rows, i);
+  };
+  for (const int64_t rows : {size + 1, size}) {
+    const int64_t end = rows == size ? m : larger * rows;
     switch (rows) {
-      case 1: f(std::integral_constant<int, 1>{}, i); break;
-      case 2: f(std::integral_constant<int, 2>{}, i); break;
-      case 3: f(std::integral_constant<int, 3>{}, i); break;
-      case 4: if constexpr (Most >= 4) f(std::integral_constant<int, 4>{}, i); break;
-      case 5: if constexpr (Most >= 5) f(std::integral_constant<int, 5>{}, i); break;
-      case 6: if constexpr (Most >= 6) f(std::integral_constant<int, 6>{}, i); break;
+      case 1: run(std::integral_constant<int, 1>{}, end); break;
+      case 2: run(std::integral_constant<int, 2>{}, end); break;
+      case 3: if constexpr (Most >= 3) run(std::integral_constant<int, 3>{}, end); break;
+      case 4: if constexpr (Most >= 4) run(std::integral_constant<int, 4>{}, end); break;
+      case 5: if constexpr (Most >= 5) run(std::integral_constant<int, 5>{}, end); break;
+      case 6: if constexpr (Most >= 6) run(std::integral_constant<int, 6>{}, end); break;
     }
   }
 }
@@ -397,7 +402,8 @@ void packed_dot_products(const R* const* left, int64_t m, const Rows<R>& right, 
 // out. Here rows of `right` come in blocks that stay in the first-level cache.
 template <class R>
 void dot_products(const R* const* left, int64_t m, int64_t in_all, const Rows<R>& right, int64_t p, R* out, int64_t stride) {
-  if (in_all >= (kRegisters == 32 && right.width >= 128 ? 24 : 16)) return packed_dot_products<R>(left, m, right, p, out, stride);
+  const int64_t many = kRegisters == 32 && right.width >= 128 ? 24 : 16;
+  if (in_all >= many) return packed_dot_products<R>(left, m, right, p, out, stride);
   constexpr int kTile = kRegisters == 32 ? 6 : 2;
   constexpr int64_t kBlockBytes = 24 * 1024;
   const int64_t n = right.width;
