@@ -60,6 +60,15 @@ def test_few_channels(width: int, seed: int, backend: str, isa: str) -> None:
 
 
 @pytest.mark.of_cpp
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_gradients_of_few_channels(width: int, backend: str, isa: str) -> None:
+    """Also the gradient of v is a sum of tanh itself: few pairs, many times, as the roundings of 1 - 2r only seldom do not cancel."""
+    for seed in range(150):
+        case = build("scores", Dims(2, 3, 5, width), hidden="lengths", seed=seed)
+        check(results(case, backend), case)
+
+
+@pytest.mark.of_cpp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dims", [Dims(1, 1, 30011, 24), Dims(1, 6, 1031, 64), Dims(1, 40003, 3, 12), Dims(3000, 1, 2, 9)], ids=str)
 def test_long_gradient_sums(dims: Dims, dtype: torch.dtype, backend: str, isa: str) -> None:

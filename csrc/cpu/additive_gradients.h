@@ -142,10 +142,13 @@ struct GradientTile {
   R least, most;        // of the queries' sizes
   const R* g;           // [end - from, queries]: gradients of scores, scaled
   const uint8_t* seen;  // likewise, what the queries see; null if all
+  bool few;             // channels: all pairs are direct, as in the scores
   bool uniform;         // all pairs merge
 
   // The way of a pair, by the key's size (or of all pairs, by those of the smallest and the largest key).
-  bool in_range(R smallest, R largest) const { return most + largest <= Limits<R>::single && least + smallest >= R(kSmall); }
+  bool in_range(R smallest, R largest) const {
+    return !few && most + largest <= Limits<R>::single && least + smallest >= R(kSmall);
+  }
   bool merges(R largest) const { return most + largest <= MergeLimits<R>::kSize; }
 };
 
@@ -263,7 +266,7 @@ GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_
                                  const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, R scale, int64_t t, int64_t from,
                                  int64_t end, R* g, uint8_t* seen, GradientSums<R>& sums) {
   constexpr int W = kWidth<R>;
-  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, false};
+  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, args.shape.A <= kFew, false};
   for (int i = 1; i < Q; ++i) {
     const R size = q.largest[t + i];
     tile.least = size < tile.least ? size : tile.least;
