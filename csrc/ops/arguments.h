@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -13,13 +14,13 @@
 #include <vector>
 
 #include "../tensors.h"
+#include "sizes.h"
 
 namespace onepass {
 
 using TorchTensor = torch::stable::Tensor;
 using OptionalTensor = std::optional<TorchTensor>;
 using torch::headeronly::ScalarType;
-using Sizes = std::vector<int64_t>;
 
 #define ONEPASS_CHECK(condition, ...)                                                       \
   do {                                                                                      \
@@ -33,14 +34,17 @@ std::string words(const Parts&... parts) {
   return text.str();
 }
 
-inline std::string shape_of(const TorchTensor& x) {
+template <class Numbers>
+std::string text_of(const Numbers& sizes) {
   std::string text = "[";
-  for (int64_t i = 0; i < x.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(x.size(i));
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + "]";
 }
 
-inline Dtype dtype_of(const char* name, const TorchTensor& x) {
-  switch (x.scalar_type()) {
+inline std::string shape_of(const TorchTensor& x) { return text_of(x.sizes()); }
+
+inline Dtype dtype_of(const char* name, ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return Dtype::f32;
     case ScalarType::Double: return Dtype::f64;
     case ScalarType::BFloat16: return Dtype::bf16;
@@ -48,6 +52,8 @@ inline Dtype dtype_of(const char* name, const TorchTensor& x) {
     default: throw std::runtime_error(words("onepass: ", name, " must be float32, float64, bfloat16 or float16"));
   }
 }
+
+inline Dtype dtype_of(const char* name, const TorchTensor& x) { return dtype_of(name, x.scalar_type()); }
 
 // What a dtype accumulates in.
 inline ScalarType accumulator(const TorchTensor& x) {
@@ -57,32 +63,27 @@ inline ScalarType accumulator(const TorchTensor& x) {
 // Tensors of one call: it keeps copies that had to be made contiguous alive until the kernels have run.
 class Arguments {
  public:
-  explicit Arguments(const TorchTensor& query) : query_(query), dtype_(query.scalar_type()), rank_(query.dim()) {
-    kept_.reserve(kMost);
+  explicit Arguments(const TorchTensor& query) : Arguments(query, query.dim(), false) {
     ONEPASS_CHECK(rank_ == 3 || rank_ == 4, "query must be [B, T, A] or [B, H, T, A]; got ", shape_of(query));
-    dtype_of("query", query);
   }
 
   // Of queries over a memory with these keys: a query may have one dimension less, and is then one step.
-  Arguments(const TorchTensor& query, const TorchTensor& keys)
-      : query_(query), dtype_(query.scalar_type()), rank_(keys.dim()), one_step_(query.dim() == rank_ - 1) {
-    kept_.reserve(kMost);
+  Arguments(const TorchTensor& query, const TorchTensor& keys) : Arguments(query, keys.dim(), query.dim() == keys.dim() - 1) {
     ONEPASS_CHECK((rank_ == 3 || rank_ == 4) && (one_step_ || query.dim() == rank_),
                   "query must be [B, A] or [B, T, A] for keys [B, S, A], [B, H, A] or [B, H, T, A] for keys [B, H, S, A]; got ",
                   shape_of(query), " for ", shape_of(keys));
-    dtype_of("query", query);
   }
 
   // [B, (H,) N, W] of exactly these sizes, of the query's dtype or the one given.
   Tensor in(const char* name, const TorchTensor& given, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
     ONEPASS_CHECK(is_here(given), name, " must be on the ", place());
-    ONEPASS_CHECK(given.scalar_type() == dtype.value_or(dtype_), name, " has another dtype than the query");
-    bool fits = given.dim() == static_cast<int64_t>(sizes.size());
-    for (size_t i = 0; fits && i < sizes.size(); ++i) fits = given.size(static_cast<int64_t>(i)) == sizes[i];
-    ONEPASS_CHECK(fits, name, " must be ", text(sizes), "; got ", shape_of(given));
-    const bool unit = given.dim() == 0 || given.size(given.dim() - 1) <= 1 || given.stride(given.dim() - 1) == 1;
-    kept_.push_back(unit ? given : torch::stable::contiguous(given));
-    return view(name, kept_.back());
+    const ScalarType type = given.scalar_type();
+    ONEPASS_CHECK(type == dtype.value_or(dtype_), name, " has another dtype than the query");
+    const auto got = given.sizes();
+    ONEPASS_CHECK(std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), name, " must be ", text_of(sizes), "; got ",
+                  text_of(got));
+    if (got.empty() || got.back() <= 1 || given.strides().back() == 1) return view(name, given, type);
+    return view(name, kept_.emplace_back(torch::stable::contiguous(given)), type);
   }
 
   Tensor in(const char* name, const OptionalTensor& given, const Sizes& sizes, std::optional<ScalarType> dtype = std::nullopt) {
@@ -96,23 +97,7 @@ class Arguments {
   }
 
   // A view of a contiguous tensor made for the kernels to write.
-  Tensor view(const char* name, const TorchTensor& x) const {
-    Tensor view;
-    view.data = x.mutable_data_ptr();
-    view.dtype = dtype_of(name, x);
-    const int64_t rank = x.dim();
-    if (one_step_ && rank == rank_ - 1 && rank >= 2) {  // [B, (H,) W]
-      view.batch = x.stride(0);
-      view.head = rank == 3 ? x.stride(1) : 0;
-    } else if (rank >= 3) {
-      view.batch = x.stride(0);
-      view.head = rank == 4 ? x.stride(1) : 0;
-      view.row = x.stride(rank - 2);
-    } else if (rank == 2) {
-      view.head = x.stride(0);  // v [H, A]
-    }
-    return view;
-  }
+  Tensor view(const char* name, const TorchTensor& x) const { return view(name, x, x.scalar_type()); }
 
   // lengths: [B]; [B, T]; or [B, T, 2], spans: of each query the first position and the one after the last.
   Visibility visibility(const OptionalTensor& lengths, const OptionalTensor& mask, const Shape& shape) {
@@ -130,7 +115,7 @@ class Arguments {
       v.lengths_batch = lengths->stride(0);
       v.lengths_step = rank > 1 ? lengths->stride(1) : 0;
       const auto check = [&](const int64_t* numbers, const char* name) {
-        if (!query_.is_cpu()) return;  // kernels take the nearest number within
+        if (!on_cpu_) return;  // kernels take the nearest number within
         for (int64_t b = 0; b < shape.B; ++b)
           for (int64_t t = 0; t < (rank > 1 ? shape.T : 1); ++t) {
             const int64_t n = numbers[b * v.lengths_batch + t * v.lengths_step];
@@ -147,7 +132,7 @@ class Arguments {
       if (shared) sizes[step] = 1;
       bool fits = mask->scalar_type() == ScalarType::Bool && is_here(*mask) && mask->dim() == rank_;
       for (int64_t i = 0; fits && i < rank_; ++i) fits = mask->size(i) == sizes[static_cast<size_t>(i)];
-      ONEPASS_CHECK(fits, "mask must be boolean ", text(sizes), " on the ", place(), "; got ", shape_of(*mask));
+      ONEPASS_CHECK(fits, "mask must be boolean ", text_of(sizes), " on the ", place(), "; got ", shape_of(*mask));
       v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
       v.mask_batch = mask->stride(0);
       v.mask_head = rank_ == 4 ? mask->stride(1) : 0;
@@ -171,24 +156,39 @@ class Arguments {
   Sizes width_of_v(const Shape& shape) const { return rank_ == 4 ? Sizes{shape.H, shape.A} : Sizes{shape.A}; }
 
  private:
-  bool is_here(const TorchTensor& x) const {
-    return x.is_cpu() == query_.is_cpu() && (x.is_cpu() || x.get_device_index() == query_.get_device_index());
+  Arguments(const TorchTensor& query, int64_t rank, bool one_step)
+      : dtype_(query.scalar_type()), rank_(rank), one_step_(one_step), on_cpu_(query.is_cpu()),
+        device_(on_cpu_ ? 0 : query.get_device_index()) {
+    dtype_of("query", dtype_);
   }
 
-  const char* place() const { return query_.is_cpu() ? "cpu" : "query's device"; }
+  bool is_here(const TorchTensor& x) const { return x.is_cpu() == on_cpu_ && (on_cpu_ || x.get_device_index() == device_); }
 
-  static std::string text(const Sizes& sizes) {
-    std::string text = "[";
-    for (size_t i = 0; i < sizes.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
-    return text + "]";
+  const char* place() const { return on_cpu_ ? "cpu" : "query's device"; }
+
+  Tensor view(const char* name, const TorchTensor& x, ScalarType type) const {
+    Tensor view;
+    view.data = x.mutable_data_ptr();
+    view.dtype = dtype_of(name, type);
+    const auto strides = x.strides();
+    const auto rank = static_cast<int64_t>(strides.size());
+    if (one_step_ && rank == rank_ - 1 && rank >= 2) {  // [B, (H,) W]
+      view.batch = strides[0];
+      view.head = rank == 3 ? strides[1] : 0;
+    } else if (rank >= 3) {
+      view.batch = strides[0];
+      view.head = rank == 4 ? strides[1] : 0;
+      view.row = strides[strides.size() - 2];
+    } else if (rank == 2) {
+      view.head = strides[0];  // v [H, A]
+    }
+    return view;
   }
 
-  static constexpr size_t kMost = 12;  // tensors of a call
-
-  TorchTensor query_;
-  ScalarType dtype_;
+  ScalarType dtype_;  // of the query, like the rest
   int64_t rank_;
-  bool one_step_ = false;
+  bool one_step_, on_cpu_;
+  int32_t device_;
   std::vector<TorchTensor> kept_;
 };
 

@@ -16,6 +16,8 @@
 #include <string>
 #include <vector>
 
+#include "sizes.h"
+
 // Part of torch's C interface from 2.11 on; this library also loads into 2.10, where the name is null.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype, int32_t device_type,
@@ -93,11 +95,11 @@ class Blocks {
 };
 
 // An uninitialised tensor.
-inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes,
+inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const Sizes& sizes,
                                    std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
   using torch::headeronly::ScalarType;
   const auto type = dtype.value_or(like.scalar_type());
-  std::vector<int64_t> strides(sizes.size());
+  Sizes strides = sizes;
   int64_t count = 1;
   for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
   size_t bytes = static_cast<size_t>(count) * (type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2);

@@ -145,8 +145,10 @@ TorchTensor stack_steps(std::vector<TorchTensor> steps, bool several) {
   const int64_t rank = first.dim() + (several ? 0 : 1);
   ONEPASS_CHECK(rank == 3 || rank == 4, "steps must be [B, W], [B, H, W] or, if several, [B, K, W], [B, H, K, W]; got ", shape_of(first));
   Sizes sizes;
-  for (int64_t i = 0; i < first.dim(); ++i) sizes.push_back(first.size(i));
-  if (!several) sizes.insert(sizes.end() - 1, 1);
+  for (const int64_t size : first.sizes()) {
+    if (!several && static_cast<int64_t>(sizes.size()) == rank - 2) sizes.push_back(1);
+    sizes.push_back(size);
+  }
   const size_t row = sizes.size() - 2;
   const int64_t B = sizes[0], H = rank == 4 ? sizes[1] : 1, W = sizes[row + 1];
   sizes[row] = 0;
