@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from onepass import _deferred, reference
 from onepass._backends import FEW, pick_backend
@@ -126,10 +127,10 @@ class AttentionMemory:
             spans outside ``[0, S]`` (which the Triton kernels take as the nearest number within).
         """
         self._check(query)
-        self._check_mode(query)
+        defers = self._defers(query)
         if spans is not None:
             spans = self._spans(spans, query)
-        if self._undefers():
+        if not defers:
             context, weights = self._undeferred(query, spans)
         elif self._with_grad and (self._root is not None or query.requires_grad):
             context, weights = _deferred.step(query, self._root, self, spans)
@@ -156,10 +157,10 @@ class AttentionMemory:
             As :meth:`attend`.
         """
         self._check_weights(weights)
-        self._check_mode(weights)
+        defers = self._defers(weights)
         if spans is not None:
             spans = self._spans(spans, weights)
-        if self._undefers():
+        if not defers:
             return self._undeferred_context(weights, spans)
         if self._with_grad and (self._root is not None or weights.requires_grad):
             context: Tensor = _deferred.context(weights, self._root, self, spans)
@@ -228,20 +229,21 @@ class AttentionMemory:
                 f"weights must be {[*lead, source]}, or {lead} x K x [{source}] for K queries, to go with this memory; got {sizes}"
             )
 
-    def _check_mode(self, rows: Tensor) -> None:
-        if self._backend != "reference":
-            refuse_tangents(rows, self.keys, self.values, self.v)
+    def _defers(self, rows: Tensor) -> bool:
+        """Whether a call leaves the gradients of keys, values and ``v`` to the end of the backward. Else its own ops or formulae carry
+        them: on the reference, in compiled or transformed code, and where such code made the memory, which then has no root. An error in
+        another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
             raise RuntimeError(
                 f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
                 f"with them {'disabled' if self._with_grad else 'enabled'}: make it in the mode of its steps"
             )
-
-    def _undefers(self) -> bool:
-        """Whether a call's gradients are computed by itself, not deferred: also where the memory has no root, made by compiled code."""
         if self._backend == "reference" or torch.compiler.is_compiling():
-            return True
-        return torch._C._are_functorch_transforms_active() or (self._with_grad and self._deposits is None)
+            return False
+        transformed = torch._C._are_functorch_transforms_active()
+        if transformed or forward_ad._current_level >= 0:
+            refuse_tangents(rows, self.keys, self.values, self.v)
+        return not transformed and (self._deposits is not None or not self._with_grad)
 
     def _spans(self, spans: Tensor, rows: Tensor) -> Tensor | None:
         """Spans of a query or its weights, ended by the memory's lengths: what the ops take in the place of these."""
