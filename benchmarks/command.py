@@ -36,7 +36,7 @@ def bench(
     load: Annotated[Path | None, typer.Option(help="Show these results; measure nothing.", show_default=False)] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Two files of results: what got slower?", show_default=False)] = None,
 ) -> None:
-    """Measure onepass beside its peers. A result that is wrong has no speed. Ctrl-C shows what was measured until then.
+    """Measure onepass beside its peers. A result that is wrong has no speed. Ctrl-C or SIGTERM shows what was measured until then.
 
     Status 1: a result of onepass is wrong, or, with --compare, something of it got slower by more than the noise."""
     if (html or pictures) and importlib.util.find_spec("matplotlib") is None:

@@ -1,17 +1,35 @@
 """What a long run shows on stderr: on a terminal a bar, else a line for each job."""
 
+import signal
+import threading
+from contextlib import ExitStack
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class Bar(Progress):
-    """Of ``jobs`` with so many ``steps`` in all. Use with ``with``; ``begin`` each job, ``step`` by step."""
+    """Of ``jobs`` with so many ``steps`` in all. Use with ``with``; ``begin`` each job, ``step`` by step. Meanwhile SIGTERM is as Ctrl-C:
+    what a scheduler or ``timeout`` ends shows what was measured, too."""
 
     def __init__(self, jobs: int, steps: int, title: str = "") -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(*columns, console=Console(stderr=True), transient=True)
         self._jobs, self._begun = jobs, 0
         self._task: TaskID = self.add_task(title, total=steps)
+        self._ended = ExitStack()
+
+    def __enter__(self) -> "Bar":
+        if threading.current_thread() is threading.main_thread():  # only there signals can be handled
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self._ended.callback(signal.signal, signal.SIGTERM, before)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._ended.close()
 
     def begin(self, title: str, done: int) -> None:
         """A job, before which there were ``done`` steps."""

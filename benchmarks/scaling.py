@@ -124,7 +124,7 @@ def main(
     pictures: Annotated[Path | None, typer.Option(help="Draw into this folder.", show_default=False)] = None,
     page: Annotated[Path | None, typer.Option(help="Write the tables, in Markdown.", show_default=False)] = None,
 ) -> None:
-    """Measure time and memory over S, T, A and threads, fit exponents, and say where onepass loses. Ctrl-C keeps what there is."""
+    """Measure time and memory over S, T, A and threads, fit exponents, and say where onepass loses. Interrupted, it keeps what there is."""
     results = Results.here("cpu")
     results.ceilings["cpu float32"] = ceilings.measure("cpu")
     who = {name for name in named(provider, compiling=not quick) if provider or not variant(name)}

@@ -66,7 +66,10 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
-def test_ctrl_c_shows_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_shows_what_was_measured(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terminated = signal.getsignal(signal.SIGTERM)
+
     @provider("interrupter", {"additive"})
     def interrupter(workload: Workload, direction: str) -> Run:
         run = providers.eager(workload, direction)
@@ -76,7 +79,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFi
             nonlocal calls
             calls += 1
             if direction == BOTH and calls == 3:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             return run()
 
         return until_the_second_round
@@ -89,6 +92,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert "interrupted" in shown
     assert {record.direction for record in load(data).timed()} == {FORWARD}
     assert torch.get_num_threads() >= 1
+    assert signal.getsignal(signal.SIGTERM) == terminated
 
 
 @pytest.mark.parametrize(("name", "status"), [("onepass off", 1), ("off", 0)])
