@@ -21,15 +21,16 @@ class Bar(Progress):
         self._ended = ExitStack()
 
     def __enter__(self) -> "Bar":
-        if threading.current_thread() is threading.main_thread():  # only there signals can be handled
-            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-            self._ended.callback(signal.signal, signal.SIGTERM, before)
         super().__enter__()
+        ends_at_once = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # else somebody has decided otherwise
+        if ends_at_once and threading.current_thread() is threading.main_thread():  # only there signals can be handled
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self._ended.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self._ended.close()
+        with self._ended:
+            super().__exit__(*exception)
 
     def begin(self, title: str, done: int) -> None:
         """A job, before which there were ``done`` steps."""

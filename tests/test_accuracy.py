@@ -65,7 +65,10 @@ def test_gradients_of_few_channels(width: int, backend: str, isa: str) -> None:
     """Also the gradient of v is a sum of tanh itself: few pairs, many times, as the roundings of 1 - 2r only seldom do not cancel."""
     for seed in range(150):
         case = build("scores", Dims(2, 3, 5, width), hidden="lengths", seed=seed)
-        check(results(case, backend), case)
+        try:
+            check(results(case, backend), case)
+        except AssertionError as wrong:
+            raise AssertionError(f"seed {seed}: {wrong}") from wrong
 
 
 @pytest.mark.of_cpp

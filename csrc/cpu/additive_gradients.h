@@ -142,14 +142,12 @@ struct GradientTile {
   R least, most;        // of the queries' sizes
   const R* g;           // [end - from, queries]: gradients of scores, scaled
   const uint8_t* seen;  // likewise, what the queries see; null if all
-  bool few;             // channels: all pairs are direct, as in the scores
+  bool few;             // channels, as in the scores: roundings have few others to average with, so that no pairs merge
   bool uniform;         // all pairs merge
 
   // The way of a pair, by the key's size (or of all pairs, by those of the smallest and the largest key).
-  bool in_range(R smallest, R largest) const {
-    return !few && most + largest <= Limits<R>::single && least + smallest >= R(kSmall);
-  }
-  bool merges(R largest) const { return most + largest <= MergeLimits<R>::kSize; }
+  bool in_range(R smallest, R largest) const { return most + largest <= Limits<R>::single && least + smallest >= R(kSmall); }
+  bool merges(R largest) const { return !few && most + largest <= MergeLimits<R>::kSize; }
 };
 
 // A sum of many, kept in two parts. Without the second the error grows with the root of how many are added.
@@ -182,8 +180,8 @@ template <class R>
 struct GradientSums {
   LongSums<R> factored, plain;  // dq is e^(2q) factored + plain
   R* dk;                        // of the keys and queries at hand
-  LongSums<R> fast, direct;     // per channel, of g r over the pairs in range and of g tanh over the others
-  R total = 0, low = 0;         // of g over the pairs in range
+  LongSums<R> fast, direct;     // per channel, of g r over the pairs in range and of g tanh over the others; over all, of few channels
+  R total = 0, low = 0;         // of g over those of the former
 };
 
 // One vector of channels of a tile, from the c-th on.
@@ -228,7 +226,8 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
       };
       const auto add_single = [&](int i, Vec<R> one) {
         add(i, eq[i] * load<R>(ek + s * W) * one * one);
-        fast = fma<R>(splat<R>(g[s * Q + i]), one, fast);
+        if (tile.few) direct = fma<R>(splat<R>(g[s * Q + i]), fma<R>(splat<R>(-2), one, splat<R>(1)), direct);
+        else fast = fma<R>(splat<R>(g[s * Q + i]), one, fast);
       };
       if (!(tile.in_range(k.largest[s], k.largest[s]) && v.finite)) {
         for (int i = 0; i < Q; ++i) {
@@ -297,7 +296,7 @@ GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_
       if (const R size = k.largest[from + j / Q]; tile.in_range(size, size)) lanes[j % W] += g[j];
     sum[0] = load<R>(lanes);
   }
-  add_exactly(sums.total, sums.low, R(sum_lanes<R, 1>(sum)[0]));
+  if (!tile.few) add_exactly(sums.total, sums.low, R(sum_lanes<R, 1>(sum)[0]));
   tile.uniform = all_in_range && tile.merges(k.largest_of_all) && largest_of<R>(g, count) <= MergeLimits<R>::kGradient;
   return tile;
 }

@@ -60,7 +60,7 @@ inline ScalarType accumulator(const TorchTensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Tensors of one call: it keeps copies that had to be made contiguous alive until the kernels have run.
+// Tensors of one call, which outlive it; copies that had to be made contiguous it keeps itself until the kernels have run.
 class Arguments {
  public:
   explicit Arguments(const TorchTensor& query) : Arguments(query, query.dim(), false) {

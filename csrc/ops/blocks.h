@@ -99,7 +99,7 @@ inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const Size
                                    std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
   using torch::headeronly::ScalarType;
   const auto type = dtype.value_or(like.scalar_type());
-  Sizes strides = sizes;
+  Sizes strides = sizes;  // as many
   int64_t count = 1;
   for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
   size_t bytes = static_cast<size_t>(count) * (type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2);

@@ -230,9 +230,9 @@ class AttentionMemory:
             )
 
     def _defers(self, rows: Tensor) -> bool:
-        """Whether a call leaves the gradients of keys, values and ``v`` to the end of the backward. Else its own ops or formulae carry
-        them: on the reference, in compiled or transformed code, and where such code made the memory, which then has no root. An error in
-        another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
+        """Whether a call goes past autograd, and leaves to the end of the backward what it owes the memory. Else its own ops or formulae
+        carry all gradients: on the reference, in compiled or transformed code, and where such code made the memory, which then has no
+        root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
             raise RuntimeError(
                 f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
