@@ -89,6 +89,30 @@ def test_order_of_lengths() -> None:
     assert torch.equal(permuted.lengths, counts[order])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lengths", [(5, 1, 7, 3), (4, 4)], ids=str)
+def test_lstm_under_autocast_to_what_the_cpu_lacks(lengths: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in the dtype of its weights, where torch's has an error. On every machine: some lack neither dtype."""
+    monkeypatch.setattr("onepass.seq2seq.encoder.WITHOUT_LSTM", (dtype,))
+    encoder = make_encoder(cell="lstm", num_layers=2).float()
+    symbols, counts = make_sources(lengths)
+    expected = encoder(symbols, counts)
+    with torch.autocast("cpu", dtype):
+        found = encoder(symbols, counts)
+    assert torch.equal(found.states, expected.states)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_runs(dtype: torch.dtype) -> None:
+    """Whatever this machine lacks. How near its results are, the decoders' tests say."""
+    encoder = make_encoder(cell="lstm").float()
+    with torch.autocast("cpu", dtype):
+        states = encoder(*make_sources((4, 4))).states
+    states.float().sum().backward()
+    assert 0 < float(states.detach().abs().max()) < 1
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
 @each_cell
 def test_attributes(cell: str) -> None:
     """What other code reads of an encoder: its embedding, torch's bidirectional recurrence, and the width of its states."""

@@ -4,11 +4,35 @@ Shapes: ``B`` sources, ``S`` source positions, ``M`` width of an encoder state (
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+def _dtypes_without_lstm() -> tuple[torch.dtype, ...]:
+    """Those of which oneDNN has no LSTM on this CPU: of bfloat16 where there is no AVX-512, of float16 nearly everywhere."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return ()
+    has = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
+    return tuple(dtype for dtype, supported in has.items() if not supported())
+
+
+WITHOUT_LSTM = _dtypes_without_lstm()
+
+
+class LSTM(nn.LSTM):
+    """torch's, but under autocast to a dtype of which oneDNN lacks it, where torch's raises an error: there in the dtype of its weights."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        weight = self.weight_ih_l0
+        if not (weight.is_cpu and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in WITHOUT_LSTM):
+            return super().forward(input, hx)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.to(weight.dtype), None if hx is None else tuple(part.to(weight.dtype) for part in hx))
+
+
+CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": LSTM}
 
 
 @dataclass(frozen=True)
