@@ -58,18 +58,18 @@ def test_tables_a_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.fixture
-def ctrl_c_interrupts() -> Iterator[None]:
-    """Also where a shell began the tests in the background, which makes processes ignore the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def as_from_a_terminal() -> Iterator[None]:
+    """Signals do what they do there, also where a shell began the tests in the background, which makes processes ignore some."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    for number, handler in before.items():
+        signal.signal(number, handler or handlers[number])
 
 
-@pytest.mark.usefixtures("ctrl_c_interrupts")
+@pytest.mark.usefixtures("as_from_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_shows_what_was_measured(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminated = signal.getsignal(signal.SIGTERM)
-
     @provider("interrupter", {"additive"})
     def interrupter(workload: Workload, direction: str) -> Run:
         run = providers.eager(workload, direction)
@@ -92,7 +92,7 @@ def test_interrupted_it_shows_what_was_measured(number: int, tmp_path: Path, cap
     assert "interrupted" in shown
     assert {record.direction for record in load(data).timed()} == {FORWARD}
     assert torch.get_num_threads() >= 1
-    assert signal.getsignal(signal.SIGTERM) == terminated
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("name", "status"), [("onepass off", 1), ("off", 0)])

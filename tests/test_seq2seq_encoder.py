@@ -92,14 +92,18 @@ def test_order_of_lengths() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("lengths", [(5, 1, 7, 3), (4, 4)], ids=str)
 def test_lstm_under_autocast_to_what_the_cpu_lacks(lengths: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs in the dtype of its weights, where torch's has an error. On every machine: some lack neither dtype."""
+    """It runs in the dtype of its weights, where torch's has an error: packed and not, from states of either dtype. On every machine: some
+    lack neither."""
     monkeypatch.setattr("onepass.seq2seq.encoder.WITHOUT_LSTM", (dtype,))
     encoder = make_encoder(cell="lstm", num_layers=2).float()
     symbols, counts = make_sources(lengths)
-    expected = encoder(symbols, counts)
+    inputs = torch.randn(len(lengths), 1, encoder.rnn.input_size).to(dtype)
+    state = tuple(torch.randn(4, len(lengths), encoder.rnn.hidden_size).to(dtype) for _ in range(2))
+    expected, (stepped, _) = encoder(symbols, counts), encoder.rnn(inputs.float(), tuple(part.float() for part in state))
     with torch.autocast("cpu", dtype):
-        found = encoder(symbols, counts)
+        found, (step, _) = encoder(symbols, counts), encoder.rnn(inputs, state)
     assert torch.equal(found.states, expected.states)
+    assert torch.equal(step, stepped)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

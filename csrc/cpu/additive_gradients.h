@@ -142,7 +142,7 @@ struct GradientTile {
   R least, most;        // of the queries' sizes
   const R* g;           // [end - from, queries]: gradients of scores, scaled
   const uint8_t* seen;  // likewise, what the queries see; null if all
-  bool few;             // channels, as in the scores: roundings have few others to average with, so that no pairs merge
+  bool few;             // channels, or keys: roundings have few others to average with, so that no pairs merge
   bool uniform;         // all pairs merge
 
   // The way of a pair, by the key's size (or of all pairs, by those of the smallest and the largest key).
@@ -180,7 +180,7 @@ template <class R>
 struct GradientSums {
   LongSums<R> factored, plain;  // dq is e^(2q) factored + plain
   R* dk;                        // of the keys and queries at hand
-  LongSums<R> fast, direct;     // per channel, of g r over the pairs in range and of g tanh over the others; over all, of few channels
+  LongSums<R> fast, direct;     // per channel, of g r over the pairs in range and of g tanh over the others, and over all of a few
   R total = 0, low = 0;         // of g over those of the former
 };
 
@@ -259,13 +259,15 @@ void gradient_tile(const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, co
   sums.fast.add(c, fast);
 }
 
+constexpr int64_t kFewKeys = 4;  // in a tile below which sums over them have few terms
+
 // The tile of Q seers from the t-th on against some keys, with its gradients of scores. g, seen: where they are to lie.
 template <class R, int Q>
 GradientTile<R> gradient_tile_of(const AdditiveBackward& args, int64_t b, int64_t h, const Visible& visible, const Seers& seers,
                                  const Slice<R>& q, const Slice<R>& k, const Factors<R>& v, R scale, int64_t t, int64_t from,
                                  int64_t end, R* g, uint8_t* seen, GradientSums<R>& sums) {
   constexpr int W = kWidth<R>;
-  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, args.shape.A <= kFew, false};
+  GradientTile<R> tile{t, Q, from, end, q.largest[t], q.largest[t], g, seen, args.shape.A <= kFew || end - from < kFewKeys, false};
   for (int i = 1; i < Q; ++i) {
     const R size = q.largest[t + i];
     tile.least = size < tile.least ? size : tile.least;

@@ -79,9 +79,8 @@ class Arguments {
     ONEPASS_CHECK(is_here(given), name, " must be on the ", place());
     const ScalarType type = given.scalar_type();
     ONEPASS_CHECK(type == dtype.value_or(dtype_), name, " has another dtype than the query");
+    ONEPASS_CHECK(has_sizes(given, sizes), name, " must be ", text_of(sizes), "; got ", shape_of(given));
     const auto got = given.sizes();
-    ONEPASS_CHECK(std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), name, " must be ", text_of(sizes), "; got ",
-                  text_of(got));
     if (got.empty() || got.back() <= 1 || given.strides().back() == 1) return view(name, given, type);
     return view(name, kept_.emplace_back(torch::stable::contiguous(given)), type);
   }
@@ -130,8 +129,7 @@ class Arguments {
       const size_t step = sizes.size() - 2;
       const bool shared = mask->dim() == rank_ && mask->size(rank_ - 2) == 1;  // by all queries
       if (shared) sizes[step] = 1;
-      bool fits = mask->scalar_type() == ScalarType::Bool && is_here(*mask) && mask->dim() == rank_;
-      for (int64_t i = 0; fits && i < rank_; ++i) fits = mask->size(i) == sizes[static_cast<size_t>(i)];
+      const bool fits = mask->scalar_type() == ScalarType::Bool && is_here(*mask) && has_sizes(*mask, sizes);
       ONEPASS_CHECK(fits, "mask must be boolean ", text_of(sizes), " on the ", place(), "; got ", shape_of(*mask));
       v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
       v.mask_batch = mask->stride(0);
@@ -160,6 +158,11 @@ class Arguments {
       : dtype_(query.scalar_type()), rank_(rank), one_step_(one_step), on_cpu_(query.is_cpu()),
         device_(on_cpu_ ? 0 : query.get_device_index()) {
     dtype_of("query", dtype_);
+  }
+
+  static bool has_sizes(const TorchTensor& x, const Sizes& sizes) {
+    const auto got = x.sizes();
+    return std::equal(got.begin(), got.end(), sizes.begin(), sizes.end());
   }
 
   bool is_here(const TorchTensor& x) const { return x.is_cpu() == on_cpu_ && (on_cpu_ || x.get_device_index() == device_); }

@@ -102,10 +102,15 @@ def check_scale(scale: Any) -> float:
     return float(scale)
 
 
+def are_transformed() -> bool:
+    """Whether code runs under forward-mode derivatives or a function transform."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def refuse_tangents(*tensors: Tensor | None) -> None:
     """Raise where derivatives are asked for that the ops lack, and that autograd would take as zero: those of forward mode, and those of
     function transforms (of which ``torch.func.vmap`` is served)."""
-    if torch.compiler.is_compiling() or (forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()):
+    if torch.compiler.is_compiling() or not are_transformed():
         return
     transforms = _functorch.get_interpreter_stack() or []
     differentiates = torch.is_grad_enabled() and any(one.key() in (TransformType.Grad, TransformType.Jvp) for one in transforms)

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from onepass import _deferred, reference
 from onepass._backends import FEW, pick_backend
 from onepass._library import ops_of
-from onepass._validate import check_inputs, check_scale, check_spans, limits_of, refuse_tangents
+from onepass._validate import are_transformed, check_inputs, check_scale, check_spans, limits_of, refuse_tangents
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -240,10 +239,10 @@ class AttentionMemory:
             )
         if self._backend == "reference" or torch.compiler.is_compiling():
             return False
-        transformed = torch._C._are_functorch_transforms_active()
-        if transformed or forward_ad._current_level >= 0:
+        if are_transformed():
             refuse_tangents(rows, self.keys, self.values, self.v)
-        return not transformed and (self._deposits is not None or not self._with_grad)
+            return False
+        return self._deposits is not None or not self._with_grad
 
     def _spans(self, spans: Tensor, rows: Tensor) -> Tensor | None:
         """Spans of a query or its weights, ended by the memory's lengths: what the ops take in the place of these."""

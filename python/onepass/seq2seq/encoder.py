@@ -53,7 +53,8 @@ class Encoder(nn.Module):
         embedding_dim: width of a symbol's embedding.
         hidden_dim: width of one direction; a state is ``output_dim = 2 * hidden_dim`` wide.
         num_layers: recurrent layers.
-        cell: ``"gru"`` or ``"lstm"``.
+        cell: ``"gru"`` or ``"lstm"``. Under autocast on a CPU of which oneDNN has no LSTM of that dtype (bfloat16 without AVX-512,
+            float16 nearly everywhere) torch's own raises an error; this one, and the decoders', then runs in its weights' dtype.
         dropout: probability with which embeddings, and states between layers, are dropped in training.
     """
 
