@@ -131,11 +131,12 @@ def register(family: Family) -> None:
 # B, T, S, A, D
 NMT = Shape("NMT", 32, 32, 48, 512, 1024)
 SUMMARISATION = Shape("summarisation", 8, 100, 400, 256, 512)  # See et al. 2017: articles of 400 words, summaries of 100
+ONE_SOURCE = SUMMARISATION._replace(name="one source", B=1)  # which all threads share
 TORCH = Shape("torch 128x10", 128, 10, 128, 1024, 512)  # B, T, S, A of pytorch's benchmarks/tensorexpr/attention.py, as the next
 TORCH_STEP = Shape("torch 1280x1", 1280, 1, 66, 1024, 512)
 SPEECH = Shape("speech", 16, 60, 200, 320, 640)  # Listen, attend and spell: characters over frames that a pyramid has thinned out
 TACOTRON = Shape("Tacotron", 32, 160, 100, 128, 512)  # Shen et al. 2018: 128 channels over 512 of the encoder
 G2P = Shape("G2P", 128, 8, 9, 128, 384)  # examples/g2p/configs/demo.toml: letters and phonemes of a word
 RECOMMENDER = Shape("recommender", 512, 1, 50, 200, 400)  # Wu et al. 2019 (NAML): 50 articles read, pooled by one learned query
-SHAPES = (NMT, SUMMARISATION, TORCH, TORCH_STEP, SPEECH, TACOTRON, G2P, RECOMMENDER)
-BARS = (NMT.name, SUMMARISATION.name, TORCH.name)
+SHAPES = (NMT, SUMMARISATION, TORCH, ONE_SOURCE, TORCH_STEP, SPEECH, TACOTRON, G2P, RECOMMENDER)
+BARS = (NMT.name, SUMMARISATION.name, TORCH.name, ONE_SOURCE.name)

@@ -215,6 +215,9 @@ def test_strides(family: str, by_step: bool, backend: str) -> None:
         (Dims(1, 2, 1100, 24, 40), "lengths"),
         (Dims(2, 4, 37, 24, 10, heads=3), "both"),
         (Dims(7, 2, 45, 40, 33), "lengths"),
+        (Dims(1, 2, 1200, 70, 50), "both"),
+        (Dims(5, 20, 61, 70, 50), "holes"),
+        (Dims(5, 20, 61, 70, 50), "moving spans"),
     ],
     ids=str,
 )

@@ -22,6 +22,8 @@ SHAPES = [
     Dims(2, 64, 64, 64, 64),
     Dims(64, 1, 50, 32, 16),
     Dims(2, 9, 37, 24, 10, heads=3),
+    Dims(1, 150, 97, 40, 64),  # of one source, all threads share each block of queries
+    Dims(5, 33, 61, 40, 33),  # of five, those that are left over
 ]
 
 
@@ -42,12 +44,13 @@ def test_threads_and_repeats(family: str, dims: Dims, hidden: str, backend: str,
 
 
 @pytest.mark.of_cpp
+@pytest.mark.parametrize("dims", [Dims(75, 3, 20, 24, 10), Dims(1, 40, 64, 64, 50)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_many_threads(family: str, backend: str, set_threads: Callable[[int], None]) -> None:
-    """More threads than there are runs of tasks, which some then share."""
+def test_many_threads(family: str, dims: Dims, backend: str, set_threads: Callable[[int], None]) -> None:
+    """More threads than there are runs of tasks, which some then share, and than a source has shares to give."""
     if backend == "reference":
         pytest.xfail("torch's matrix products promise no such thing")
-    case = build(family, Dims(75, 3, 20, 24, 10), hidden="lengths")
+    case = build(family, dims, hidden="lengths")
     set_threads(1)
     expected = results(case, backend)
     set_threads(70)

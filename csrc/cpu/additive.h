@@ -7,57 +7,43 @@
 namespace onepass::ONEPASS_ISA {
 
 template <class R>
-void additive_forward(const AdditiveForward& args, const Executor& executor) {
-  const Shape& shape = args.shape;
-  const auto part = [&](int64_t b, int64_t h, int64_t first, int64_t n, R* scores, int64_t stride) {
-    AdditiveForward some = args;
-    some.keys = from_row(args.keys, first);
-    some.memory.sizes = from_row(args.memory.sizes, first);
-    some.memory.exponentials = from_row(args.memory.exponentials, first);
-    additive_scores<R>(Scratch::mine(), some, b, h, 0, shape.T, {n, nullptr, nullptr}, scores, stride);
-  };
-  if (args.context.data != nullptr && split_forward<R>(args, executor, part)) return;
-  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
-  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
-    Scratch& scratch = Scratch::mine();
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-    const int64_t stride = padded<R>(visible.count);
-    R* scores = scratch.take<R>(queries * stride);
-    R* buffer = scratch.take<R>(shape.S);
-    additive_scores<R>(scratch, args, b, h, t0, queries, visible, scores, stride);
-    const bool raw = args.context.data == nullptr;
-    for (int64_t t = 0; t < queries; ++t) {
-      R* row = scores + t * stride;
-      if (!raw) softmax_row<R>(row, visible, t);
-      scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, raw ? -R(__builtin_inf()) : R(0),
-                     buffer);
-    }
-    if (raw) return;
-    const Rows<R> values(scratch, args.values, b, h, visible.first, visible.count, shape.D, visible.index);
-    const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
-    sum_visible<R>(scratch, scores, stride, visible, queries, values, context.rows);
-    context.flush();
-  });
-}
+class AdditiveContexts : public Contexts<R, AdditiveForward> {
+ public:
+  using Contexts<R, AdditiveForward>::Contexts;
 
-// The score gradients of a block of queries, into args.grad_scores.
+  void stage(int i, Share share) const {
+    if (i > 0) return this->rows_or_columns(i, share, this->args_.context.data == nullptr);
+    const Range some = share.of(this->visible_.count, kWidth<R>);
+    if (some.count == 0) return;
+    additive_scores<R>(Scratch::mine(), this->args_, this->b_, this->h_, this->t0_, this->queries_,
+                       this->visible_.part(0, some.first, some.count), this->scores_ + some.first, this->stride_);
+  }
+};
+
 template <class R>
-void additive_score_gradient(const AdditiveBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries) {
-  Scratch& scratch = Scratch::mine();
-  const Visible visible = visible_to(scratch, args.visibility, args.shape.S, b, h, t0, queries);
-  const int64_t stride = padded<R>(visible.count);
-  R* grad = scratch.take<R>(queries * stride);
-  R* buffer = scratch.take<R>(args.shape.S);
-  score_gradient<R>(scratch, args, b, h, t0, queries, visible, grad, stride);
-  for (int64_t t = 0; t < queries; ++t)
-    scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, grad + t * stride, visible, t, args.shape.S, R(0), buffer);
+void additive_forward(const AdditiveForward& args, const Executor& executor) {
+  by_blocks<AdditiveContexts<R>>(args, executor, query_block(args.shape, executor.threads, kMostQueries));
 }
 
-// One query against N keys of a memory: dq += g w over the channels, w as in gradient_step, times v if that is not finite. The next keys
-// are fetched meanwhile, or not.
+// dL/dscores, into args.grad_scores.
+template <class R>
+class AdditiveScoreGradients : public ScoreGradients<R, AdditiveBackward> {
+ public:
+  using ScoreGradients<R, AdditiveBackward>::ScoreGradients;
+
+  int stages() const { return 2; }
+
+  void stage(int i, Share share) const {
+    if (i == 0) this->positions(share);
+    if (i == 1) this->rows(share, R(1));
+  }
+};
+
+// One query against N keys of a memory: dq += g w over some of the channels, w as in gradient_step, times v if that is not finite. The next
+// keys are fetched meanwhile, or not.
 template <class R, int N, bool Fetch, class Element>
 void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k, int64_t s, const R* g, const uint8_t* seen,
-                    const ScoreContext<R>& c, R* dq) {
+                    const ScoreContext<R>& c, Range some, R* dq) {
   constexpr int W = kWidth<R>;
   constexpr R kMerged = (Limits<R>::product / N - 1) / R(2.8853900817779268);
   R least = k.size[s].largest, most = k.size[s].largest;
@@ -66,8 +52,9 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
     least = size < least ? size : least;
     most = size <= most ? most : size + R(0) * most;  // a NaN stays
   }
+  const int64_t end = some.first + some.count;
   const auto step = [&](auto merged) __attribute__((always_inline)) {
-    for (int64_t a = 0; a < c.channels.whole; a += W) {
+    for (int64_t a = some.first; a < end; a += W) {
       const Vec<R> query = load<R>(eq + a);
       Merging<R, N> merging;
       Vec<R> x[N], r[N], sum = load<R>(dq + a);
@@ -93,12 +80,13 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
     if (q_size + most <= kMerged) step(std::true_type{});
     else step(std::false_type{});
   } else if constexpr (N > 1) {
-    for (int i = 0; i < N; ++i) query_gradient<R, 1, false>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, dq);
+    for (int i = 0; i < N; ++i)
+      query_gradient<R, 1, false>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, some, dq);
   } else if (seen == nullptr || *seen != 0) {
     const int64_t A = c.channels.count;
     const R* key = k.rows.row(s, k.buffer);
     const auto at = [A](const R* row, int64_t a) { return a + W <= A ? load<R>(row + a) : load_first<R>(row + a, A - a); };
-    for (int64_t a = 0; a < A; a += W) {
+    for (int64_t a = some.first; a < end; a += W) {
       Vec<R> tangent, slope;
       tanh_and_slope<R>(at(q, a) + at(key, a), tangent, slope);
       const Vec<R> early = c.weighting.finite ? splat<R>(R(1)) : load<R>(c.weighting.v + a);
@@ -107,31 +95,49 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
   }
 }
 
-// dL/dscores and dL/dquery of queries over a memory. Blocks by the shape alone: keys merge four by four, as the block sees them.
+// dL/dscores and dL/dquery of queries over a memory.
 template <class R>
-void additive_step_backward(const StepBackward& args, const Executor& executor) {
-  constexpr int W = kWidth<R>;
-  const Shape& shape = args.shape;
-  const Channels<R> channels(shape.A);
-  const int64_t whole = channels.whole, block = query_block(shape.T, shape.S, shape.B * shape.H, 0, kMostQueries);
-  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
-    Scratch& scratch = Scratch::mine();
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-    const int64_t n = visible.count, stride = padded<R>(n);
-    R* g = scratch.take<R>(queries * stride);
-    R* buffer = scratch.take<R>(shape.S);
-    score_gradient<R>(scratch, args, b, h, t0, queries, visible, g, stride);
-    for (int64_t t = 0; t < queries; ++t)
-      scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g + t * stride, visible, t, shape.S, R(0), buffer);
-    if (shape.A == 0) return;
+class AdditiveStepGradients : public ScoreGradients<R, StepBackward> {
+  using Base = ScoreGradients<R, StepBackward>;
 
-    const ScoreContext<R> c{channels, Weighting<R>(reinterpret_cast<const R*>(args.memory.weighting.at(0, h, 0)), args.memory.stride)};
-    const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
-    R *eq = scratch.take<R>(queries * whole), *size = scratch.take<R>(queries);
+ public:
+  using Base::Base;
+
+  int stages() const { return 3; }
+
+  bool next(Scratch& scratch) {
+    if (!Base::next(scratch)) return false;
+    const Shape& shape = this->args_.shape;
+    const Channels<R> channels(shape.A);
+    query_ = this->query_rows(scratch, this->args_.query, shape.A);
+    eq_ = scratch.take<R>(this->queries_ * channels.whole);
+    size_ = scratch.take<R>(this->queries_);
+    for (int64_t t = 0; t < this->queries_; ++t)
+      size_[t] = exponentiate<R>(query_[t], query_[t], channels, eq_ + t * channels.whole).largest;
+    return true;
+  }
+
+  void stage(int i, Share share) const {
+    if (i == 0) this->positions(share);
+    if (i == 1) this->rows(share, R(1));
+    if (i == 2) channels(share.of(this->args_.shape.A, kWidth<R>));
+  }
+
+ private:
+  void channels(Range some) const {
+    if (some.count == 0) return;
+    constexpr int W = kWidth<R>;
+    Scratch& scratch = Scratch::mine();
+    const StepBackward& args = this->args_;
+    const Visible& visible = this->visible_;
+    const int64_t n = visible.count, queries = this->queries_, end = some.first + some.count;
+    const Channels<R> channels(args.shape.A);
+    const int64_t whole = channels.whole;
+    const auto* weighting = reinterpret_cast<const R*>(args.memory.weighting.at(0, this->h_, 0));
+    const ScoreContext<R> c{channels, Weighting<R>(weighting, args.memory.stride)};
     const bool many = n > kGradientKeys;
     const LongSums<R> dq(scratch, queries * whole, many);
-    R* some = many ? scratch.zeros<R>(queries * whole) : nullptr;  // of the run of kGradientKeys keys at hand, whatever chunks they come in
-    for (int64_t t = 0; t < queries; ++t) size[t] = exponentiate<R>(query[t], query[t], channels, eq + t * whole).largest;
+    R* run = many ? scratch.zeros<R>(queries * whole) : nullptr;  // of the kGradientKeys keys at hand, whatever chunks they come in
     const uint8_t* rows_seen = visible.seen;
     if (visible.window != nullptr) {
       auto* rows = scratch.take<uint8_t>(queries * n);
@@ -139,52 +145,60 @@ void additive_step_backward(const StepBackward& args, const Executor& executor) 
         for (int64_t i = 0; i < n; ++i) rows[t * n + i] = visible.sees(t, i);
       rows_seen = rows;
     }
-    for_keys<R>(scratch, args.keys, args.memory, channels, b, h, visible, queries, [&](int64_t first, int64_t count, const auto& k) {
+    for_keys<R>(scratch, args.keys, args.memory, channels, this->b_, this->h_, visible, queries,
+                [&](int64_t first, int64_t count, const auto& k) {
       for (int64_t t = 0; t < queries; ++t) {
-        const R* row = g + t * stride + first;
+        const R* row = this->scores_ + t * this->stride_ + first;
         const uint8_t* seen = rows_seen == nullptr ? nullptr : rows_seen + t * n + first;
-        R* sum = (many ? some : dq.total) + t * whole;
+        R* sum = (many ? run : dq.total) + t * whole;
         const auto keys = [&](auto together, int64_t s) {
           const auto gradient = [&](auto fetch) {
             query_gradient<R, decltype(together)::value, decltype(fetch)::value>(
-                query[t], eq + t * whole, size[t], k, s, row + s, seen == nullptr ? nullptr : seen + s, c, sum);
+                query_[t], eq_ + t * whole, size_[t], k, s, row + s, seen == nullptr ? nullptr : seen + s, c, some, sum);
           };
           if (t == 0) gradient(std::true_type{});
           else gradient(std::false_type{});
         };
-        for (int64_t s = 0, end; s < count; s = end) {
+        for (int64_t s = 0, stop; s < count; s = stop) {
           const int64_t left = kGradientKeys - (first + s) % kGradientKeys;
-          end = many && s + left < count ? s + left : count;
+          stop = many && s + left < count ? s + left : count;
           int64_t i = s;
-          for (; i + 4 <= end; i += 4) keys(std::integral_constant<int, 4>{}, i);
-          for (; i < end; ++i) keys(std::integral_constant<int, 1>{}, i);
-          if (!many || (end - s < left && first + end < n)) continue;
-          for (int64_t a = 0; a < whole; a += W) {
+          for (; i + 4 <= stop; i += 4) keys(std::integral_constant<int, 4>{}, i);
+          for (; i < stop; ++i) keys(std::integral_constant<int, 1>{}, i);
+          if (!many || (stop - s < left && first + stop < n)) continue;
+          for (int64_t a = some.first; a < end; a += W) {
             dq.add(t * whole + a, load<R>(sum + a));
             store<R>(sum + a, Vec<R>{});
           }
         }
       }
     });
-    const Output<R> out(scratch, args.grad_query, b, h, t0, queries, shape.A);
+    const Output<R> out(scratch, args.grad_query, this->b_, this->h_, this->t0_, queries, some.count, nullptr, some.first);
     for (int64_t t = 0; t < queries; ++t)
-      for (int64_t a = 0; a < shape.A; a += W) {
+      for (int64_t a = some.first; a < end; a += W) {
         const Vec<R> late = c.weighting.finite ? load<R>(c.weighting.v + a) * R(4) : splat<R>(R(4));
         const Vec<R> gradient = visible.sees_any(t) ? late * dq.at(t * whole + a) : Vec<R>{};
-        if (a + W <= shape.A) store<R>(out.rows[t] + a, gradient);
-        else store_first<R>(out.rows[t] + a, gradient, shape.A - a);
+        if (a + W <= end) store<R>(out.rows[t] + (a - some.first), gradient);
+        else store_first<R>(out.rows[t] + (a - some.first), gradient, end - a);
       }
     out.flush();
-  });
+  }
+
+  const R* const* query_ = nullptr;
+  R *eq_ = nullptr, *size_ = nullptr;
+};
+
+// Blocks by the shape alone: keys merge four by four, as the block sees them.
+template <class R>
+void additive_step_backward(const StepBackward& args, const Executor& executor) {
+  by_blocks<AdditiveStepGradients<R>>(args, executor, query_block(args.shape, 0, kMostQueries));
 }
 
 template <class R>
 void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H;
-  const int64_t block = query_block(shape.T, shape.S, heads, executor.threads, kMostQueries);
-  for_queries(executor, shape, args.visibility, block,
-              [&](int64_t b, int64_t h, int64_t t0, int64_t queries) { additive_score_gradient<R>(args, b, h, t0, queries); });
+  by_blocks<AdditiveScoreGradients<R>>(args, executor, query_block(shape, executor.threads, kMostQueries));
 
   // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
   // depends on the slice.
@@ -193,7 +207,8 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const int64_t least = (fitting < sharing ? fitting : sharing) / kUnit * kUnit;
   const int64_t channels = least < kUnit ? kUnit : least;
   const int64_t channel_blocks = (shape.A + channels - 1) / channels;
-  const int64_t column_blocks = args.grad_values.data == nullptr ? 0 : (shape.D + kColumns<R> - 1) / kColumns<R>;
+  const int64_t columns = columns_of_task<R>(shape, executor.threads);
+  const int64_t column_blocks = args.grad_values.data == nullptr ? 0 : (shape.D + columns - 1) / columns;
   const int64_t items = channel_blocks + column_blocks;
   parallel(executor, heads * items, [&](int64_t task) {
     const int64_t b = task / items / shape.H, h = task / items % shape.H, item = task % items;
@@ -201,8 +216,8 @@ void additive_backward(const AdditiveBackward& args, const Executor& executor) {
     if (item < channel_blocks) {
       score_inputs_gradient<R>(args, b, h, item * channels, width(item * channels, channels, shape.A));
     } else {
-      const int64_t column = (item - channel_blocks) * kColumns<R>;
-      values_gradient<R>(args, b, h, column, width(column, kColumns<R>, shape.D));
+      const int64_t column = (item - channel_blocks) * columns;
+      values_gradient<R>(args, b, h, column, width(column, columns, shape.D));
     }
   });
 

@@ -6,6 +6,7 @@
 #include "elementary.h"
 #include "gemm.h"
 #include "rows.h"
+#include "stages.h"
 #include "visible.h"
 
 namespace onepass::ONEPASS_ISA {
@@ -18,8 +19,9 @@ int64_t padded(int64_t n) {
 
 // How many queries to take at once, so that their [queries, S] scores stay in the second-level cache; but at least so many that reading
 // keys and values for each block anew costs less than scores that do not stay.
-inline int64_t query_block(int64_t T, int64_t S, int64_t heads, int threads, int64_t at_most) {
+inline int64_t query_block(const Shape& shape, int threads, int64_t at_most) {
   constexpr int64_t kScores = 64 * 1024, kFewest = 32;
+  const int64_t T = shape.T, S = shape.S, heads = shape.B * shape.H;
   int64_t block = kScores / (S < 1 ? 1 : S);
   block = block < kFewest ? kFewest : block > at_most ? at_most : block;
   const int64_t wanted = (4 * threads + heads - 1) / (heads < 1 ? 1 : heads);  // blocks per head that keep all threads busy
@@ -29,23 +31,6 @@ inline int64_t query_block(int64_t T, int64_t S, int64_t heads, int threads, int
     block = busy < block ? busy : block;
   }
   return block < T ? (block + 3) / 4 * 4 : (T < 1 ? 1 : T);
-}
-
-// Calls f(b, h, first query, queries) for all queries, blocks of them shared out over the threads. Queries with spans come in groups that
-// lie close, so that the work follows the spans.
-template <class F>
-void for_queries(const Executor& executor, const Shape& shape, const Visibility& visibility, int64_t block, const F& f) {
-  const int64_t blocks = (shape.T + block - 1) / block;
-  parallel(executor, shape.B * shape.H * blocks, [&](int64_t item) {
-    const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, t0 = item % blocks * block;
-    const int64_t end = t0 + block <= shape.T ? t0 + block : shape.T;
-    if (visibility.firsts == nullptr) return f(b, h, t0, end - t0);
-    for (int64_t t = t0, queries; t < end; t += queries) {
-      queries = group_of(end - t, [&](int64_t i) { return span_of(visibility, shape.S, b, t + i); }).queries;
-      Scratch::mine().reset();
-      f(b, h, t, queries);
-    }
-  });
 }
 
 // The sum of a row's visible entries, given a vector or one at a time. Each goes to the lane of its position, whatever others a block of
@@ -205,33 +190,156 @@ void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int
       if (!visible.sees(query, i)) grad[i] = 0;
 }
 
-// dL/dscores of a block of queries, from dL/dcontext and dL/dweights (or dL/dscores itself, if there are no weights), as rows of the
-// given stride.
+// Some queries of one (b, h) and their scores, or gradients of scores. Queries with spans come in groups that lie close, so that the work
+// follows the spans.
 template <class R, class Args>
-void score_gradient(Scratch& scratch, const Args& args, int64_t b, int64_t h, int64_t t0, int64_t queries, const Visible& visible, R* grad,
-                    int64_t stride) {
-  const Shape& shape = args.shape;
-  const int64_t n = visible.count;
-  R* row = scratch.take<R>(stride);
-  R* buffer = scratch.take<R>(shape.S);
-  if (args.grad_context.data != nullptr) {
-    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
-    const R* const* upstream = row_pointers<R>(scratch, args.grad_context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, shape.T, values, n, grad, stride);
-  } else {
-    for (int64_t i = 0; i < queries * stride; ++i) grad[i] = 0;
+class QueryBlock {
+ public:
+  QueryBlock(const Args& args, int64_t b, int64_t h, int64_t t0, int64_t queries) : args_(args), b_(b), h_(h), t0_(t0), left_(queries) {}
+
+  bool next(Scratch& scratch) {
+    t0_ += queries_;
+    left_ -= queries_;
+    if (left_ == 0) return false;
+    const int64_t S = args_.shape.S;
+    const auto span = [&](int64_t i) { return span_of(args_.visibility, S, b_, t0_ + i); };
+    queries_ = args_.visibility.firsts == nullptr ? left_ : group_of(left_, span).queries;
+    visible_ = visible_to(scratch, args_.visibility, S, b_, h_, t0_, queries_);
+    stride_ = padded<R>(visible_.count);
+    scores_ = scratch.take<R>(queries_ * stride_);
+    return true;
   }
-  for (int64_t t = 0; t < queries; ++t) {
-    R* g = grad + t * stride;
-    if (args.grad_weights.data != nullptr) {
-      gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, buffer);
-      for (int64_t i = 0; i < n; ++i) g[i] += row[i];
+
+ protected:
+  const R* const* query_rows(Scratch& scratch, const Tensor& x, int64_t width) const {
+    return row_pointers<R>(scratch, x, b_, h_, t0_, queries_, width);
+  }
+
+  // Some of the rows of a [B, H, S, width] tensor at the visible positions, or some columns of all of them.
+  Rows<R> seen_rows(const Tensor& x, int64_t width, Range some) const {
+    const int32_t* index = visible_.index == nullptr ? nullptr : visible_.index + some.first;
+    return Rows<R>(Scratch::mine(), x, b_, h_, visible_.first + some.first, some.count, width, index);
+  }
+  Rows<R> seen_columns(const Tensor& x, Range some) const { return seen_rows(from_column(x, some.first), some.count, {0, visible_.count}); }
+
+  // scores[t, i] = rows[t] . x[i], for a share of the positions.
+  void dot_products_of(const R* const* rows, const Tensor& x, int64_t width, Share share) const {
+    const Range some = share.of(visible_.count, kWidth<R>);
+    dot_products<R>(rows, queries_, args_.shape.T, seen_rows(x, width, some), some.count, scores_ + some.first, stride_);
+  }
+
+  // to[t] = sum over i of scores[t, i] * x[i], for some columns.
+  void sum_columns(const R* scores, const Tensor& x, const Tensor& to, Range some) const {
+    if (some.count == 0) return;
+    Scratch& scratch = Scratch::mine();
+    const Output<R> out(scratch, to, b_, h_, t0_, queries_, some.count, nullptr, some.first);
+    sum_visible<R>(scratch, scores, stride_, visible_, queries_, seen_columns(x, some), out.rows);
+    out.flush();
+  }
+
+  const Args& args_;
+  const int64_t b_, h_;
+  int64_t t0_, left_, queries_ = 0, stride_ = 0;
+  Visible visible_{};
+  R* scores_ = nullptr;  // [queries, stride]
+};
+
+// After the scores, position by position: the softmax, query by query, and the context, column by column. All that share few queries do a
+// softmax each, so that they wait for each other once. Raw scores stay as they are.
+template <class R, class Args>
+class Contexts : public QueryBlock<R, Args> {
+ public:
+  using QueryBlock<R, Args>::QueryBlock;
+
+  int stages() const { return few() ? 2 : 3; }
+
+ protected:
+  void rows_or_columns(int stage, Share share, bool raw = false) const {
+    R* scores = this->scores_;
+    if (stage == 1 && !few()) return rows(scores, share.of(this->queries_, 1), raw, true);
+    if (few()) {
+      if (share.count > 1) {
+        const int64_t numbers = this->queries_ * this->stride_;
+        scores = Scratch::mine().take<R>(numbers);
+        __builtin_memcpy(scores, this->scores_, static_cast<size_t>(numbers) * sizeof(R));
+      }
+      rows(scores, {0, this->queries_}, raw, share.index == 0);
     }
-    if (args.weights.data != nullptr) {
-      gather_row<R>(row, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
-      softmax_gradient_row<R>(g, row, visible, t);
+    if (!raw) this->sum_columns(scores, this->args_.values, this->args_.context, share.of(this->args_.shape.D, kWidth<R>));
+  }
+
+ private:
+  bool few() const { return this->queries_ <= kFewRows; }
+
+  void rows(R* scores, Range some, bool raw, bool writes) const {
+    const Tensor& weights = this->args_.weights;
+    writes = writes && weights.data != nullptr;
+    const int64_t S = this->args_.shape.S;
+    R* buffer = writes ? Scratch::mine().take<R>(S) : nullptr;
+    for (int64_t t = some.first; t < some.first + some.count; ++t) {
+      R* row = scores + t * this->stride_;
+      if (!raw) softmax_row<R>(row, this->visible_, t);
+      if (writes)
+        scatter_row<R>(weights.at(this->b_, this->h_, this->t0_ + t), weights.dtype, row, this->visible_, t, S,
+                       raw ? -R(__builtin_inf()) : R(0), buffer);
     }
   }
+};
+
+// dL/dscores, from dL/dcontext and dL/dweights (or dL/dscores itself, if there are no weights): position by position, then query by query.
+template <class R, class Args>
+class ScoreGradients : public QueryBlock<R, Args> {
+ public:
+  using QueryBlock<R, Args>::QueryBlock;
+
+  bool next(Scratch& scratch) {
+    if (!QueryBlock<R, Args>::next(scratch)) return false;
+    const Tensor& upstream = this->args_.grad_context;
+    if (upstream.data != nullptr) upstream_ = this->query_rows(scratch, upstream, this->args_.shape.D);
+    return true;
+  }
+
+ protected:
+  void positions(Share share) const {
+    if (upstream_ != nullptr) this->dot_products_of(upstream_, this->args_.values, this->args_.shape.D, share);
+  }
+
+  void rows(Share share, R scale) const {
+    Scratch& scratch = Scratch::mine();
+    const Args& args = this->args_;
+    const Visible& visible = this->visible_;
+    const int64_t n = visible.count, S = args.shape.S;
+    R *row = scratch.take<R>(this->stride_), *buffer = scratch.take<R>(S);
+    const Range some = share.of(this->queries_, 1);
+    for (int64_t t = some.first; t < some.first + some.count; ++t) {
+      const auto row_of = [&](const Tensor& x) { return x.at(this->b_, this->h_, this->t0_ + t); };
+      R* g = this->scores_ + t * this->stride_;
+      if (upstream_ == nullptr) __builtin_memset(g, 0, static_cast<size_t>(this->stride_) * sizeof(R));
+      if (args.grad_weights.data != nullptr) {
+        gather_row<R>(row, row_of(args.grad_weights), args.grad_weights.dtype, visible, t, buffer);
+        for (int64_t i = 0; i < n; ++i) g[i] += row[i];
+      }
+      if (args.weights.data != nullptr) {
+        gather_row<R>(row, row_of(args.weights), args.weights.dtype, visible, t, buffer);
+        softmax_gradient_row<R>(g, row, visible, t);
+      }
+      for (int64_t i = 0; i < n; ++i) g[i] *= scale;
+      scatter_row<R>(row_of(args.grad_scores), args.grad_scores.dtype, g, visible, t, S, R(0), buffer);
+    }
+  }
+
+ private:
+  const R* const* upstream_ = nullptr;
+};
+
+// Does such a Work for all queries, blocks of them shared out over the threads.
+template <class Work, class Args>
+void by_blocks(const Args& args, const Executor& executor, int64_t block) {
+  const int64_t H = args.shape.H, T = args.shape.T, blocks = (T + block - 1) / block;
+  by_stages(executor, args.shape, args.shape.B * H * blocks, [&](Scratch&, int64_t item) {
+    const int64_t t0 = item % blocks * block;
+    return Work(args, item / blocks / H, item / blocks % H, t0, t0 + block <= T ? block : T - t0);
+  });
 }
 
 // Rows of zeros wherever `visible` has no position.
@@ -268,8 +376,13 @@ struct Seers {
   }
 };
 
+// Columns of values that a task takes: fewer where threads outnumber the tasks.
 template <class R>
-constexpr int64_t kColumns = 16 * kWidth<R>;  // of values that a task takes
+int64_t columns_of_task(const Shape& shape, int threads) {
+  int64_t columns = 16 * kWidth<R>;
+  while (columns > 4 * kWidth<R> && shape.B * shape.H * ((shape.D + columns - 1) / columns) < threads) columns /= 2;
+  return columns;
+}
 
 // dvalues[s] = sum over t of weights[t, s] dcontext[t], for columns [column, column + width).
 template <class R, class Args>
@@ -284,8 +397,7 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
   const Into into = in_groups ? Into::sum : destination<R>(args.grad_values, shape);
   R* weights = scratch.take<R>((in_groups && seers.count > kMostQueries ? kMostQueries : seers.count) * n);
   R* buffer = scratch.take<R>(shape.S);
-  Tensor slice = args.grad_context;
-  slice.data = slice.data == nullptr ? nullptr : static_cast<char*>(slice.data) + column * size_of(slice.dtype);
+  const Tensor slice = from_column(args.grad_context, column);
   const int64_t terms = slice.data == nullptr ? 0 : seers.count;
   const Rows<R> upstream(scratch, slice, b, h, 0, terms, width, seers.index);
   const Output<R> out(scratch, args.grad_values, b, h, visible.first, n, width, visible.index, column);
@@ -303,95 +415,67 @@ void values_gradient(const Args& args, int64_t b, int64_t h, int64_t column, int
 }
 
 template <class R>
+class WeightedContexts : public QueryBlock<R, WeightedValues> {
+ public:
+  using QueryBlock<R, WeightedValues>::QueryBlock;
+
+  int stages() const { return 2; }
+  void stage(int i, Share share) const {
+    const WeightedValues& args = this->args_;
+    if (i == 1) return this->sum_columns(this->scores_, args.values, args.context, share.of(args.shape.D, kWidth<R>));
+    R* buffer = Scratch::mine().take<R>(args.shape.S);
+    const Range some = share.of(this->queries_, 1);
+    for (int64_t t = some.first; t < some.first + some.count; ++t)
+      gather_row<R>(this->scores_ + t * this->stride_, args.weights.at(this->b_, this->h_, this->t0_ + t), args.weights.dtype,
+                    this->visible_, t, buffer);
+  }
+};
+
+template <class R>
 void weighted_values(const WeightedValues& args, const Executor& executor) {
-  const Shape& shape = args.shape;
-  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
-  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
-    Scratch& scratch = Scratch::mine();
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-    const int64_t n = visible.count;
-    R *weights = scratch.take<R>(queries * n), *buffer = scratch.take<R>(shape.S);
-    for (int64_t t = 0; t < queries; ++t)
-      gather_row<R>(weights + t * n, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
-    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
-    const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
-    sum_visible<R>(scratch, weights, n, visible, queries, values, context.rows);
-    context.flush();
-  });
+  by_blocks<WeightedContexts<R>>(args, executor, query_block(args.shape, executor.threads, kMostQueries));
 }
 
 // dL/dweights from dL/dcontext; exactly 0 where not seen.
 template <class R>
+class WeightsGradients : public QueryBlock<R, WeightedValues> {
+ public:
+  using QueryBlock<R, WeightedValues>::QueryBlock;
+
+  bool next(Scratch& scratch) {
+    if (!QueryBlock<R, WeightedValues>::next(scratch)) return false;
+    upstream_ = this->query_rows(scratch, this->args_.context, this->args_.shape.D);
+    return true;
+  }
+
+  int stages() const { return 2; }
+  void stage(int i, Share share) const {
+    const WeightedValues& args = this->args_;
+    if (i == 0) return this->dot_products_of(upstream_, args.values, args.shape.D, share);
+    R* buffer = Scratch::mine().take<R>(args.shape.S);
+    const Range some = share.of(this->queries_, 1);
+    for (int64_t t = some.first; t < some.first + some.count; ++t)
+      scatter_row<R>(args.weights.at(this->b_, this->h_, this->t0_ + t), args.weights.dtype, this->scores_ + t * this->stride_,
+                     this->visible_, t, args.shape.S, R(0), buffer);
+  }
+
+ private:
+  const R* const* upstream_ = nullptr;
+};
+
+template <class R>
 void weighted_values_backward(const WeightedValues& args, const Executor& executor) {
-  const Shape& shape = args.shape;
-  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kMostQueries);
-  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
-    Scratch& scratch = Scratch::mine();
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-    const int64_t n = visible.count, stride = padded<R>(n);
-    R *grad = scratch.take<R>(queries * stride), *buffer = scratch.take<R>(shape.S);
-    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
-    const R* const* upstream = row_pointers<R>(scratch, args.context, b, h, t0, queries, shape.D);
-    dot_products<R>(upstream, queries, shape.T, values, n, grad, stride);
-    for (int64_t t = 0; t < queries; ++t)
-      scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, grad + t * stride, visible, t, shape.S, R(0), buffer);
-  });
+  by_blocks<WeightsGradients<R>>(args, executor, query_block(args.shape, executor.threads, kMostQueries));
 }
 
 template <class R>
 void source_sums(const SourceSums& args, const Executor& executor) {
   const Shape& shape = args.shape;
-  const int64_t blocks = (shape.D + kColumns<R> - 1) / kColumns<R>;
+  const int64_t columns = columns_of_task<R>(shape, executor.threads), blocks = (shape.D + columns - 1) / columns;
   parallel(executor, shape.B * shape.H * blocks, [&](int64_t task) {
-    const int64_t bh = task / blocks, column = task % blocks * kColumns<R>;
-    values_gradient<R>(args, bh / shape.H, bh % shape.H, column, column + kColumns<R> <= shape.D ? kColumns<R> : shape.D - column);
+    const int64_t bh = task / blocks, column = task % blocks * columns;
+    values_gradient<R>(args, bh / shape.H, bh % shape.H, column, column + columns <= shape.D ? columns : shape.D - column);
   });
-}
-
-// A few queries over a long source, with fewer (b, h) than threads: the source is shared out for the scores, the columns of the values
-// for the context. Every element is still one sum in one order, so that the result is the same to the last bit.
-// scores(b, h, first, n, out, stride): of all queries and n positions from `first` on. Returns whether it took the call.
-template <class R, class Args, class Scores>
-bool split_forward(const Args& args, const Executor& executor, const Scores& scores) {
-  constexpr int64_t kQueries = 16, kWork = 64 * 1024;
-  const Shape& shape = args.shape;
-  const int64_t heads = shape.B * shape.H, T = shape.T, parts = executor.threads;
-  const bool alike = args.visibility.mask == nullptr && (args.visibility.lengths == nullptr || args.visibility.lengths_step == 0) &&
-                     args.visibility.firsts == nullptr;  // a span is short
-  if (heads == 0 || heads >= parts || !alike || T == 0 || T > kQueries || shape.S * (shape.A + shape.D) < kWork) return false;
-  const auto share = [&](int64_t whole) { return (whole / parts / 64 + 1) * 64; };  // of a part: whole cache lines
-  const int64_t stride = padded<R>(shape.S), rows = share(shape.S), columns = share(shape.D);
-  R* all = static_cast<R*>(std::aligned_alloc(64, static_cast<size_t>(heads * T * stride + 64) / 64 * 64 * sizeof(R)));
-  if (all == nullptr) throw std::bad_alloc();
-  parallel(executor, heads * parts, [&](int64_t item) {
-    const int64_t bh = item / parts, first = item % parts * rows;
-    const int64_t n = visible_to(Scratch::mine(), args.visibility, shape.S, bh / shape.H, bh % shape.H, 0, T).count;
-    if (first < n) scores(bh / shape.H, bh % shape.H, first, first + rows < n ? rows : n - first, all + bh * T * stride + first, stride);
-  });
-  parallel(executor, heads * parts, [&](int64_t item) {
-    Scratch& scratch = Scratch::mine();
-    const int64_t b = item / parts / shape.H, h = item / parts % shape.H, part = item % parts, column = part * columns;
-    if (part > 0 && column >= shape.D) return;
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, T);
-    R* weights = scratch.take<R>(T * stride);
-    R* buffer = scratch.take<R>(shape.S);
-    for (int64_t t = 0; t < T; ++t) {
-      R* row = weights + t * stride;
-      __builtin_memcpy(row, all + (item / parts * T + t) * stride, static_cast<size_t>(visible.count) * sizeof(R));
-      softmax_row<R>(row, visible, t);
-      if (part == 0 && args.weights.data != nullptr)
-        scatter_row<R>(args.weights.at(b, h, t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
-    }
-    const int64_t width = column + columns < shape.D ? columns : shape.D - column;
-    Tensor slice = args.values;
-    slice.data = static_cast<char*>(slice.data) + column * size_of(slice.dtype);
-    const Rows<R> values(scratch, slice, b, h, 0, visible.count, width);
-    const Output<R> context(scratch, args.context, b, h, 0, T, width, nullptr, column);
-    sum_visible<R>(scratch, weights, stride, visible, T, values, context.rows);
-    context.flush();
-  });
-  std::free(all);
-  return true;
 }
 
 }  // namespace onepass::ONEPASS_ISA

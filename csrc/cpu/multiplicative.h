@@ -18,152 +18,184 @@ void multiplicative_scores(const R* const* query, int64_t queries, int64_t in_al
 }
 
 template <class R>
-void multiplicative_forward(const MultiplicativeForward& args, const Executor& executor) {
-  const Shape& shape = args.shape;
-  const auto part = [&](int64_t b, int64_t h, int64_t first, int64_t n, R* scores, int64_t stride) {
-    Scratch& scratch = Scratch::mine();
-    const R* const* query = row_pointers<R>(scratch, args.query, b, h, 0, shape.T, shape.A);
-    const Rows<R> keys(scratch, args.keys, b, h, first, n, shape.A);
-    multiplicative_scores<R>(query, shape.T, shape.T, keys, n, R(args.scale), scores, stride);
-  };
-  if (split_forward<R>(args, executor, part)) return;
-  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
-  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
-    Scratch& scratch = Scratch::mine();
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-    const int64_t n = visible.count, stride = padded<R>(n);
-    R* scores = scratch.take<R>(queries * stride);
-    const R* const* query = row_pointers<R>(scratch, args.query, b, h, t0, queries, shape.A);
-    const Rows<R> keys(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
-    multiplicative_scores<R>(query, queries, shape.T, keys, n, R(args.scale), scores, stride);
-    R* buffer = args.weights.data == nullptr ? nullptr : scratch.take<R>(shape.S);
-    for (int64_t t = 0; t < queries; ++t) {
-      R* row = scores + t * stride;
-      softmax_row<R>(row, visible, t);
-      if (buffer != nullptr)
-        scatter_row<R>(args.weights.at(b, h, t0 + t), args.weights.dtype, row, visible, t, shape.S, R(0), buffer);
-    }
-    const Rows<R> values(scratch, args.values, b, h, visible.first, n, shape.D, visible.index);
-    const Output<R> context(scratch, args.context, b, h, t0, queries, shape.D);
-    sum_visible<R>(scratch, scores, stride, visible, queries, values, context.rows);
-    context.flush();
-  });
-}
+class MultiplicativeContexts : public Contexts<R, MultiplicativeForward> {
+ public:
+  using Contexts<R, MultiplicativeForward>::Contexts;
 
-// Weights of a block of queries: kept by the forward, or as it made them.
-template <class R>
-void weights_again(const MultiplicativeBackward& args, int64_t b, int64_t h, int64_t t0, int64_t queries,
-                   const Visible& visible, const R* const* query, const Rows<R>& keys, R* weights, int64_t stride, R* buffer) {
-  const int64_t n = visible.count;
-  if (args.weights.data != nullptr) {
-    for (int64_t t = 0; t < queries; ++t)
-      gather_row<R>(weights + t * stride, args.weights.at(b, h, t0 + t), args.weights.dtype, visible, t, buffer);
-    return;
+  bool next(Scratch& scratch) {
+    if (!Contexts<R, MultiplicativeForward>::next(scratch)) return false;
+    query_ = this->query_rows(scratch, this->args_.query, this->args_.shape.A);
+    return true;
   }
-  multiplicative_scores<R>(query, queries, args.shape.T, keys, n, R(args.scale), weights, stride);
-  for (int64_t t = 0; t < queries; ++t) softmax_row<R>(weights + t * stride, visible, t);
+
+  void stage(int i, Share share) const {
+    if (i > 0) return this->rows_or_columns(i, share);
+    const Shape& shape = this->args_.shape;
+    const Range some = share.of(this->visible_.count, kWidth<R>);
+    multiplicative_scores<R>(query_, this->queries_, shape.T, this->seen_rows(this->args_.keys, shape.A, some), some.count,
+                             R(this->args_.scale), this->scores_ + some.first, this->stride_);
+  }
+
+ private:
+  const R* const* query_ = nullptr;
+};
+
+template <class R>
+void multiplicative_forward(const MultiplicativeForward& args, const Executor& executor) {
+  by_blocks<MultiplicativeContexts<R>>(args, executor, query_block(args.shape, executor.threads, kQueryBlock));
 }
 
 // All gradients of one (b, h), blocks of queries in order; the block depends on the shape and the spans alone, so that sums over T do too.
+// Of a block come dL/dweights and, unless the forward kept the weights, the scores, position by position; then dL/dscores, query by query;
+// then what both give, column by column.
 template <class R>
-void multiplicative_gradients(const MultiplicativeBackward& args, int64_t b, int64_t h) {
-  Scratch& scratch = Scratch::mine();
-  const Shape& shape = args.shape;
-  const Visible whole = visible_to(scratch, args.visibility, shape.S, b, h, 0, shape.T);
-  const int64_t listed = whole.count, T = shape.T;
-  clear_unseen<R>(args.grad_keys, b, h, shape.S, whole, 0, shape.A);
-  clear_unseen<R>(args.grad_values, b, h, shape.S, whole, 0, shape.D);
-  const Output<R> grad_keys(scratch, args.grad_keys, b, h, whole.first, listed, shape.A, whole.index);
-  const Output<R> grad_values(scratch, args.grad_values, b, h, whole.first, listed, shape.D, whole.index);
-  const Output<R> grad_query(scratch, args.grad_query, b, h, 0, T, shape.A);
-  const Rows<R> keys(scratch, args.keys, b, h, whole.first, listed, shape.A, whole.index);
-  const Rows<R> values(scratch, args.values, b, h, whole.first, listed, shape.D, whole.index);
-  const R* const* query = row_pointers<R>(scratch, args.query, b, h, 0, T, shape.A);
-  const bool through_context = args.grad_context.data != nullptr;
-  const R* const* upstream = through_context ? row_pointers<R>(scratch, args.grad_context, b, h, 0, T, shape.D) : nullptr;
-  const R scale = R(args.scale);
+class MultiplicativeGradients {
+ public:
+  MultiplicativeGradients(Scratch& scratch, const MultiplicativeBackward& args, int64_t b, int64_t h)
+      : args_(args), b_(b), h_(h), all_(visible_to(scratch, args.visibility, args.shape.S, b, h, 0, args.shape.T)),
+        most_(query_block(args.shape, 0, kQueryBlock)), in_groups_(all_.window != nullptr),
+        through_context_(args.grad_context.data != nullptr),
+        grad_keys_(scratch, args.grad_keys, b, h, all_.first, all_.count, args.shape.A, all_.index),
+        grad_values_(scratch, args.grad_values, b, h, all_.first, all_.count, args.shape.D, all_.index),
+        grad_query_(scratch, args.grad_query, b, h, 0, args.shape.T, args.shape.A),
+        keys_(scratch, args.keys, b, h, all_.first, all_.count, args.shape.A, all_.index),
+        values_(scratch, args.values, b, h, all_.first, all_.count, args.shape.D, all_.index),
+        query_(row_pointers<R>(scratch, args.query, b, h, 0, args.shape.T, args.shape.A)),
+        upstream_(through_context_ ? row_pointers<R>(scratch, args.grad_context, b, h, 0, args.shape.T, args.shape.D) : nullptr),
+        seeing_query_(scratch.take<const R*>(most_), args.shape.A), seeing_upstream_(scratch.take<const R*>(most_), args.shape.D),
+        weights_(scratch.take<R>(most_ * padded<R>(all_.count))), grad_(scratch.take<R>(most_ * padded<R>(all_.count))) {
+    clear_unseen<R>(args.grad_keys, b, h, args.shape.S, all_, 0, args.shape.A);
+    clear_unseen<R>(args.grad_values, b, h, args.shape.S, all_, 0, args.shape.D);
+    if (!in_groups_ && args.shape.T > 0) return;
+    weighted_sums<R>(grad_, 1, all_.count, seeing_query_, 0, grad_keys_.rows, all_.count);  // zeros, to add to
+    weighted_sums<R>(weights_, 1, all_.count, seeing_upstream_, 0, grad_values_.rows, all_.count);
+    if (args.shape.T > 0) return;
+    grad_keys_.flush();
+    grad_values_.flush();
+  }
 
-  const int64_t block = query_block(T, shape.S, 1, 0, kQueryBlock);
-  R* weights = scratch.take<R>(block * padded<R>(listed));
-  R* grad = scratch.take<R>(block * padded<R>(listed));
-  R* row = scratch.take<R>(padded<R>(listed));
-  R* buffer = scratch.take<R>(shape.S);
-  const Rows<R> seeing_query(scratch.take<const R*>(block), shape.A), seeing_upstream(scratch.take<const R*>(block), shape.D);
-  const bool in_groups = whole.window != nullptr;
-  if (in_groups || T == 0) {  // zeros, to add to
-    weighted_sums<R>(grad, 1, listed, seeing_query, 0, grad_keys.rows, listed);
-    weighted_sums<R>(weights, 1, listed, seeing_upstream, 0, grad_values.rows, listed);
-  }
-  for (int64_t t0 = 0, queries; t0 < T; t0 += queries) {
-    Group group{t0 + block <= T ? block : T - t0, 0, listed};
-    if (in_groups) group = group_of(group.queries, [&](int64_t t) { return Span{whole.begin(t0 + t), whole.end(t0 + t)}; });
-    queries = group.queries;
-    const int64_t from = group.first, n = group.last - from, stride = padded<R>(n);
-    const Visible visible = whole.part(t0, from, n);
-    weights_again<R>(args, b, h, t0, queries, visible, query + t0, keys.from(from), weights, stride, buffer);
-    if (through_context) dot_products<R>(upstream + t0, queries, T, values.from(from), n, grad, stride);
-    else __builtin_memset(grad, 0, static_cast<size_t>(queries * stride) * sizeof(R));
-    for (int64_t t = 0; t < queries; ++t) {
-      R* g = grad + t * stride;
-      if (args.grad_weights.data != nullptr) {
-        gather_row<R>(row, args.grad_weights.at(b, h, t0 + t), args.grad_weights.dtype, visible, t, buffer);
-        for (int64_t i = 0; i < n; ++i) g[i] += row[i];
-      }
-      softmax_gradient_row<R>(g, weights + t * stride, visible, t);
-      for (int64_t i = 0; i < n; ++i) g[i] *= scale;
+  bool next(Scratch&) {
+    const int64_t left = args_.shape.T - (t0_ += queries_);
+    if (left == 0) return false;
+    Group group{most_ < left ? most_ : left, 0, all_.count};
+    if (in_groups_) group = group_of(group.queries, [&](int64_t t) { return Span{all_.begin(t0_ + t), all_.end(t0_ + t)}; });
+    queries_ = group.queries;
+    from_ = group.first;
+    visible_ = all_.part(t0_, from_, group.last - from_);
+    stride_ = padded<R>(visible_.count);
+    seers_ = 0;
+    for (int64_t t = 0; t < queries_; ++t) {
+      if (!visible_.sees_any(t)) continue;
+      seeing_query_.at[seers_] = query_[t0_ + t];
+      if (through_context_) seeing_upstream_.at[seers_] = upstream_[t0_ + t];
+      ++seers_;
     }
-    sum_visible<R>(scratch, grad, stride, visible, queries, keys.from(from), grad_query.rows + t0);
-    // Queries that see nothing are left out of the sums over queries: what they hold is never read.
-    int64_t seers = 0;
-    for (int64_t t = 0; t < queries; ++t) {
-      if (!visible.sees_any(t)) continue;
-      if (seers < t) {
-        __builtin_memcpy(weights + seers * stride, weights + t * stride, static_cast<size_t>(n) * sizeof(R));
-        __builtin_memcpy(grad + seers * stride, grad + t * stride, static_cast<size_t>(n) * sizeof(R));
-      }
-      seeing_query.at[seers] = query[t0 + t];
-      if (through_context) seeing_upstream.at[seers] = upstream[t0 + t];
-      ++seers;
-    }
-    const auto into = [&](const Tensor& gradient) {
-      return in_groups || t0 > 0 ? Into::sum : queries < T ? Into::cache : destination<R>(gradient, shape);
-    };
-    weighted_sums<R>(grad, 1, stride, seeing_query, seers, grad_keys.rows + from, n, into(args.grad_keys));
-    weighted_sums<R>(weights, 1, stride, seeing_upstream, through_context ? seers : 0, grad_values.rows + from, n,
-                     into(args.grad_values));
+    return true;
   }
-  grad_query.flush();
-  grad_keys.flush();
-  grad_values.flush();
-}
+
+  int stages() const { return 3; }
+  void stage(int i, Share share) const {
+    if (i == 0) positions(share.of(visible_.count, kWidth<R>));
+    if (i == 1) rows(share.of(queries_, 1));
+    if (i == 2) keys(share.of(args_.shape.A, kWidth<R>)), values(share.of(args_.shape.D, kWidth<R>));
+  }
+
+ private:
+  void positions(Range some) const {
+    const int64_t first = from_ + some.first, T = args_.shape.T;
+    if (args_.weights.data == nullptr)
+      multiplicative_scores<R>(query_ + t0_, queries_, T, keys_.from(first), some.count, R(args_.scale), weights_ + some.first, stride_);
+    if (through_context_)
+      dot_products<R>(upstream_ + t0_, queries_, T, values_.from(first), some.count, grad_ + some.first, stride_);
+  }
+
+  void rows(Range some) const {
+    Scratch& scratch = Scratch::mine();
+    R *row = scratch.take<R>(stride_), *buffer = scratch.take<R>(args_.shape.S);
+    for (int64_t t = some.first; t < some.first + some.count; ++t) {
+      R *w = weights_ + t * stride_, *g = grad_ + t * stride_;
+      if (args_.weights.data == nullptr) softmax_row<R>(w, visible_, t);
+      else gather_row<R>(w, args_.weights.at(b_, h_, t0_ + t), args_.weights.dtype, visible_, t, buffer);
+      if (!through_context_) __builtin_memset(g, 0, static_cast<size_t>(stride_) * sizeof(R));
+      if (args_.grad_weights.data != nullptr) {
+        gather_row<R>(row, args_.grad_weights.at(b_, h_, t0_ + t), args_.grad_weights.dtype, visible_, t, buffer);
+        for (int64_t i = 0; i < visible_.count; ++i) g[i] += row[i];
+      }
+      softmax_gradient_row<R>(g, w, visible_, t);
+      for (int64_t i = 0; i < visible_.count; ++i) g[i] *= R(args_.scale);
+    }
+  }
+
+  void keys(Range some) const {
+    Scratch& scratch = Scratch::mine();
+    sum_visible<R>(scratch, grad_, stride_, visible_, queries_, keys_.from(from_).columns(scratch, visible_.count, some),
+                   from_column<R>(scratch, grad_query_.rows + t0_, queries_, some.first));
+    grad_query_.flush({t0_, queries_}, some);
+    sources(grad_, seeing_query_.columns(scratch, seers_, some), seers_, grad_keys_, some, args_.grad_keys);
+  }
+
+  void values(Range some) const {
+    sources(weights_, seeing_upstream_.columns(Scratch::mine(), seers_, some), through_context_ ? seers_ : 0, grad_values_, some,
+            args_.grad_values);
+  }
+
+  // Queries that see nothing are left out of the sums over queries: what they hold is never read.
+  void sources(const R* weights, const Rows<R>& rows, int64_t terms, const Output<R>& out, Range some, const Tensor& gradient) const {
+    Scratch& scratch = Scratch::mine();
+    if (seers_ < queries_) {
+      R* seers = scratch.take<R>(seers_ * stride_);
+      for (int64_t t = 0, seer = 0; t < queries_; ++t)
+        if (visible_.sees_any(t))
+          __builtin_memcpy(seers + seer++ * stride_, weights + t * stride_, static_cast<size_t>(visible_.count) * sizeof(R));
+      weights = seers;
+    }
+    const Into into = in_groups_ || t0_ > 0 ? Into::sum : queries_ < args_.shape.T ? Into::cache : destination<R>(gradient, args_.shape);
+    weighted_sums<R>(weights, 1, stride_, rows, terms, from_column<R>(scratch, out.rows + from_, visible_.count, some.first),
+                     visible_.count, into);
+    if (t0_ + queries_ == args_.shape.T) out.flush({0, out.n}, some);
+  }
+
+  const MultiplicativeBackward& args_;
+  const int64_t b_, h_;
+  const Visible all_;
+  const int64_t most_;
+  const bool in_groups_, through_context_;
+  const Output<R> grad_keys_, grad_values_, grad_query_;
+  const Rows<R> keys_, values_;
+  const R* const *query_, *const *upstream_;
+  const Rows<R> seeing_query_, seeing_upstream_;
+  R *const weights_, *const grad_;  // [queries, stride]
+  // The block at hand.
+  int64_t t0_ = 0, queries_ = 0, from_ = 0, stride_ = 0, seers_ = 0;
+  Visible visible_{};
+};
 
 template <class R>
 void multiplicative_backward(const MultiplicativeBackward& args, const Executor& executor) {
-  const int64_t H = args.shape.H;
-  parallel(executor, args.shape.B * H, [&](int64_t item) { multiplicative_gradients<R>(args, item / H, item % H); });
+  const Shape& shape = args.shape;
+  by_stages(executor, shape, shape.B * shape.H, [&](Scratch& scratch, int64_t item) {
+    return MultiplicativeGradients<R>(scratch, args, item / shape.H, item % shape.H);
+  });
 }
 
 // dL/dscores, times the scale, and dL/dquery of queries over a memory.
 template <class R>
+class MultiplicativeStepGradients : public ScoreGradients<R, StepBackward> {
+ public:
+  using ScoreGradients<R, StepBackward>::ScoreGradients;
+
+  int stages() const { return 3; }
+
+  void stage(int i, Share share) const {
+    if (i == 0) this->positions(share);
+    if (i == 1) this->rows(share, R(this->args_.scale));
+    if (i == 2) this->sum_columns(this->scores_, this->args_.keys, this->args_.grad_query, share.of(this->args_.shape.A, kWidth<R>));
+  }
+};
+
+template <class R>
 void multiplicative_step_backward(const StepBackward& args, const Executor& executor) {
-  const Shape& shape = args.shape;
-  const int64_t block = query_block(shape.T, shape.S, shape.B * shape.H, executor.threads, kQueryBlock);
-  for_queries(executor, shape, args.visibility, block, [&](int64_t b, int64_t h, int64_t t0, int64_t queries) {
-    Scratch& scratch = Scratch::mine();
-    const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, t0, queries);
-    const int64_t n = visible.count, stride = padded<R>(n);
-    R* g = scratch.take<R>(queries * stride);
-    R* buffer = scratch.take<R>(shape.S);
-    score_gradient<R>(scratch, args, b, h, t0, queries, visible, g, stride);
-    for (int64_t t = 0; t < queries; ++t) {
-      for (int64_t i = 0; i < n; ++i) g[t * stride + i] *= R(args.scale);
-      scatter_row<R>(args.grad_scores.at(b, h, t0 + t), args.grad_scores.dtype, g + t * stride, visible, t, shape.S, R(0), buffer);
-    }
-    const Rows<R> keys(scratch, args.keys, b, h, visible.first, n, shape.A, visible.index);
-    const Output<R> grad_query(scratch, args.grad_query, b, h, t0, queries, shape.A);
-    sum_visible<R>(scratch, g, stride, visible, queries, keys, grad_query.rows);
-    grad_query.flush();
-  });
+  by_blocks<MultiplicativeStepGradients<R>>(args, executor, query_block(args.shape, executor.threads, kQueryBlock));
 }
 
 }  // namespace onepass::ONEPASS_ISA

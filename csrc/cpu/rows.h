@@ -7,6 +7,10 @@
 
 namespace onepass::ONEPASS_ISA {
 
+struct Range {
+  int64_t first, count;
+};
+
 ONEPASS_INLINE float from_bf16(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float y;
@@ -136,6 +140,11 @@ constexpr bool is_native(Dtype dtype) {
   return size_of(dtype) == static_cast<int>(sizeof(R));
 }
 
+inline Tensor from_column(Tensor x, int64_t column) {
+  x.data = x.data == nullptr ? nullptr : static_cast<char*>(x.data) + column * size_of(x.dtype);
+  return x;
+}
+
 // Rows of a tensor as they lie, in its own dtype: first, first + 1, ..., or those of an index.
 template <class R>
 struct Rows {
@@ -156,6 +165,16 @@ struct Rows {
     Rows rest = *this;
     rest.at += first;
     return rest;
+  }
+
+  // Some columns of n rows.
+  Rows columns(Scratch& scratch, int64_t n, Range some) const {
+    Rows narrow = *this;
+    narrow.width = some.count;
+    if (some.first == 0) return narrow;
+    narrow.at = scratch.take<const void*>(n);
+    for (int64_t i = 0; i < n; ++i) narrow.at[i] = static_cast<const char*>(at[i]) + some.first * size_of(dtype);
+    return narrow;
   }
 
   // Row i itself, or a copy of it in the buffer.
@@ -199,10 +218,21 @@ struct Output {
     return to->at(b, h, index != nullptr ? index[i] : first + i) + column * size_of(to->dtype);
   }
 
-  void flush() const {
-    if (copy != nullptr)
-      for (int64_t i = 0; i < n; ++i) write_row<R>(target(i), copy + i * width, to->dtype, width);
+  void flush() const { flush({0, n}, {0, width}); }
+  void flush(Range some, Range columns) const {
+    if (copy == nullptr) return;
+    for (int64_t i = some.first; i < some.first + some.count; ++i)
+      write_row<R>(target(i) + columns.first * size_of(to->dtype), copy + i * width + columns.first, to->dtype, columns.count);
   }
 };
+
+// n rows to write to, from a column on.
+template <class R>
+R* const* from_column(Scratch& scratch, R* const* rows, int64_t n, int64_t column) {
+  if (column == 0) return rows;
+  R** from = scratch.take<R*>(n);
+  for (int64_t i = 0; i < n; ++i) from[i] = rows[i] + column;
+  return from;
+}
 
 }  // namespace onepass::ONEPASS_ISA

@@ -16,6 +16,12 @@ class Scratch {
     return scratch;
   }
 
+  // What the calling thread lays out for all that work on its call.
+  static Scratch& of_all() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+
   // Take everything back. If the last task did not fit into the first block, make that one large enough for the next.
   void reset() {
     if (used_blocks_ > 1) {
