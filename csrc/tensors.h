@@ -29,12 +29,6 @@ struct Tensor {
   }
 };
 
-// The same from row n on.
-ONEPASS_ANYWHERE Tensor from_row(Tensor x, int64_t n) {
-  x.data = static_cast<char*>(x.data) + n * x.row * size_of(x.dtype);
-  return x;
-}
-
 // Which source positions a query sees: the first lengths[b, t] of them, or with spans those from firsts[b, t] to lengths[b, t], where
 // mask[b, h, t, s] holds.
 struct Visibility {

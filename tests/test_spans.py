@@ -1,6 +1,7 @@
 """Spans: the window of the source that each query sees, in the functions, the layers and over a memory."""
 
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +162,21 @@ def test_threads(family: str, dims: Dims, hidden: str, backend: str, isa: str, s
     for count in (2, 3):
         set_threads(count)
         assert_same_bits(results(case, backend), expected)
+
+
+@pytest.mark.of_cpp
+def test_groups_that_grow(backend: str, set_threads: Callable[[int], None]) -> None:
+    """A thread that is new to the kernels needs a little more memory for each group of queries than for all before."""
+    set_threads(1)
+    spans = torch.zeros(4, 160, 2, dtype=torch.int64)
+    spans[0, :, 1] = torch.arange(160) * 2 + 5
+    spans[0, 1::2] = torch.tensor([399, 400])
+    case = build("additive", Dims(4, 160, 400, 20000, 4), torch.float64).replace(spans=spans)
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(call(case, backend)[0]))
+    thread.start()
+    thread.join()
+    assert found[0].isfinite().all()
 
 
 @pytest.mark.usefixtures("fresh_compiler")

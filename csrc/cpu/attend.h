@@ -244,7 +244,7 @@ class QueryBlock {
   R* scores_ = nullptr;  // [queries, stride]
 };
 
-// After the scores, position by position: the softmax, query by query, and the context, column by column. All that share few queries do a
+// After the scores, position by position: the softmax, query by query, and the context, column by column. All that share few scores do a
 // softmax each, so that they wait for each other once. Raw scores stay as they are.
 template <class R, class Args>
 class Contexts : public QueryBlock<R, Args> {
@@ -254,10 +254,12 @@ class Contexts : public QueryBlock<R, Args> {
   int stages() const { return few() ? 2 : 3; }
 
  protected:
-  void rows_or_columns(int stage, Share share, bool raw = false) const {
+  void after_scores(int stage, Share share, bool raw = false) const {
     R* scores = this->scores_;
     if (stage == 1 && !few()) return rows(scores, share.of(this->queries_, 1), raw, true);
+    const Range columns = share.of(raw ? 0 : this->args_.shape.D, kWidth<R>);
     if (few()) {
+      if (share.index > 0 && columns.count == 0) return;
       if (share.count > 1) {
         const int64_t numbers = this->queries_ * this->stride_;
         scores = Scratch::mine().take<R>(numbers);
@@ -265,11 +267,11 @@ class Contexts : public QueryBlock<R, Args> {
       }
       rows(scores, {0, this->queries_}, raw, share.index == 0);
     }
-    if (!raw) this->sum_columns(scores, this->args_.values, this->args_.context, share.of(this->args_.shape.D, kWidth<R>));
+    this->sum_columns(scores, this->args_.values, this->args_.context, columns);
   }
 
  private:
-  bool few() const { return this->queries_ <= kFewRows; }
+  bool few() const { return this->queries_ * this->stride_ <= 4096; }  // for which they would wait longer
 
   void rows(R* scores, Range some, bool raw, bool writes) const {
     const Tensor& weights = this->args_.weights;
@@ -336,7 +338,7 @@ class ScoreGradients : public QueryBlock<R, Args> {
 template <class Work, class Args>
 void by_blocks(const Args& args, const Executor& executor, int64_t block) {
   const int64_t H = args.shape.H, T = args.shape.T, blocks = (T + block - 1) / block;
-  by_stages(executor, args.shape, args.shape.B * H * blocks, [&](Scratch&, int64_t item) {
+  by_stages(executor, args.shape.B * H * blocks, block * args.shape.S * (args.shape.A + args.shape.D), [&](Scratch&, int64_t item) {
     const int64_t t0 = item % blocks * block;
     return Work(args, item / blocks / H, item / blocks % H, t0, t0 + block <= T ? block : T - t0);
   });

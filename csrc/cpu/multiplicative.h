@@ -29,7 +29,7 @@ class MultiplicativeContexts : public Contexts<R, MultiplicativeForward> {
   }
 
   void stage(int i, Share share) const {
-    if (i > 0) return this->rows_or_columns(i, share);
+    if (i > 0) return this->after_scores(i, share);
     const Shape& shape = this->args_.shape;
     const Range some = share.of(this->visible_.count, kWidth<R>);
     multiplicative_scores<R>(query_, this->queries_, shape.T, this->seen_rows(this->args_.keys, shape.A, some), some.count,
@@ -127,16 +127,18 @@ class MultiplicativeGradients {
   }
 
   void keys(Range some) const {
+    if (some.count == 0) return;
     Scratch& scratch = Scratch::mine();
     sum_visible<R>(scratch, grad_, stride_, visible_, queries_, keys_.from(from_).columns(scratch, visible_.count, some),
-                   from_column<R>(scratch, grad_query_.rows + t0_, queries_, some.first));
+                   columns_from<R>(scratch, grad_query_.rows + t0_, queries_, some.first));
     grad_query_.flush({t0_, queries_}, some);
     sources(grad_, seeing_query_.columns(scratch, seers_, some), seers_, grad_keys_, some, args_.grad_keys);
   }
 
   void values(Range some) const {
-    sources(weights_, seeing_upstream_.columns(Scratch::mine(), seers_, some), through_context_ ? seers_ : 0, grad_values_, some,
-            args_.grad_values);
+    if (some.count == 0) return;
+    const int64_t terms = through_context_ ? seers_ : 0;
+    sources(weights_, seeing_upstream_.columns(Scratch::mine(), terms, some), terms, grad_values_, some, args_.grad_values);
   }
 
   // Queries that see nothing are left out of the sums over queries: what they hold is never read.
@@ -150,7 +152,7 @@ class MultiplicativeGradients {
       weights = seers;
     }
     const Into into = in_groups_ || t0_ > 0 ? Into::sum : queries_ < args_.shape.T ? Into::cache : destination<R>(gradient, args_.shape);
-    weighted_sums<R>(weights, 1, stride_, rows, terms, from_column<R>(scratch, out.rows + from_, visible_.count, some.first),
+    weighted_sums<R>(weights, 1, stride_, rows, terms, columns_from<R>(scratch, out.rows + from_, visible_.count, some.first),
                      visible_.count, into);
     if (t0_ + queries_ == args_.shape.T) out.flush({0, out.n}, some);
   }
@@ -173,7 +175,7 @@ class MultiplicativeGradients {
 template <class R>
 void multiplicative_backward(const MultiplicativeBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
-  by_stages(executor, shape, shape.B * shape.H, [&](Scratch& scratch, int64_t item) {
+  by_stages(executor, shape.B * shape.H, shape.T * shape.S * (shape.A + shape.D), [&](Scratch& scratch, int64_t item) {
     return MultiplicativeGradients<R>(scratch, args, item / shape.H, item % shape.H);
   });
 }

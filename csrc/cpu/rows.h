@@ -228,7 +228,7 @@ struct Output {
 
 // n rows to write to, from a column on.
 template <class R>
-R* const* from_column(Scratch& scratch, R* const* rows, int64_t n, int64_t column) {
+R* const* columns_from(Scratch& scratch, R* const* rows, int64_t n, int64_t column) {
   if (column == 0) return rows;
   R** from = scratch.take<R*>(n);
   for (int64_t i = 0; i < n; ++i) from[i] = rows[i] + column;

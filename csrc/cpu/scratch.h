@@ -16,10 +16,11 @@ class Scratch {
     return scratch;
   }
 
-  // What the calling thread lays out for all that work on its call.
-  static Scratch& of_all() {
-    static thread_local Scratch scratch;
-    return scratch;
+  // What the calling thread lays out for those that share the i-th piece of its work, i < kShared.
+  static constexpr int64_t kShared = 32;
+  static Scratch& shared(int64_t i) {
+    static thread_local Scratch scratch[kShared];
+    return scratch[i];
   }
 
   // Take everything back. If the last task did not fit into the first block, make that one large enough for the next.
@@ -51,8 +52,8 @@ class Scratch {
     most_ = total_ > most_ ? total_ : most_;
     if (used_blocks_ == 0 || used_ + bytes > capacity_) {
       if (used_blocks_ == kBlocks) throw std::bad_alloc();
-      capacity_ = bytes > kBlockBytes ? bytes : kBlockBytes;
-      capacity_ = capacity_ > total_ ? capacity_ : total_;  // doubling: few blocks, however much is taken
+      const size_t twice = used_blocks_ == 0 ? kBlockBytes : 2 * capacity_;  // few blocks, however much is taken
+      capacity_ = bytes > twice ? bytes : twice;
       blocks_[used_blocks_++] = allocate(capacity_);
       used_ = 0;
     }

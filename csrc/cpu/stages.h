@@ -22,14 +22,15 @@ struct Share {
 };
 
 // Calls make(scratch, item) for each of the items and does the Work that it returns. Threads take whole items, but those that would leave
-// some of them idle: these all threads do together, if there is more to do than they wait for each other. No result depends on it.
+// some of them idle: these all threads do together, if there is more to do (`size` multiply-adds of a product in each) than they wait for
+// each other. No result depends on it.
 template <class E, class Make>
-void by_stages(const E& executor, const Shape& shape, int64_t items, const Make& make) {
-  constexpr int64_t kShared = 128 * 1024;
-  const bool shared = items < 4 * executor.threads && shape.T * shape.S * (shape.A + shape.D) >= kShared;
+void by_stages(const E& executor, int64_t items, int64_t size, const Make& make) {
+  constexpr int64_t kWorthwhile = 128 * 1024;
   using Work = decltype(make(Scratch::mine(), int64_t{0}));
   constexpr Share kAll{0, 1};
-  const int64_t together = shared ? items % executor.threads : 0;
+  const int64_t left = items % executor.threads;
+  const int64_t together = size >= kWorthwhile && items < 4 * executor.threads && left <= Scratch::kShared ? left : 0;
   parallel(executor, items - together, [&](int64_t item) {
     Scratch& scratch = Scratch::mine();
     Work work = make(scratch, item);
@@ -42,26 +43,28 @@ void by_stages(const E& executor, const Shape& shape, int64_t items, const Make&
     }
   });
   if (together == 0) return;
-  Scratch& scratch = Scratch::of_all();
-  scratch.reset();
   const int64_t shares = (executor.threads + together - 1) / together;
-  Work* works = scratch.take<Work>(together);
-  bool* busy = scratch.take<bool>(together);
-  for (int64_t i = 0; i < together; ++i) {
-    new (works + i) Work(make(scratch, items - together + i));
-    busy[i] = true;
-  }
-  for (const auto before = scratch.mark();; scratch.rewind(before)) {
+  Work* works[Scratch::kShared];
+  Scratch::Mark made[Scratch::kShared];
+  parallel(executor, together, [&, all = &Scratch::shared(0)](int64_t i) {
+    Scratch& scratch = all[i];
+    scratch.reset();
+    works[i] = new (scratch.take<Work>(1)) Work(make(scratch, items - together + i));
+    made[i] = scratch.mark();
+  });
+  for (;;) {
+    parallel(executor, together, [&, all = &Scratch::shared(0)](int64_t i) {
+      all[i].rewind(made[i]);
+      if (works[i] != nullptr && !works[i]->next(all[i])) works[i] = nullptr;
+    });
     int stages = 0;
-    for (int64_t i = 0; i < together; ++i) {
-      busy[i] = busy[i] && works[i].next(scratch);
-      if (busy[i] && works[i].stages() > stages) stages = works[i].stages();
-    }
-    if (stages == 0) break;
+    for (int64_t i = 0; i < together; ++i)
+      if (works[i] != nullptr && works[i]->stages() > stages) stages = works[i]->stages();
+    if (stages == 0) return;
     for (int stage = 0; stage < stages; ++stage)
       parallel(executor, together * shares, [&](int64_t item) {
-        const int64_t i = item / shares;
-        if (busy[i] && stage < works[i].stages()) works[i].stage(stage, {item % shares, shares});
+        const Work* work = works[item / shares];
+        if (work != nullptr && stage < work->stages()) work->stage(stage, {item % shares, shares});
       });
   }
 }
