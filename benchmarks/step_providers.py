@@ -120,7 +120,8 @@ def _backend(name: str) -> None:
     more: dict[str, Any] = {"more_reasons": reasons, "optional": name == "reference"}
     register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, **more)
     register(f"onepass {name}, copies", begin_of, {"beams": copies}, **more)
-    if functions := {"cpu": tuple(MEMORIES), "triton": ("multiplicative",)}.get(name):  # those that keep it as `as_kept` says
+    functions = {"cpu": tuple(MEMORIES), "cuda": ("multiplicative",), "triton": ("multiplicative",)}.get(name)
+    if functions:  # those that keep it as `as_kept` says
         rounded = functools.partial(over_memory, backend=name, dtype=torch.bfloat16)
         register(f"onepass {name}, bfloat16", rounded, LOOPS, functions, dtypes=(torch.float32,), keeps=torch.bfloat16, **more)
 

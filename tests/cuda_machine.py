@@ -77,10 +77,18 @@ class Launch:
 
 
 def launches(
-    op: str, sizes: Sequence[int], dtype: torch.dtype, *, processors: int = 1, capability: int = 80, queries: int = 0
+    op: str,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    processors: int = 1,
+    capability: int = 80,
+    queries: int = 0,
+    kept: torch.dtype | None = None,
 ) -> list[Launch]:
     """Of sizes B, H, T, S, A, D; none where no kernel takes them. ``queries`` overrules how many a tile of the forward has."""
-    return [Launch(**found) for found in _probe.cuda_launches(op, list(sizes), DTYPES[dtype], processors, capability, queries)]
+    found = _probe.cuda_launches(op, list(sizes), DTYPES[dtype], processors, capability, queries, DTYPES[kept or dtype])
+    return [Launch(**launch) for launch in found]
 
 
 def sizes_of(case: Case) -> tuple[int, ...]:

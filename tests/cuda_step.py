@@ -14,11 +14,17 @@ from torch import Tensor
 
 
 def launches_of(
-    backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, processors: int, capability: int = 80
+    backward: bool,
+    additive: bool,
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    processors: int,
+    capability: int = 80,
+    kept: torch.dtype | None = None,
 ) -> list[Launch]:
     """The only one, or none."""
     op = f"{'additive' if additive else 'multiplicative'}_step_{'backward' if backward else 'forward'}"
-    return launches(op, sizes, dtype, processors=processors, capability=capability)
+    return launches(op, sizes, dtype, processors=processors, capability=capability, kept=kept)
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Steps:
         sizes = sizes_of(query, keys, values)
         context = torch.empty((*query.shape[:-1], values.shape[-1]), dtype=query.dtype)
         weights = torch.empty((*query.shape[:-1], keys.shape[-2]), dtype=accumulator(query.dtype))
-        self.launch(False, v is not None, sizes, query.dtype, lambda scratch: Struct({
+        self.launch(False, v is not None, sizes, (query.dtype, keys.dtype), lambda scratch: Struct({
             "shape": shape_struct(*sizes), "query": tensor_struct(query), "keys": tensor_struct(keys), "values": tensor_struct(values),
             "v": tensor_struct(v), "scale": np.float64(scale), "visibility": visibility_struct(lengths, mask),
             "context": tensor_struct(context, True), "weights": tensor_struct(weights, True), **scratch,
@@ -53,7 +59,7 @@ class Steps:
         sizes = sizes_of(query, keys, values)
         grad_query = torch.empty(query.shape, dtype=query.dtype)
         grad_scores = torch.empty(weights.shape, dtype=weights.dtype)
-        self.launch(True, v is not None, sizes, query.dtype, lambda scratch: Struct({
+        self.launch(True, v is not None, sizes, (query.dtype, keys.dtype), lambda scratch: Struct({
             "shape": shape_struct(*sizes), "query": tensor_struct(query), "keys": tensor_struct(keys), "values": tensor_struct(values),
             "v": tensor_struct(v), "scale": np.float64(scale), "visibility": visibility_struct(lengths, mask),
             "weights": tensor_struct(weights), "grad_context": tensor_struct(grad_context), "grad_weights": tensor_struct(grad_weights),
@@ -62,9 +68,14 @@ class Steps:
         return grad_query, grad_scores
 
     def launch(
-        self, backward: bool, additive: bool, sizes: tuple[int, ...], dtype: torch.dtype, arguments: Callable[[Any], Struct]
+        self,
+        backward: bool,
+        additive: bool,
+        sizes: tuple[int, ...],
+        dtypes: tuple[torch.dtype, torch.dtype],
+        arguments: Callable[[Any], Struct],
     ) -> None:
-        (found,) = launches_of(backward, additive, sizes, dtype, self.processors, self.capability)
+        (found,) = launches_of(backward, additive, sizes, dtypes[0], self.processors, self.capability, dtypes[1])
         self.launches.append(found)
         if found.blocks == 0:
             return

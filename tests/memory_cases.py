@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, Dims, Results, build, call
+from tolerance import bounds
 from torch import Tensor, nn
 
 import onepass
+from onepass import reference
 
 FAMILIES = ("additive", "multiplicative")
 HIDDEN = ("none", "lengths", "padding", "holes", "both", "nothing", "per head")
@@ -93,6 +95,35 @@ def attended(case: Case, backend: str, by_step: bool, **options: Any) -> Results
     for (name, leaf), grad in zip(inputs.items(), grads, strict=True):
         found[f"d_{name}"] = torch.zeros_like(leaf) if grad is None else grad
     return found
+
+
+def as_stored(case: Case, backend: str) -> Case:
+    """The case whose keys and values are those that a bfloat16 memory holds: additive keys on a CPU through their rounded exponentials."""
+    values = case.values.bfloat16().float()
+    if case.family == "additive" and backend == "reference":
+        return case.replace(values=values)
+    if case.family == "multiplicative" or backend in ("triton", "cuda"):
+        return case.replace(keys=case.keys.bfloat16().float(), values=values)
+    return case.replace(keys=((2 * case.keys).exp().bfloat16().double().log() / 2).float(), values=values)
+
+
+def final_gradients(case: Case, backend: str) -> dict[str, Tensor]:
+    """Additive gradients of keys and v in fp64: of the scores as stored, then through the keys as they were given."""
+    stored, wide = as_stored(case, backend).to(torch.float64), with_leaves(case.to(torch.float64))
+    scores = reference.additive_scores(stored.query, stored.keys, stored.v).requires_grad_()
+    results = reference.attend(scores, stored.values, stored.visible(), need_weights=True)
+    (grad_scores,) = torch.autograd.grad(results, scores, [stored.grad_context, stored.grad_weights])
+    grads = torch.autograd.grad(reference.additive_scores(wide.query, wide.keys, wide.v), [wide.keys, wide.v], grad_scores)
+    return dict(zip(("d_keys", "d_v"), grads, strict=True))
+
+
+def settle_final_gradients(found: Results, case: Case, backend: str) -> None:
+    """Checks them, and puts those of the case as stored in their place."""
+    stored = as_stored(case, backend)
+    for name, exact in final_gradients(case, backend).items():
+        excess = (found[name].double() - exact).abs() / bounds(case)[name].tolerance
+        assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
+        found[name] = bounds(stored)[name].exact.float()
 
 
 def with_leaves(case: Case, names: Iterable[str] | None = None) -> Case:

@@ -37,9 +37,12 @@ class Moved:
         return f"{self.asked:.3f} asked, {self.past_l1:.3f} past the L1 ({cut})"
 
 
-def moved(family: str, dims: Dims, dtype: torch.dtype, processors: int, capability: int) -> tuple[Moved, Moved]:
+def moved(
+    family: str, dims: Dims, dtype: torch.dtype, processors: int, capability: int, kept: torch.dtype | None = None
+) -> tuple[Moved, Moved]:
     """Of a step's forward and of its backward; keys, values, queries, v and results are necessary once each."""
     case = build(family, dims, dtype)
+    case = case.replace(keys=case.keys.to(kept or dtype), values=case.values.to(kept or dtype))
     v = case.v if family == "additive" else None
     device = Steps(processors, capability, cache=L1)
     context, weights = device.forward(case.query, case.keys, case.values, v, 1.0, None, None)

@@ -70,7 +70,8 @@ def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) ->
     a_gpu.setattr(ops, "device_of", lambda device: Device(132, capability=90))
     a_gpu.setattr(_backends.Tensor, "device", GPU, raising=False)
     seconds = {"cuda": 1.0, "triton": 2.0}
-    a_gpu.setattr(_probe, "cuda_launches", lambda *arguments: [{"seconds": seconds["cuda"]}])
+    kept = []
+    a_gpu.setattr(_probe, "cuda_launches", lambda *arguments, **more: kept.append(more["kept"]) or [{"seconds": seconds["cuda"]}])
     a_gpu.setattr(tiles, "attend_seconds", lambda *arguments: seconds["triton"])
     assert _backends.pick_backend("auto", query, keys, keys) == "cuda"
     seconds["cuda"] = 3.0
@@ -78,6 +79,8 @@ def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) ->
     seconds["cuda"] = 1.0
     assert _backends.pick_backend("auto", query, keys, keys, "multiplicative") == "triton"
     assert _backends.pick_backend("auto", query[:, :16], keys, keys, "multiplicative") == "cuda"
+    assert _backends.pick_backend("auto", query[:, :16], keys, keys, kept=torch.bfloat16) == "cuda"
+    assert kept[-2:] == [0, 2]
     a_gpu.setattr(_library, "cuda_error", "nothing was built")
     assert _backends.pick_backend("auto", query, keys, keys) == "triton"
 

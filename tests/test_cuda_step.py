@@ -28,19 +28,29 @@ class Ops:
 
     def __init__(self) -> None:
         self.device = Steps()
+        self.kept: torch.dtype | None = None  # of keys and values, if they are another's than the query
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        kept = self.kept or query.dtype
+        return self.device.forward(query, keys.to(kept), values.to(kept), *others)
+
+    def backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, values: Tensor,
+                 *others: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+        kept = self.kept or query.dtype
+        return self.device.backward(grad_context, grad_weights, query, keys.to(kept), values.to(kept), *others)
 
     def additive_forward(self, query: Tensor, keys: Tensor, values: Tensor, v: Tensor, lengths: Tensor | None,
                          mask: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return self.device.forward(query, keys, values, v, 1.0, lengths, mask)
+        return self.forward(query, keys, values, v, 1.0, lengths, mask)
 
     def multiplicative_forward(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None,
                                mask: Tensor | None, keep_weights: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return self.device.forward(query, keys, values, None, scale, lengths, mask)
+        return self.forward(query, keys, values, None, scale, lengths, mask)
 
     def additive_backward(self, grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, values: Tensor,
                           v: Tensor, weights: Tensor, lengths: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
         limits = (lengths, mask)
-        grad_query, grad_scores = self.device.backward(grad_context, grad_weights, query, keys, values, v, 1.0, weights, *limits)
+        grad_query, grad_scores = self.backward(grad_context, grad_weights, query, keys, values, v, 1.0, weights, *limits)
         tangent = torch.tanh(query.double().unsqueeze(-2) + keys.double().unsqueeze(-3))
         g = grad_scores.double().unsqueeze(-1)
         terms = torch.where(g == 0, 0.0, g * (1 - tangent * tangent) * v.double()[..., None, None, :])
@@ -51,7 +61,7 @@ class Ops:
                                 values: Tensor, scale: float, weights: Tensor, lengths: Tensor | None,
                                 mask: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
         limits = (lengths, mask)
-        grad_query, grad_scores = self.device.backward(grad_context, grad_weights, query, keys, values, None, scale, weights, *limits)
+        grad_query, grad_scores = self.backward(grad_context, grad_weights, query, keys, values, None, scale, weights, *limits)
         return grad_query, (grad_scores.double().mT @ query.double()).to(keys.dtype), values_gradient(weights, grad_context, values)
 
 
@@ -79,8 +89,10 @@ def ops() -> Iterator[Ops]:
 def machine(ops: Ops) -> Callable[..., Any]:
     """Runs a function on the machine, without findings."""
 
-    def run(function: Callable[[], Any], *, splits: int = 1, cluster: int = 1, **options: Any) -> Any:
-        ops.device = Steps(**options)
+    def run(
+        function: Callable[[], Any], *, splits: int = 1, cluster: int = 1, kept: torch.dtype | None = None, **options: Any
+    ) -> Any:
+        ops.device, ops.kept = Steps(**options), kept
         found = function()
         assert not ops.device.findings, "\n".join(ops.device.findings)
         assert {(launch.splits, launch.cluster) for launch in ops.device.launches} == {(splits, cluster)}
@@ -247,6 +259,38 @@ def test_beams_in_clusters(machine: Callable[..., Any], family: str, steps: int)
     checked(machine, build(family, of_parts(ONE_PART, steps, 40, 36), hidden="spans"), **ONE_PART)
     checked(machine, build(family, of_parts(ONE_PART, steps, 9, 301), hidden="lengths per query"), **ONE_PART)
     checked(machine, build(family, of_parts(ONE_PART, steps, 301, 9)), **ONE_PART)
+
+
+def rounded(case: Case) -> Case:
+    """Of keys and values that bfloat16 holds."""
+    return case.replace(keys=case.keys.bfloat16().to(case.keys.dtype), values=case.values.bfloat16().to(case.values.dtype))
+
+
+@pytest.mark.parametrize("parts", [{}, ONE_PART, THREE_PARTS], ids=["one block", "one part", "three parts"])
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_memory_in_bfloat16(machine: Callable[..., Any], family: str, parts: dict[str, Any]) -> None:
+    """Float32 queries over keys and values in bfloat16 give what they give over the same numbers in float32."""
+    if parts is THREE_PARTS:
+        shapes = [dataclasses.replace(of_parts(parts), value_width=288)]
+    elif parts is ONE_PART:
+        shapes = [of_parts(parts, 1), of_parts(parts, 2), of_parts(parts, 16, 37, 29)]
+    else:
+        shapes = [STEP, FEW, Dims(batch=1, steps=5, source=40, width=37, value_width=29)]
+    for dims in shapes:
+        checked(machine, rounded(build(family, dims, hidden="holes")), kept=torch.bfloat16, **parts)
+
+
+@pytest.mark.parametrize("span", ["wide", "cancelling 60", "huge"])
+def test_ranges_of_a_memory_in_bfloat16(machine: Callable[..., Any], span: str) -> None:
+    checked(machine, rounded(build("additive", FEW, span=span)), kept=torch.bfloat16)
+
+
+def test_garbage_in_a_memory_in_bfloat16(machine: Callable[..., Any]) -> None:
+    case = rounded(build("additive", dataclasses.replace(FEW, source=70), hidden="lengths"))
+    options: dict[str, Any] = {"processors": 2, "splits": 2, "kept": torch.bfloat16}
+    clean, dirty = (machine(functools.partial(results, each, "cpu"), **options) for each in (case, garbage(case, float("nan"))))
+    of_steps = ("context", "weights", "d_query")
+    assert_same_bits({name: dirty[name] for name in of_steps}, {name: clean[name] for name in of_steps})
 
 
 def test_columns_of_some_threads(machine: Callable[..., Any]) -> None:

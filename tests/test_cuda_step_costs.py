@@ -27,13 +27,15 @@ def test_bytes_and_wavefronts(dims: Dims, dtype: torch.dtype) -> None:
         assert counts["shared wavefronts"] <= 1.05 * counts["shared wavefronts at least"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2], ids=["float32", "mixed", "bfloat16"]
+)
 @pytest.mark.parametrize("steps", [1, 4, 5, 16])
 @pytest.mark.parametrize("family", ["additive", "multiplicative"])
-def test_bytes_of_clusters(family: str, steps: int, dtype: torch.dtype) -> None:
+def test_bytes_of_clusters(family: str, steps: int, dtype: torch.dtype, kept: torch.dtype) -> None:
     """One sentence on all of an H100: at most a twentieth more, however many blocks have a piece of it. ``step_bytes.py`` prints what it is
     without clusters, and where several of them share a source."""
-    for found in moved(family, Dims(1, steps, 400, 256, 256), dtype, processors=132, capability=90):
+    for found in moved(family, Dims(1, steps, 400, 256, 256), dtype, processors=132, capability=90, kept=kept):
         assert found.launch.cluster > 1
         assert found.launch.splits >= 8
         assert max(found.asked, found.past_l1) <= 1.05, f"{found.launch.kernel}: {found}"
@@ -44,11 +46,12 @@ def test_bytes_of_clusters(family: str, steps: int, dtype: torch.dtype) -> None:
 def test_registers(direction: str, architecture: str) -> None:
     """No spills, and as many blocks on a processor as launches say."""
     kernels = cuda_machine.compiled(f"step_{direction}.cu", architecture)
-    assert len(kernels) == 16
+    assert len(kernels) == 20
+    named = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
     for name, kernel in kernels.items():
-        dtype = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}[name.split("_")[3]]
+        dtype, kept = named[name.split("_")[3]], named[name.split("_")[-2]]
         sizes = (1, 1, 1 if name.endswith("_1") else 4, 500, 512, 512)
-        (launch,) = launches_of(direction == "backward", name.startswith("additive"), sizes, dtype, 132, int(architecture))
+        (launch,) = launches_of(direction == "backward", name.startswith("additive"), sizes, dtype, 132, int(architecture), kept)
         assert launch.kernel == name
         assert kernel.spills == 0, name
         per_warp = -(-kernel.registers * 32 // 256) * 256

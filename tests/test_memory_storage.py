@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import DTYPES, Case, Dims, assert_same_bits, build, garbage
 from memory_cases import (
+    as_stored,
     attended,
     build_for_memory,
     by_step_or_at_once,
@@ -13,12 +14,11 @@ from memory_cases import (
     each_heads,
     loss_of,
     remember,
+    settle_final_gradients,
     with_leaves,
 )
 from tolerance import bounds, check
 from torch import Tensor
-
-from onepass import reference
 
 
 def bfloat16_bounds(case: Case, backend: str) -> dict[str, Tensor]:
@@ -58,26 +58,6 @@ def test_bfloat16_storage(family: str, dims: Dims, span: str, hidden: str, backe
         assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
 
 
-def as_stored(case: Case, backend: str) -> Case:
-    """The case whose keys and values are those that a bfloat16 memory holds: additive keys on a CPU through their rounded exponentials."""
-    values = case.values.bfloat16().float()
-    if case.family == "additive" and backend == "reference":
-        return case.replace(values=values)
-    if case.family == "multiplicative" or backend == "triton":
-        return case.replace(keys=case.keys.bfloat16().float(), values=values)
-    return case.replace(keys=((2 * case.keys).exp().bfloat16().double().log() / 2).float(), values=values)
-
-
-def final_gradients(case: Case, backend: str) -> dict[str, Tensor]:
-    """Additive gradients of keys and v in fp64: of the scores as stored, then through the keys as they were given."""
-    stored, wide = as_stored(case, backend).to(torch.float64), with_leaves(case.to(torch.float64))
-    scores = reference.additive_scores(stored.query, stored.keys, stored.v).requires_grad_()
-    results = reference.attend(scores, stored.values, stored.visible(), need_weights=True)
-    (grad_scores,) = torch.autograd.grad(results, scores, [stored.grad_context, stored.grad_weights])
-    grads = torch.autograd.grad(reference.additive_scores(wide.query, wide.keys, wide.v), [wide.keys, wide.v], grad_scores)
-    return dict(zip(("d_keys", "d_v"), grads, strict=True))
-
-
 @by_step_or_at_once
 @each_heads
 @pytest.mark.parametrize("hidden", ["none", "lengths", "both"])
@@ -87,10 +67,7 @@ def test_bfloat16_gradients(family: str, hidden: str, heads: int, by_step: bool,
     case = build_for_memory(family, Dims(3, 4, 33, 20, 13, heads), hidden=hidden)
     found, stored = attended(case, backend, by_step, dtype=torch.bfloat16), as_stored(case, backend)
     if family == "additive" and backend != "reference":
-        for name, exact in final_gradients(case, backend).items():
-            excess = (found[name].double() - exact).abs() / bounds(case)[name].tolerance
-            assert excess.max() <= 1, f"{name}: {float(excess.max()):.3g} times the bound"
-            found[name] = bounds(stored)[name].exact.float()
+        settle_final_gradients(found, case, backend)
     if backend == "reference":  # rounds the gradients of what it stores
         for name in ("d_values", *(["d_keys"] if family == "multiplicative" else [])):
             bound = bounds(stored)[name]

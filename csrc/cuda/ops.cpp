@@ -96,7 +96,8 @@ class Call {
   template <class Args>
   void run(const Args& args, const Launch& how) {
     const Shape& s = args.shape;
-    ONEPASS_CHECK(!how.kernel.empty(), "no CUDA kernel takes widths of A = ", s.A, " and D = ", s.D, "; backend 'triton' does");
+    ONEPASS_CHECK(!how.kernel.empty(), "no CUDA kernel of these dtypes takes T = ", s.T, " and widths of A = ", s.A, " and D = ", s.D,
+                  "; backend 'triton' does");
     if (how.blocks > 0) check(launch(args, how, current_stream(query_.get_device_index())), how.kernel.c_str());
   }
 
@@ -107,9 +108,14 @@ class Call {
   std::vector<TorchTensor> kept_;  // until the launches are on the stream, which orders what reuses their memory
 };
 
+template <class Args>
+StepDtypes dtypes_of(const Args& args) {
+  return {args.query.dtype, args.keys.dtype};
+}
+
 // Scores, softmax and context of a step, of both families.
 void step(Call& call, StepForward& args, bool additive) {
-  const Launch how = step_forward_launch(args.shape, args.query.dtype, additive, call.device());
+  const Launch how = step_forward_launch(args.shape, dtypes_of(args), additive, call.device());
   args.splits = how.splits;
   args.cluster = how.cluster;
   args.parts = call.scratch(step_forward_parts(args.shape, args.query.dtype, how));
@@ -119,11 +125,12 @@ void step(Call& call, StepForward& args, bool additive) {
 
 void attend(Call& call, const AdditiveForward& args) {
   const bool few = args.context.data != nullptr && args.shape.T <= kFewQueries;
-  if (few && !step_forward_launch(args.shape, args.query.dtype, true, call.device()).kernel.empty()) {
+  if (few && !step_forward_launch(args.shape, dtypes_of(args), true, call.device()).kernel.empty()) {
     StepForward taken{args.shape, args.query, args.keys, args.values, args.v, 1.0, args.visibility, args.context, args.weights};
     return step(call, taken, true);
   }
-  call.run(args, additive_forward_launch(args.shape, args.query.dtype, call.device()));
+  const bool alike = args.keys.dtype == args.query.dtype;  // as the kernels of more queries take them
+  call.run(args, alike ? additive_forward_launch(args.shape, args.query.dtype, call.device()) : Launch{});
 }
 
 Two forward(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v, OptionalTensor lengths, OptionalTensor mask) {
@@ -239,8 +246,8 @@ struct Step {
     context = empty(query, in.per_query(s, s.D));
     weights = empty(query, in.per_query(s, s.S), accumulator(query));
     args.query = in.in("query", query, in.per_query(s, s.A));
-    args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-    args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+    args.keys = in.in_memory("keys", keys, in.with_heads(s, s.S, s.A), query.scalar_type());
+    args.values = in.in("values", values, in.with_heads(s, s.S, s.D), keys.scalar_type());
     args.visibility = in.visibility(lengths, mask, s);
     args.context = in.view("context", context);
     args.weights = in.view("weights", weights);
@@ -277,6 +284,7 @@ Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values,
 Two multiplicative_forward(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
                            OptionalTensor mask, bool keep_weights) {
   ONEPASS_CHECK(query.dim() == keys.dim(), "query ", shape_of(query), " and keys ", shape_of(keys), " must have the same rank");
+  ONEPASS_CHECK(query.scalar_type() == keys.scalar_type(), "keys has another dtype than the query");
   auto [context, weights] = few_queries("multiplicative_forward", query, keys, values, scale, lengths, mask);
   return {context, keep_weights ? weights : empty(query, {0}, accumulator(query))};
 }
@@ -293,8 +301,8 @@ Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad
   TorchTensor grad_query = empty(query, in.per_query(s, s.A));
   TorchTensor grad_scores = empty(query, in.per_query(s, s.S), accumulator(query));
   args.query = in.in("query", query, in.per_query(s, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-  args.values = in.in("values", values, in.with_heads(s, s.S, s.D));
+  args.keys = in.in_memory("keys", keys, in.with_heads(s, s.S, s.A), query.scalar_type());
+  args.values = in.in("values", values, in.with_heads(s, s.S, s.D), keys.scalar_type());
   if (v != nullptr) args.v = in.in("v", *v, in.width_of_v(s));
   args.scale = scale;
   args.visibility = in.visibility(lengths, mask, s);
@@ -304,7 +312,7 @@ Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad
   args.grad_query = in.view("grad_query", grad_query);
   args.grad_scores = in.view("grad_scores", grad_scores);
   const Named named = call.named(v != nullptr ? "additive_step_backward" : "multiplicative_step_backward", args);
-  const Launch how = step_backward_launch(s, args.query.dtype, v != nullptr, call.device());
+  const Launch how = step_backward_launch(s, dtypes_of(args), v != nullptr, call.device());
   args.splits = how.splits;
   args.cluster = how.cluster;
   args.parts = call.scratch(step_backward_parts(s, args.query.dtype, how));

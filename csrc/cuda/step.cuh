@@ -212,11 +212,12 @@ struct Left {
 };
 
 // Queries beside which rows are read, four channels at a time, vectors side by side, so that neighbours read other banks. Products take the
-// query itself; tanh takes e^(2q), -2v, and of each four channels the sum of v and the largest |q|, infinite where v cannot merge.
-template <class T, bool Tanh>
+// query itself; tanh takes e^(2q), -2v, and of each four channels the sum of v and the largest |q|, infinite where v cannot merge. K: of
+// the rows.
+template <class K, bool Tanh>
 struct Factors {
-  using R = Wide<T>;
-  static constexpr int kVector = 16 / sizeof(T), kFour = kVector < 4 ? kVector : 4, kFours = kVector / kFour;
+  using R = Wide<K>;
+  static constexpr int kVector = 16 / sizeof(K), kFour = kVector < 4 ? kVector : 4, kFours = kVector / kFour;
   R* data;
   int W, vectors;
 
@@ -228,8 +229,9 @@ struct Factors {
   }
 
   // All of them, or a block's share of what its cluster collects.
+  template <class T>
   __device__ void fill(const Rows<T>& queries, int steps, const T* v, int rank, int cluster) const {
-    if constexpr (Tanh && sizeof(T) == 8) return;
+    if constexpr (Tanh && sizeof(K) == 8) return;
     const int begin = first_piece(vectors, rank, cluster), many = first_piece(vectors, rank + 1, cluster) - begin;
     if constexpr (Tanh) {
 #pragma unroll 1
@@ -265,7 +267,7 @@ struct Factors {
   }
 
   __device__ void collect(int rank, int cluster) const {
-    if constexpr (Tanh && sizeof(T) == 8) return;
+    if constexpr (Tanh && sizeof(K) == 8) return;
     cuda::collect<kFour>(data, (Tanh ? W + 1 : W) * kFours, vectors * kFour, vectors, rank, cluster);
     if constexpr (Tanh) cuda::collect<2>(note(0, 0), kFours, vectors * 2, vectors, rank, cluster);
   }
@@ -287,19 +289,19 @@ __device__ __forceinline__ int lanes_of(int rows, int sets, int at_once) {
 }
 
 // q . k or, with Tanh, v . tanh(q + k) of the seen rows of a piece and the queries, handed to `use(row, query, sum)`.
-template <class T, int Q, bool Tanh, class Use>
-__device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const uint16_t* seen, const Rows<T>& queries, int steps,
-                                         const T* v, const Factors<T, Tanh>& factors, Use use) {
-  using R = Wide<T>;
-  using F = Factors<T, Tanh>;
-  constexpr int N = F::kVector, kAtOnce = sizeof(T) == 8 ? 2 : 4;
+template <int Q, class K, class T, bool Tanh, class Use>
+__device__ __forceinline__ void row_sums(const Rows<K>& rows, int count, const uint16_t* seen, const Rows<T>& queries, int steps,
+                                         const T* v, const Factors<K, Tanh>& factors, Use use) {
+  using R = Wide<K>;
+  using F = Factors<K, Tanh>;
+  constexpr int N = F::kVector, kAtOnce = sizeof(K) == 8 ? 2 : 4;
   const int sets = factors.W / Q, lanes = lanes_of(count, sets, kAtOnce), lane = threadIdx.x % lanes, step = kStepThreads / (lanes * sets);
   const int own = threadIdx.x / (lanes * sets), first = threadIdx.x / lanes % sets * Q;  // the first of the rows, and of the queries
   const bool whole = rows.template whole<N>();
 #pragma unroll 1
   for (int start = 0; start < count; start += step * kAtOnce) {
     R sums[kAtOnce][Q] = {};
-    const T* from = rows.at(start + own);
+    const K* from = rows.at(start + own);
     unsigned wanted = 0;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -310,11 +312,11 @@ __device__ __forceinline__ void row_sums(const Rows<T>& rows, int count, const u
 #pragma unroll 1
     for (int vector = lane; vector < factors.vectors; vector += lanes) {
       unsigned far = 0;
-      if constexpr (Tanh && sizeof(T) == 8) {
+      if constexpr (Tanh && sizeof(K) == 8) {
         far = wanted;
       } else {
-        Raw<T, N> raw[kAtOnce];
-        load_rows<T, N, kAtOnce>(raw, from + vector * N, step * rows.stride, wanted, rows.width - vector * N, whole);
+        Raw<K, N> raw[kAtOnce];
+        load_rows<K, N, kAtOnce>(raw, from + vector * N, step * rows.stride, wanted, rows.width - vector * N, whole);
 #pragma unroll
         for (int f = 0; f < F::kFours; ++f) {
           R k[kAtOnce][F::kFour];
@@ -486,13 +488,14 @@ __device__ __forceinline__ bool comes_last(unsigned* counter, int blocks) {
 
 }  // namespace onepass::cuda
 
-// The list of a direction's kernels, as kernel_table.cuh takes it: of both families, for one query and for four at a time. `each`
-// is what step_resident takes.
-#define ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, Q) \
-  MAKE(additive_step_##direction##_##name##_##Q, (kStepThreads, step_resident(Q, each, sizeof(T))), step_##direction<T, Q, true>) \
-  MAKE(multiplicative_step_##direction##_##name##_##Q, (kStepThreads, step_resident(Q, each, sizeof(T))), step_##direction<T, Q, false>)
-#define ONEPASS_STEPS_OF(MAKE, direction, each, name, T) \
-  ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, 1) ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, 4)
+// The list of a direction's kernels, as kernel_table.cuh takes it: of both families, for one query and for four at a time; of queries T
+// over a memory K. `each` is what step_resident takes.
+#define ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, K, Q) \
+  MAKE(additive_step_##direction##_##name##_##Q, (kStepThreads, step_resident(Q, each, sizeof(K))), step_##direction<T, K, Q, true>) \
+  MAKE(multiplicative_step_##direction##_##name##_##Q, (kStepThreads, step_resident(Q, each, sizeof(K))), step_##direction<T, K, Q, false>)
+#define ONEPASS_STEPS_OF(MAKE, direction, each, name, T, K) \
+  ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, K, 1) ONEPASS_STEPS_OF_WIDTH(MAKE, direction, each, name, T, K, 4)
 #define ONEPASS_STEPS(MAKE, direction, each) \
-  ONEPASS_STEPS_OF(MAKE, direction, each, f32, float) ONEPASS_STEPS_OF(MAKE, direction, each, bf16, __nv_bfloat16) \
-  ONEPASS_STEPS_OF(MAKE, direction, each, f16, __half) ONEPASS_STEPS_OF(MAKE, direction, each, f64, double)
+  ONEPASS_STEPS_OF(MAKE, direction, each, f32, float, float) ONEPASS_STEPS_OF(MAKE, direction, each, f32_over_bf16, float, __nv_bfloat16) \
+  ONEPASS_STEPS_OF(MAKE, direction, each, bf16, __nv_bfloat16, __nv_bfloat16) ONEPASS_STEPS_OF(MAKE, direction, each, f16, __half, __half) \
+  ONEPASS_STEPS_OF(MAKE, direction, each, f64, double, double)

@@ -60,17 +60,30 @@ struct StepWork {
   double row_slots, column_slots;    // issue slots of an element and thread, as compiled for sm_90
 };
 
-// Where a row of queries is too wide for shared memory there is no kernel: no blocks and no name.
-inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work, const Device& device) {
-  const int size = size_of(dtype), W = step_queries(shape.T), Q = W == 1 ? 1 : 4;
+// Of queries and, as `kept`, of keys and values, which a memory of float32 may keep in bf16.
+struct StepDtypes {
+  Dtype queries, kept;
+
+  std::string symbol() const {
+    return symbol_of(queries) + (kept == queries ? std::string() : std::string("_over_") + symbol_of(kept));
+  }
+};
+
+inline bool has_steps(const StepDtypes& dtypes) {
+  return dtypes.kept == dtypes.queries || (dtypes.queries == Dtype::f32 && dtypes.kept == Dtype::bf16);
+}
+
+// Where a row of queries is too wide for shared memory, or the dtypes are others, there is no kernel: no blocks and no name.
+inline Launch step_launch(const Shape& shape, const StepDtypes& dtypes, const StepWork& work, const Device& device) {
+  const int size = size_of(dtypes.kept), W = step_queries(shape.T), Q = W == 1 ? 1 : 4;
   const int64_t factors = step_factors(work.row_width, W, size, work.additive), per_row = step_stride(W, work.each) * wide_size(size);
   const int64_t most = 16 * 1024 / per_row;  // positions of a piece
   Launch launch;
-  if (StepLayout(most, W, work.each, factors, size, 0).total > 100 * 1024 - kReserved) return launch;
+  if (!has_steps(dtypes) || StepLayout(most, W, work.each, factors, size, 0).total > 100 * 1024 - kReserved) return launch;
   const int64_t groups = shape.B * shape.H * ceil_div(shape.T, W);
   const int64_t wanted = ceil_div(2 * device.processors, groups > 0 ? groups : 1), useful = shape.S / 32 < 64 ? shape.S / 32 : 64;
   const int64_t fewest = ceil_div(shape.S, most), splits = wanted < useful ? wanted : useful;
-  launch.kernel = work.family + "_" + symbol_of(dtype) + "_" + std::to_string(Q);
+  launch.kernel = work.family + "_" + dtypes.symbol() + "_" + std::to_string(Q);
   launch.splits = static_cast<int>(splits > fewest ? splits : fewest > 1 ? fewest : 1);
   const Rates rate = rates(device);
   const auto shared = [&](int64_t splits, int cluster) {
@@ -80,7 +93,8 @@ inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work,
   // Clusters that leave most blocks, of those that move at most a 25th beside keys and values: the queries and, to and from global memory,
   // the scores and rows that several parts leave. Where that takes more than half of the blocks from work, whatever they move.
   const int64_t T = shape.T < W ? shape.T : W, left = 2 * T * wide_size(size), pieces = launch.splits;
-  const int64_t beside = T * (work.row_width + (work.each - 1) * work.column_width) * size + (work.additive ? work.row_width * size : 0);
+  const int64_t rows = T * (work.row_width + (work.each - 1) * work.column_width) + (work.additive ? work.row_width : 0);
+  const int64_t beside = rows * size_of(dtypes.queries);
   const int64_t limit = shape.S * (work.row_width + work.column_width) * size / 25;
   bool frugal = false;
   for (int cluster = kCluster; device.clusters && cluster > 1; cluster /= 2)
@@ -100,10 +114,10 @@ inline Launch step_launch(const Shape& shape, Dtype dtype, const StepWork& work,
   launch.shared = static_cast<int>(shared(launch.splits, launch.cluster));
   const int fit = rate.shared / (launch.shared + 1024), meant = step_resident(Q, work.each, size);
   launch.resident = fit < meant ? fit : meant;
-  const double rows = static_cast<double>(shape.B * shape.H * shape.S), wide = static_cast<double>(work.row_width);
+  const double positions = static_cast<double>(shape.B * shape.H * shape.S), wide = static_cast<double>(work.row_width);
   const double across = static_cast<double>(work.column_width), busy = 0.5 * static_cast<double>(launch.blocks) / device.processors;
-  const double bytes = rows * (wide + across) * size / rate.bandwidth;
-  const double slots = rows * (wide * work.row_slots + across * work.column_slots) * (W / Q) / (128 * rate.clock * device.processors);
+  const double bytes = positions * (wide + across) * size / rate.bandwidth;
+  const double slots = positions * (wide * work.row_slots + across * work.column_slots) * (W / Q) / (128 * rate.clock * device.processors);
   launch.seconds = (bytes > slots ? bytes : slots) / (busy < 1 ? busy : 1);  // two blocks keep a processor's share of memory busy
   return launch;
 }

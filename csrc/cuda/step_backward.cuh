@@ -9,7 +9,7 @@
 namespace onepass::cuda {
 
 // Slopes r - r^2 of tanh(q + k), of N columns.
-template <class T, int Q, int N>
+template <class T, class K, int Q, int N>
 struct Slopes {
   using R = Wide<T>;
   static constexpr int kAtOnce = Q == 1 ? 4 : 3;  // rows in flight, as registers allow
@@ -40,7 +40,7 @@ struct Slopes {
   }
 
   template <int Each, int Count>
-  __device__ __forceinline__ void add(R (&sums)[Each][Q][N], const Raw<T, N> (&raw)[Count], const T* from, int64_t step,
+  __device__ __forceinline__ void add(R (&sums)[Each][Q][N], const Raw<K, N> (&raw)[Count], const K* from, int64_t step,
                                       const unsigned (&sees)[Count], const R* numbers, int stride, int W) const {
     unsigned far = 0;
 #pragma unroll
@@ -83,7 +83,7 @@ struct Slopes {
       unsigned bits = 0;
 #pragma unroll
       for (int i = 0; i < Count; ++i) bits = i == which ? sees[i] : bits;
-      const T* row = from + which * step;
+      const K* row = from + which * step;
 #pragma unroll 1
       for (int t = 0; t < Q; ++t) {
         if (!(bits >> t & 1)) continue;
@@ -242,17 +242,18 @@ __device__ __forceinline__ void gather_backward(const StepBackward& args, const 
   cluster_sync();  // before a block leaves
 }
 
-template <class T, int Q, bool Additive>
+template <class T, class K, int Q, bool Additive>
 __device__ void step_backward(const StepBackward& args) {
   using R = Wide<T>;
-  constexpr int N = Q > 1 && sizeof(T) == 2 ? 4 : 16 / sizeof(T);  // of two bytes 16 would take too many registers
+  static_assert(std::is_same_v<R, Wide<K>>);
+  constexpr int N = Q > 1 && sizeof(K) == 2 ? 4 : 16 / sizeof(K);  // of two bytes 16 would take too many registers
   extern __shared__ __align__(16) char shared[];
   const Shape& shape = args.shape;
   const int W = Q == 1 ? 1 : step_queries(shape.T), stride = step_stride(W, 2);
   const Place place(shape, args.splits, args.cluster, W);
   const bool gathers = place.gathers(), shares = Q > 1 && gathers, apart = place.apart(), alone = args.splits == 1;
-  const int64_t factor_numbers = step_factors(shape.D, W, sizeof(T), false), padded = 2 * step_padded(shape.A);
-  const StepLayout layout(ceil_div(shape.S, args.splits), W, 2, factor_numbers, sizeof(T), gathers ? padded + kMore : 0);
+  const int64_t factor_numbers = step_factors(shape.D, W, sizeof(K), false), padded = 2 * step_padded(shape.A);
+  const StepLayout layout(ceil_div(shape.S, args.splits), W, 2, factor_numbers, sizeof(K), gathers ? padded + kMore : 0);
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
@@ -261,12 +262,13 @@ __device__ void step_backward(const StepBackward& args) {
   const R scale = static_cast<R>(args.scale);
   const bool of_context = args.grad_context.data != nullptr, of_weights = args.grad_weights.data != nullptr;
   const bool stages = gathers && Additive && sizeof(T) < 8;
+  constexpr const T* kNone = nullptr;
   const int rank = shares ? place.rank() : 0, cluster = shares ? place.cluster : 1;
 
   mark_seen(args.visibility, place, shape.S, reinterpret_cast<Window*>(shared + layout.windows), seen);
   const Rows<T> gradient(args.grad_context, place.b, place.h, place.t, shape.D);
-  const Factors<T, false> factors(reinterpret_cast<R*>(shared), W, gradient.width);
-  if (of_context) factors.fill(gradient, place.steps, nullptr, rank, cluster);
+  const Factors<K, false> factors(reinterpret_cast<R*>(shared), W, gradient.width);
+  if (of_context) factors.fill(gradient, place.steps, kNone, rank, cluster);
   if (stages) stage(query, place.steps, left, rank, cluster);
   if (shares) {
     constexpr int kPiece = 16 / sizeof(R);
@@ -276,9 +278,9 @@ __device__ void step_backward(const StepBackward& args) {
   }
   __syncthreads();
   if (of_context) {
-    const Rows<T> values(args.values, place.b, place.h, place.first, shape.D);
-    row_sums<T, Q, false>(values, place.rows, seen, gradient, place.steps, nullptr, factors,
-                          [&](int row, int t, R sum) { numbers[row * stride + t] = sum; });
+    const Rows<K> values(args.values, place.b, place.h, place.first, shape.D);
+    row_sums<Q>(values, place.rows, seen, gradient, place.steps, kNone, factors,
+                [&](int row, int t, R sum) { numbers[row * stride + t] = sum; });
   }
   __syncthreads();
 
@@ -325,13 +327,13 @@ __device__ void step_backward(const StepBackward& args) {
   if (shares) cluster_sync();  // others are done with the factors, in whose place sums are folded, and with the staged queries
   else __syncthreads();
 
-  const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A);
-  using Terms = std::conditional_t<Additive, Slopes<T, Q, N>, Itself<T, Q, N>>;
+  const Rows<K> keys(args.keys, place.b, place.h, place.first, shape.A);
+  using Terms = std::conditional_t<Additive, Slopes<T, K, Q, N>, Itself<K, Q, N>>;
   Terms terms = [&] {
     if constexpr (Additive) return Terms(query, place.steps, Left<R>(stages ? left.rows : nullptr, padded));
     else return Terms{};
   }();
-  column_sums<T, Q, 2, N>(keys, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), terms,
+  column_sums<K, Q, 2, N>(keys, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), terms,
                           [&](int step, int at, auto sums) {
                             R(&sum)[N] = sums(0);
                             if (alone) {

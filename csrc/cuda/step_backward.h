@@ -17,11 +17,11 @@ struct StepBackward {
   int splits = 1, cluster = 1;                 // of the launch
 };
 
-inline Launch step_backward_launch(const Shape& shape, Dtype dtype, bool additive, const Device& device) {
+inline Launch step_backward_launch(const Shape& shape, const StepDtypes& dtypes, bool additive, const Device& device) {
   const bool one = shape.T <= 1;
   const double row = one ? 5.5 : 9, column = additive ? (one ? 24 : 48) : one ? 8 : 17;
   const StepWork work{additive ? "additive_step_backward" : "multiplicative_step_backward", 2, false, shape.D, shape.A, row, column};
-  return step_launch(shape, dtype, work, device);
+  return step_launch(shape, dtypes, work, device);
 }
 
 inline int64_t step_backward_parts(const Shape& shape, Dtype dtype, const Launch& launch) {

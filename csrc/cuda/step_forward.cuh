@@ -133,24 +133,25 @@ __device__ __forceinline__ void gather_forward(const StepForward& args, const Pl
   cluster_sync();  // before a block leaves
 }
 
-template <class T, int Q, bool Additive>
+template <class T, class K, int Q, bool Additive>
 __device__ void step_forward(const StepForward& args) {
   using R = Wide<T>;
-  constexpr int N = 16 / sizeof(T);
+  static_assert(std::is_same_v<R, Wide<K>>);
+  constexpr int N = 16 / sizeof(K);
   extern __shared__ __align__(16) char shared[];
   const Shape& shape = args.shape;
   const int W = Q == 1 ? 1 : step_queries(shape.T), stride = step_stride(W, 1);
   const Place place(shape, args.splits, args.cluster, W);
-  const bool gathers = place.gathers(), shares = Q > 1 && gathers && !(Additive && sizeof(T) == 8), apart = place.apart();
-  const int64_t factor_numbers = step_factors(shape.A, W, sizeof(T), Additive), padded = step_padded(shape.D);
-  const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, factor_numbers, sizeof(T), gathers ? padded + kMore : 0);
+  const bool gathers = place.gathers(), shares = Q > 1 && gathers && !(Additive && sizeof(K) == 8), apart = place.apart();
+  const int64_t factor_numbers = step_factors(shape.A, W, sizeof(K), Additive), padded = step_padded(shape.D);
+  const StepLayout layout(ceil_div(shape.S, args.splits), W, 1, factor_numbers, sizeof(K), gathers ? padded + kMore : 0);
   R* numbers = reinterpret_cast<R*>(shared + layout.numbers);
   R* exchange = reinterpret_cast<R*>(shared + layout.exchange);
   uint16_t* seen = reinterpret_cast<uint16_t*>(shared + layout.seen);
   const Left<R> left(shared + layout.rows_left, padded);
   const Rows<T> query(args.query, place.b, place.h, place.t, shape.A);
-  const Rows<T> keys(args.keys, place.b, place.h, place.first, shape.A);
-  const Factors<T, Additive> factors(reinterpret_cast<R*>(shared), W, query.width);
+  const Rows<K> keys(args.keys, place.b, place.h, place.first, shape.A);
+  const Factors<K, Additive> factors(reinterpret_cast<R*>(shared), W, query.width);
   const T* v = static_cast<const T*>(args.v.data) + place.h * args.v.head;
 
   mark_seen(args.visibility, place, shape.S, reinterpret_cast<Window*>(shared + layout.windows), seen);
@@ -161,8 +162,8 @@ __device__ void step_forward(const StepForward& args) {
   }
   __syncthreads();
   const R scale = static_cast<R>(args.scale);
-  row_sums<T, Q>(keys, place.rows, seen, query, place.steps, v, factors,
-           [&](int row, int t, R sum) { numbers[row * stride + t] = Additive ? sum : scale * sum; });
+  row_sums<Q>(keys, place.rows, seen, query, place.steps, v, factors,
+              [&](int row, int t, R sum) { numbers[row * stride + t] = Additive ? sum : scale * sum; });
   __syncthreads();
 
   if (apart)
@@ -205,8 +206,8 @@ __device__ void step_forward(const StepForward& args) {
   if (shares) cluster_sync();  // others are done with the factors, in whose place sums are folded
   else __syncthreads();
 
-  const Rows<T> values(args.values, place.b, place.h, place.first, shape.D);
-  column_sums<T, Q, 1, N>(values, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), Itself<T, Q, N>{},
+  const Rows<K> values(args.values, place.b, place.h, place.first, shape.D);
+  column_sums<K, Q, 1, N>(values, place.rows, place.steps, seen, W, numbers, reinterpret_cast<R*>(shared), Itself<K, Q, N>{},
                           [&](int t, int at, auto sums) {
                             R(&context)[N] = sums(0);
                             if (gathers) return store_row<R, N>(left.row(t), at, values.width, true, context);

@@ -16,11 +16,11 @@ struct StepForward {
   int splits = 1, cluster = 1;   // of the launch
 };
 
-inline Launch step_forward_launch(const Shape& shape, Dtype dtype, bool additive, const Device& device) {
+inline Launch step_forward_launch(const Shape& shape, const StepDtypes& dtypes, bool additive, const Device& device) {
   const bool one = shape.T <= 1;
   const double row = additive ? (one ? 20 : 34) : one ? 5.5 : 9, column = one ? 7 : 12.5;
   const StepWork work{additive ? "additive_step_forward" : "multiplicative_step_forward", 1, additive, shape.A, shape.D, row, column};
-  return step_launch(shape, dtype, work, device);
+  return step_launch(shape, dtypes, work, device);
 }
 
 inline int64_t step_forward_parts(const Shape& shape, Dtype dtype, const Launch& launch) {

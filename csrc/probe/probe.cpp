@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -98,12 +99,14 @@ std::map<std::string, std::string> build() {
 }
 
 // The launches of an op of CUDA kernels, as a GPU would be given them; none where no kernel takes these sizes.
-py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability, int queries) {
-  if (sizes.size() != 6 || dtype < 0 || dtype > 3)
+py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability, int queries,
+                       std::optional<int> kept) {
+  if (sizes.size() != 6 || dtype < 0 || dtype > 3 || kept.value_or(0) < 0 || kept.value_or(0) > 3)
     throw py::value_error("cuda_launches needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
   const cuda::Device device{processors, capability};
   const auto type = static_cast<Dtype>(dtype);
+  const cuda::StepDtypes dtypes{type, static_cast<Dtype>(kept.value_or(dtype))};
   std::vector<cuda::Launch> found;
   std::vector<int64_t> scratch, cut;
   if (op == "additive_forward") {
@@ -118,10 +121,10 @@ py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes,
     found = {how.products, how.softmax};
     scratch = {how.inner};
   } else if (op == "additive_step_forward" || op == "multiplicative_step_forward") {
-    found = {cuda::step_forward_launch(shape, type, op[0] == 'a', device)};
+    found = {cuda::step_forward_launch(shape, dtypes, op[0] == 'a', device)};
     scratch = {cuda::step_forward_parts(shape, type, found[0])};
   } else if (op == "additive_step_backward" || op == "multiplicative_step_backward") {
-    found = {cuda::step_backward_launch(shape, type, op[0] == 'a', device)};
+    found = {cuda::step_backward_launch(shape, dtypes, op[0] == 'a', device)};
     scratch = {cuda::step_backward_parts(shape, type, found[0])};
   } else {
     throw py::value_error("no CUDA kernels of '" + op + "'");
@@ -148,7 +151,9 @@ PYBIND11_MODULE(_probe, m) {
         "Measured: float32 multiply-adds per second ('fma'), accurate float32 reciprocals per second ('reciprocal') and bytes read per "
         "second from `bytes` of memory ('read'), all threads together.");
   m.def("cuda_launches", &cuda_launches, py::arg("op"), py::arg("sizes"), py::arg("dtype"), py::arg("processors"), py::arg("capability"),
-        py::arg("queries") = 0, "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them.");
+        py::arg("queries") = 0, py::arg("kept") = py::none(),
+        "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them. `kept`: the dtype of a step's "
+        "memory, if another.");
   m.def("build", &build,
         "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
 }

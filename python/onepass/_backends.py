@@ -92,13 +92,21 @@ def _cuda_versions() -> tuple[int, int]:
     return runtime, driver
 
 
-def pick_backend(backend: str, query: Tensor, keys: Tensor, values: Tensor | None = None, family: str = "additive") -> str:
-    """The name of the backend that serves the call; raises where a named one cannot. ``query``: ``[B, (H,) T, A]``."""
+def pick_backend(
+    backend: str,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None = None,
+    family: str = "additive",
+    kept: torch.dtype | None = None,
+) -> str:
+    """The name of the backend that serves the call; raises where a named one cannot. ``query``: ``[B, (H,) T, A]``; ``kept``: the dtype of
+    a memory that has another."""
     queries = query.shape[-2]
     if backend == "auto":
         served = [name for name in ("cpu", "cuda", "triton") if not not_supported_reasons(name, query.device, family, queries)]
         if served == ["cuda", "triton"] and not torch.compiler.is_compiling():
-            return faster(query, keys, values, family == "additive")
+            return faster(query, keys, values, family == "additive", kept)
         if served:
             return served[0]
         if not torch.compiler.is_compiling():
@@ -112,7 +120,7 @@ def pick_backend(backend: str, query: Tensor, keys: Tensor, values: Tensor | Non
     return backend
 
 
-def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool) -> str:
+def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool, kept: torch.dtype | None) -> str:
     """``"cuda"`` or ``"triton"``, by the time that each's launch is predicted to take."""
     from onepass._probe import cuda_launches  # there, since the CUDA kernels are
     from onepass.kernels.ops import device_of
@@ -122,7 +130,8 @@ def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool) -
     sizes = [query.shape[0], H, query.shape[-2], keys.shape[-2], query.shape[-1], 0 if values is None else values.shape[-1]]
     device = device_of(query.device)
     op = "additive_forward" if additive and sizes[2] > FEW else f"{'additive' if additive else 'multiplicative'}_step_forward"
-    launches = cuda_launches(op, sizes, DTYPES.index(query.dtype), device.processors, device.capability)
+    dtype = DTYPES.index(query.dtype)
+    launches = cuda_launches(op, sizes, dtype, device.processors, device.capability, kept=dtype if kept is None else DTYPES.index(kept))
     seconds = sum(launch["seconds"] for launch in launches) if launches else math.inf
     return "cuda" if seconds <= attend_seconds(*sizes, query.dtype, additive, device) else "triton"
 

@@ -256,6 +256,10 @@ class AttentionMemory:
             return ops_of(pick_backend("triton", query, self.keys))
         return self._ops
 
+    def _additive_ops_for(self, query: Tensor) -> Any:
+        """The ops of the additive forward, which in CUDA takes any number of queries over keys of their dtype."""
+        return self._ops if self.dtype is None else self._ops_for(query)
+
     def _forward(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
         limits = self.lengths if spans is None else spans
@@ -265,7 +269,7 @@ class AttentionMemory:
                     query, self._step_keys, self._step_values, self.scale, limits, self.mask
                 )
             else:
-                context, weights = self._ops.additive_step.default(
+                context, weights = self._additive_ops_for(query).additive_step.default(
                     query, self._step_keys, self._step_values, self.v, *self._prepared, limits, self.mask
                 )
         return context, weights
@@ -281,7 +285,7 @@ class AttentionMemory:
         """What steps read, in the memory's dtype; but additive keys that are kept as exponentials, or by the reference."""
         if self.dtype is None:
             return keys, values
-        return keys.to(self.dtype) if self.v is None or self._backend == "triton" else keys, values.to(self.dtype)
+        return keys.to(self.dtype) if self.v is None or self._backend in ("triton", "cuda") else keys, values.to(self.dtype)
 
     def _undeferred(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
@@ -290,7 +294,7 @@ class AttentionMemory:
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
-            context, weights = self._ops.additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
+            context, weights = self._additive_ops_for(query).additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
         elif self._backend != "reference":
             context, weights = self._ops_for(query).multiplicative_step(query, keys, values, self.scale, limits, self.mask)
         else:
@@ -343,8 +347,8 @@ def _checked(
         raise TypeError(f"dtype of a memory of {keys.dtype} must be None, {keys.dtype}{other}; got {dtype}")
     kept = torch.bfloat16 if dtype == torch.bfloat16 != keys.dtype else None
     family = "multiplicative" if v is None else "additive"
-    taken = pick_backend(backend, inputs.query, keys, values, family)
-    if taken == "cuda" and kept is not None:
+    taken = pick_backend(backend, inputs.query, keys, values, family, kept)
+    if taken == "cuda" and kept is not None and keys.dtype != torch.float32:
         if backend == "cuda":
             raise RuntimeError(f"backend 'cuda' cannot serve this call: it has no kernels of {keys.dtype} over memories kept in {kept}")
         taken = pick_backend("triton", inputs.query, keys, values, family)

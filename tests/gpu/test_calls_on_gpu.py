@@ -95,13 +95,13 @@ def test_devices_that_differ() -> None:
 
 def test_what_cuda_does_not_serve() -> None:
     case = moved(build("additive", Dims(1, 1, 2, 20_000, 4)))
-    with pytest.raises(RuntimeError, match="no CUDA kernel takes widths of A = 20000 and D = 4; backend 'triton' does"):
+    with pytest.raises(RuntimeError, match="dtypes takes T = 1 and widths of A = 20000 and D = 4; backend 'triton' does"):
         call(case, "cuda")
     case = moved(build("multiplicative", Dims(2, 17, 5, 8, 4)))
     with pytest.raises(RuntimeError, match="it has kernels of multiplicative attention for up to 16 queries, not for 17"):
         call(case, "cuda")
-    with pytest.raises(RuntimeError, match=r"it has no kernels of torch\.float32 over memories kept in torch\.bfloat16"):
-        remember(case, "cuda", dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"it has no kernels of torch\.float16 over memories kept in torch\.bfloat16"):
+        remember(moved(build("multiplicative", CASE, torch.float16)), "cuda", dtype=torch.bfloat16)
 
 
 def test_names_in_a_profile(gpu_backend: str) -> None:

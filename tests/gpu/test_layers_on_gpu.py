@@ -8,6 +8,7 @@ from cases import Case, Dims, assert_same_bits
 from gpu_cases import HERE, moved, there
 from memory_cases import (
     PROGRAMS,
+    as_stored,
     assert_near,
     attended,
     build_for_memory,
@@ -19,6 +20,7 @@ from memory_cases import (
     loss_of,
     make_layer,
     remember,
+    settle_final_gradients,
     trained,
     with_leaves,
 )
@@ -79,15 +81,29 @@ def test_selected_rows(family: str, gpu_backend: str) -> None:
         assert torch.equal(got, expected[rows])
 
 
+@pytest.mark.parametrize("dims", [Dims(2, 2, 21, 20, 12), Dims(1, 1, 300, 9, 7), Dims(1, 18, 9, 12, 6)], ids=str)
 @each_family
-def test_memory_in_bfloat16(family: str) -> None:
-    """``"auto"`` has a backend for it; values are off by one rounding, scores by little more."""
-    case = build_for_memory(family, Dims(2, 2, 21, 20, 12))
-    context, _ = remember(moved(case), "auto", dtype=torch.bfloat16).attend(case.query.to(HERE))
+def test_memory_in_bfloat16(family: str, dims: Dims, gpu_backend: str) -> None:
+    """Values are off by one rounding, scores by little more, however many queries come at once; ``"auto"`` finds a backend too."""
+    case = build_for_memory(family, dims, hidden="lengths")
+    found = there(attended(moved(case), gpu_backend, False, dtype=torch.bfloat16))
     exact, _ = remember(case, "reference").attend(case.query)
-    assert context.dtype == torch.float32
+    assert found["context"].dtype == torch.float32
     reach = float(case.values.abs().max()) * (2.0**-8 + torch.expm1(2 * score_error(case)).item())
-    assert (context.cpu() - exact).abs().max() <= reach
+    assert (found["context"] - exact).abs().max() <= reach
+    by_choice, _ = remember(moved(case), "auto", dtype=torch.bfloat16).attend(case.query.to(HERE))
+    assert_near({"context": by_choice.cpu()}, {"context": found["context"]})
+
+
+@by_step_or_at_once
+@each_family
+def test_bfloat16_gradients(family: str, by_step: bool, gpu_backend: str) -> None:
+    """Those of what is stored; additive ones of keys and v take the keys as they were given."""
+    case = build_for_memory(family, Dims(2, 3, 21, 20, 12), hidden="both")
+    found = there(attended(moved(case), gpu_backend, by_step, dtype=torch.bfloat16))
+    if family == "additive":
+        settle_final_gradients(found, case, gpu_backend)
+    check(found, as_stored(case, gpu_backend))
 
 
 def score_error(case: Case) -> Tensor:

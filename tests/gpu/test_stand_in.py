@@ -5,7 +5,7 @@ import stand_in_gpu
 import torch
 from cases import Dims, build
 from gpu_cases import moved
-from memory_cases import PROGRAMS, build_for_memory, trained
+from memory_cases import PROGRAMS, attended, build_for_memory, trained
 from stand_in_gpu import CAPABILITY
 
 import onepass
@@ -31,6 +31,18 @@ def test_backends_launch_their_own(family: str) -> None:
     assert any(name.startswith("additive_backward_") for name in of_cuda) == (family == "additive")
     trained(case, "triton", PROGRAMS["separate steps"])
     assert not any("_f32" in name for name in launches())
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_steps_over_a_memory_in_bfloat16(family: str) -> None:
+    """They read it as it is, for as many queries as the kernels of steps take; of more, Triton's do."""
+    for queries, own in ((2, True), (17, False)):
+        case = moved(build_for_memory(family, Dims(1, queries, 9, 12, 8)))
+        launches()
+        attended(case, "cuda", False, dtype=torch.bfloat16)
+        seen = launches()
+        assert (f"{family}_step_forward_f32_over_bf16_4" in seen) == own
+        assert (f"{family}_step_backward_f32_over_bf16_4" in seen) == own
 
 
 def test_clusters() -> None:
