@@ -85,19 +85,20 @@ def extensions(folder: pathlib.Path) -> list[Extension]:
         )  # fmt: skip
 
     found = [torch_ops("onepass._C", sources("ops/*.cpp", "cpu/*.cpp"), [], [], [])]
-    if no_cuda is None:
-        found.append(torch_ops("onepass._cuda", sources("cuda/*.cu", "cuda/*.cpp"), *CUDA.runtime()))
-    probe = Extension(
+    cuda = [*sources("cuda/*.cpp"), *sources("cuda/*.cu")[::-1]]  # what fails without a compiler, then what takes longest
+    found += [] if no_cuda else [torch_ops("onepass._cuda", cuda, *CUDA.runtime())]
+    return [*found, Extension(
         "onepass._probe", sources("probe/*.cpp"), include_dirs=[pybind11.get_include()], extra_compile_args=flags,
         extra_link_args=["-pthread"], depends=headers,
-    )  # fmt: skip
-    return [*found, probe]
+    )]  # fmt: skip
 
 
 class Build(build_ext):
-    """Compiles files side by side, each with the flags of its instruction set, and goes on without them where that fails."""
+    """Compiles all files side by side, each with the flags of its instruction set, and goes on without an extension where that fails."""
 
     def build_extensions(self) -> None:
+        self.failed: list[Extension] = []
+        self.pool = ThreadPoolExecutor(int(os.environ.get("ONEPASS_JOBS", os.cpu_count() or 1)))
         compile_one = self.compiler._compile
 
         def with_isa(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
@@ -108,34 +109,33 @@ class Build(build_ext):
 
         def compile_all(sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
                         extra_postargs=None, depends=None):  # type: ignore[no-untyped-def]  # fmt: skip
-            _, objects, extra, pp_opts, build = self.compiler._setup_compile(
-                output_dir, macros, include_dirs, sources, depends, extra_postargs
-            )
-            cc_args = self.compiler._get_cc_args(pp_opts, debug, extra_preargs)
-            jobs = int(os.environ.get("ONEPASS_JOBS", os.cpu_count() or 1))
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(lambda item: with_isa(item[0], *item[1], cc_args, extra, pp_opts), build.items()))
+            how = self.compiler._setup_compile(output_dir, macros, include_dirs, sources, depends, extra_postargs)
+            _, objects, extra, pp_opts, build = how
+            cc = self.compiler._get_cc_args(pp_opts, debug, extra_preargs)
+            list(self.pool.map(lambda item: with_isa(item[0], *item[1], cc, extra, pp_opts), build.items()))
             return objects
 
         self.compiler.compile = compile_all
         self.compiler.src_extensions.append(".cu")
+        self.parallel = len(self.extensions)
         super().build_extensions()
+        self.extensions = [ext for ext in self.extensions if ext not in self.failed]
 
     def build_extension(self, ext: Extension) -> None:
         try:
             super().build_extension(ext)
         except Exception as problem:
             if os.environ.get("ONEPASS_CUDA" if ext.name == "onepass._cuda" else "ONEPASS_CPU", "auto") == "1":
+                self.pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            self.extensions = [other for other in self.extensions if other is not ext]
+            self.failed.append(ext)
             print(f"onepass: {ext.name} was not built, the package goes on without it: {problem}", file=sys.stderr)
             if ext.name == "onepass._C":
                 print("onepass: install a C++20 compiler (Debian: apt-get install g++), then onepass again.", file=sys.stderr)
 
 
 def main() -> None:
-    folder = torch_folder()
-    reason = why_not(folder)
+    reason = why_not(folder := torch_folder())
     if reason is not None:
         for switch, kernels in (("ONEPASS_CPU", "the CPU kernels"), ("ONEPASS_CUDA", "the CPU kernels, which CUDA's go with,")):
             if os.environ.get(switch, "auto") == "1":
