@@ -271,7 +271,7 @@ class Contexts : public QueryBlock<R, Args> {
   }
 
  private:
-  bool few() const { return this->queries_ * this->stride_ <= 4096; }  // for which they would wait longer
+  bool few() const { return this->queries_ == 1 || this->queries_ * this->stride_ <= 4096; }  // for which they would wait longer
 
   void rows(R* scores, Range some, bool raw, bool writes) const {
     const Tensor& weights = this->args_.weights;
