@@ -25,20 +25,6 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
   by_blocks<AdditiveContexts<R>>(args, executor, query_block(args.shape, executor.threads, kMostQueries));
 }
 
-// dL/dscores, into args.grad_scores.
-template <class R>
-class AdditiveScoreGradients : public ScoreGradients<R, AdditiveBackward> {
- public:
-  using ScoreGradients<R, AdditiveBackward>::ScoreGradients;
-
-  int stages() const { return 2; }
-
-  void stage(int i, Share share) const {
-    if (i == 0) this->positions(share);
-    if (i == 1) this->rows(share, R(1));
-  }
-};
-
 // One query against N keys of a memory: dq += g w over some of the channels, w as in gradient_step, times v if that is not finite. The next
 // keys are fetched meanwhile, or not.
 template <class R, int N, bool Fetch, class Element>
@@ -118,9 +104,8 @@ class AdditiveStepGradients : public ScoreGradients<R, StepBackward> {
   }
 
   void stage(int i, Share share) const {
-    if (i == 0) this->positions(share);
-    if (i == 1) this->rows(share, R(1));
-    if (i == 2) channels(share.of(this->args_.shape.A, kWidth<R>));
+    if (i < 2) Base::stage(i, share);
+    else channels(share.of(this->args_.shape.A, kWidth<R>));
   }
 
  private:
@@ -198,7 +183,7 @@ template <class R>
 void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H;
-  by_blocks<AdditiveScoreGradients<R>>(args, executor, query_block(shape, executor.threads, kMostQueries));
+  by_blocks<ScoreGradients<R, AdditiveBackward>>(args, executor, query_block(shape, executor.threads, kMostQueries));
 
   // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
   // depends on the slice.

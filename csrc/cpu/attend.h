@@ -190,6 +190,16 @@ void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int
       if (!visible.sees(query, i)) grad[i] = 0;
 }
 
+// dL/dscores of a query, times the scale, in place of what arrives at its weights through the context. `more`: what arrives at these
+// besides, or at the scores if there are no weights; either may be null.
+template <class R>
+void score_gradient_row(R* grad, const R* weights, const R* more, R scale, const Visible& visible, int64_t query) {
+  const int64_t n = visible.count;
+  for (int64_t i = 0; i < n && more != nullptr; ++i) grad[i] += more[i];
+  if (weights != nullptr) softmax_gradient_row<R>(grad, weights, visible, query);
+  for (int64_t i = 0; i < n && scale != R(1); ++i) grad[i] *= scale;
+}
+
 // Some queries of one (b, h) and their scores, or gradients of scores. Queries with spans come in groups that lie close, so that the work
 // follows the spans.
 template <class R, class Args>
@@ -301,36 +311,38 @@ class ScoreGradients : public QueryBlock<R, Args> {
     return true;
   }
 
- protected:
-  void positions(Share share) const {
+  int stages() const { return 2; }
+  void stage(int i, Share share) const {
+    if (i == 1) return rows(share);
     if (upstream_ != nullptr) this->dot_products_of(upstream_, this->args_.values, this->args_.shape.D, share);
   }
 
-  void rows(Share share, R scale) const {
+ private:
+  void rows(Share share) const {
     Scratch& scratch = Scratch::mine();
     const Args& args = this->args_;
     const Visible& visible = this->visible_;
-    const int64_t n = visible.count, S = args.shape.S;
-    R *row = scratch.take<R>(this->stride_), *buffer = scratch.take<R>(S);
+    const int64_t S = args.shape.S;
+    R *row = scratch.take<R>(this->stride_), *weights = scratch.take<R>(this->stride_), *buffer = scratch.take<R>(S);
+    const auto gathered = [&](R* to, const Tensor& x, int64_t t) -> const R* {
+      if (x.data == nullptr) return nullptr;
+      gather_row<R>(to, x.at(this->b_, this->h_, this->t0_ + t), x.dtype, visible, t, buffer);
+      return to;
+    };
     const Range some = share.of(this->queries_, 1);
     for (int64_t t = some.first; t < some.first + some.count; ++t) {
-      const auto row_of = [&](const Tensor& x) { return x.at(this->b_, this->h_, this->t0_ + t); };
       R* g = this->scores_ + t * this->stride_;
       if (upstream_ == nullptr) __builtin_memset(g, 0, static_cast<size_t>(this->stride_) * sizeof(R));
-      if (args.grad_weights.data != nullptr) {
-        gather_row<R>(row, row_of(args.grad_weights), args.grad_weights.dtype, visible, t, buffer);
-        for (int64_t i = 0; i < n; ++i) g[i] += row[i];
-      }
-      if (args.weights.data != nullptr) {
-        gather_row<R>(row, row_of(args.weights), args.weights.dtype, visible, t, buffer);
-        softmax_gradient_row<R>(g, row, visible, t);
-      }
-      for (int64_t i = 0; i < n; ++i) g[i] *= scale;
-      scatter_row<R>(row_of(args.grad_scores), args.grad_scores.dtype, g, visible, t, S, R(0), buffer);
+      score_gradient_row<R>(g, gathered(weights, args.weights, t), gathered(row, args.grad_weights, t), scale(), visible, t);
+      scatter_row<R>(args.grad_scores.at(this->b_, this->h_, this->t0_ + t), args.grad_scores.dtype, g, visible, t, S, R(0), buffer);
     }
   }
 
- private:
+  R scale() const {
+    if constexpr (requires(const Args& args) { args.scale; }) return R(this->args_.scale);
+    else return R(1);
+  }
+
   const R* const* upstream_ = nullptr;
 };
 

@@ -50,7 +50,7 @@ struct AdditiveBackward {
 // A step's share of the backward: what arrives at its query. Its share of the gradients of keys, values and v waits for all steps.
 struct StepBackward {
   Shape shape;
-  double scale;                    // of multiplicative scores
+  double scale = 1;                // of multiplicative scores
   Tensor query, keys, values;
   Prepared memory;                 // additive
   Visibility visibility;

@@ -117,12 +117,9 @@ class MultiplicativeGradients {
       if (args_.weights.data == nullptr) softmax_row<R>(w, visible_, t);
       else gather_row<R>(w, args_.weights.at(b_, h_, t0_ + t), args_.weights.dtype, visible_, t, buffer);
       if (!through_context_) __builtin_memset(g, 0, static_cast<size_t>(stride_) * sizeof(R));
-      if (args_.grad_weights.data != nullptr) {
-        gather_row<R>(row, args_.grad_weights.at(b_, h_, t0_ + t), args_.grad_weights.dtype, visible_, t, buffer);
-        for (int64_t i = 0; i < visible_.count; ++i) g[i] += row[i];
-      }
-      softmax_gradient_row<R>(g, w, visible_, t);
-      for (int64_t i = 0; i < visible_.count; ++i) g[i] *= R(args_.scale);
+      const bool more = args_.grad_weights.data != nullptr;
+      if (more) gather_row<R>(row, args_.grad_weights.at(b_, h_, t0_ + t), args_.grad_weights.dtype, visible_, t, buffer);
+      score_gradient_row<R>(g, w, more ? row : nullptr, R(args_.scale), visible_, t);
     }
   }
 
@@ -187,11 +184,9 @@ class MultiplicativeStepGradients : public ScoreGradients<R, StepBackward> {
   using ScoreGradients<R, StepBackward>::ScoreGradients;
 
   int stages() const { return 3; }
-
   void stage(int i, Share share) const {
-    if (i == 0) this->positions(share);
-    if (i == 1) this->rows(share, R(this->args_.scale));
-    if (i == 2) this->sum_columns(this->scores_, this->args_.keys, this->args_.grad_query, share.of(this->args_.shape.A, kWidth<R>));
+    if (i < 2) return ScoreGradients<R, StepBackward>::stage(i, share);
+    this->sum_columns(this->scores_, this->args_.keys, this->args_.grad_query, share.of(this->args_.shape.A, kWidth<R>));
   }
 };
 

@@ -90,7 +90,7 @@ class Call {
 
   template <class Args>
   Named named(const char* op, const Args& args) const {
-    return named(op, args.shape, args.visibility, args.query.dtype);
+    return {op, args.shape, args.visibility, args.query.dtype, args.keys.dtype, "cuda"};
   }
 
   template <class Args>

@@ -1,7 +1,6 @@
 """What surrounds the kernels on a GPU: torch.compile, autocast, opcheck, empty tensors, errors, names in a profile."""
 
 import contextlib
-import functools
 import warnings
 
 import pytest
@@ -105,11 +104,17 @@ def test_what_cuda_does_not_serve() -> None:
 
 
 def test_names_in_a_profile(gpu_backend: str) -> None:
-    """Each op with its sizes, whoever computes it."""
-    case = moved(build("additive", CASE))
-    run = functools.partial(call, case, gpu_backend)
+    """Each op with its sizes, and what its memory is kept in, whoever computes it."""
+    case, stepped = moved(build("additive", CASE)), moved(build("multiplicative", CASE))
+    memory = remember(stepped, gpu_backend, dtype=torch.bfloat16)
+
+    def run() -> None:
+        call(case, gpu_backend)
+        memory.attend(stepped.query)
+
     run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     names = [event.key for event in profile.key_averages()]
     assert "onepass::additive_forward [B 2, T 3, S 5, A 8, D 4] float32 cuda" in names
+    assert "onepass::multiplicative_step [B 2, T 3, S 5, A 8, D 4] float32 over bfloat16 cuda" in names
