@@ -18,29 +18,35 @@ from pathlib import Path
 
 CAPABILITY = int(os.environ.get("STAND_IN_GPU", "0"))  # 80 for 8.0; 0 for none
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+CPP = Path(__file__).parent / "cpp"
 
 
-def build() -> Path:
-    """Made once for all processes that ask, until a source, torch or the compiler changes."""
+def build() -> tuple[Path, Path]:
+    """The library and what it looks for torch's stream in. Made once for all processes that ask, until a source, torch or the compiler
+    changes."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
     torch = Path(spec.origin).parent
-    ours = Path(__file__).parent / "cpp" / "stand_in_gpu.cpp"
+    ours = CPP / "stand_in_gpu.cpp"
     suffixes = (".h", ".cuh", ".cu", ".cpp", ".py")
-    files = [torch / "version.py", ours, *sorted(path for path in SOURCES.parent.rglob("*") if path.suffix in suffixes)]
+    files = [torch / "version.py", ours, CPP / "torch_cuda.cpp"]
+    files += sorted(path for path in SOURCES.parent.rglob("*") if path.suffix in suffixes)
     compiler = os.environ.get("CXX", "c++")
     said = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
     key = hashlib.sha256(b"".join(path.read_bytes() for path in files) + said).hexdigest()[:16]
-    made = Path(tempfile.gettempdir()) / f"onepass-cuda-{os.getuid()}" / f"stand-in-{key}.so"
+    made = Path(tempfile.gettempdir()) / f"onepass-cuda-{os.getuid()}" / f"stand-in-{key}"
     made.parent.mkdir(mode=0o700, exist_ok=True)
     with open(f"{made}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=made.parent) as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            whole = Path(folder, "whole.so")
-            link(compiler, torch, [ours, SOURCES / "ops.cpp", *sorted(SOURCES.glob("*.cu"))], whole)
+            whole = Path(folder, "whole")
+            whole.mkdir()
+            named = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
+            subprocess.run([compiler, *named, CPP / "torch_cuda.cpp", "-o", whole / "libtorch_cuda.so"], check=True)
+            link(compiler, torch, [ours, SOURCES / "ops.cpp", *sorted(SOURCES.glob("*.cu"))], whole / "stand_in.so")
             whole.rename(made)
-    return made
+    return made / "stand_in.so", made / "libtorch_cuda.so"
 
 
 def link(compiler: str, torch: Path, sources: list[Path], whole: Path) -> None:
@@ -65,7 +71,9 @@ def link(compiler: str, torch: Path, sources: list[Path], whole: Path) -> None:
 def load() -> ctypes.CDLL:
     if "torch" in sys.modules:
         raise ImportError("torch was imported before the library that it is to take for a GPU")
-    return ctypes.CDLL(str(build()), ctypes.RTLD_GLOBAL)  # where it looks for the stream of a torch with CUDA
+    whole, torch_cuda = build()
+    ctypes.CDLL(str(torch_cuda), ctypes.RTLD_LOCAL)  # as torch loads it
+    return ctypes.CDLL(str(whole), ctypes.RTLD_LOCAL)
 
 
 library = load() if CAPABILITY else None

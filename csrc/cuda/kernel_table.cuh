@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "launch.h"
 
 namespace onepass::cuda {
@@ -11,14 +13,31 @@ namespace onepass::cuda {
 struct NamedKernel {
   const char* name;
   const void* kernel;
+  std::atomic<uint64_t> allowed{};  // devices on which it may have all of a block's shared memory
 };
 
+// Once for each device: what one launch is allowed must not take from another's that is under way.
+inline cudaError_t allow_shared(const void* kernel, std::atomic<uint64_t>& allowed) {
+  int device = 0, most = 0;
+  cudaError_t code = cudaGetDevice(&device);
+  const uint64_t bit = uint64_t{1} << (device % 64);
+  if (code != cudaSuccess || (allowed & bit) != 0) return code;
+  cudaFuncAttributes is{};
+  code = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (code == cudaSuccess) code = cudaFuncGetAttributes(&is, kernel);
+  if (code != cudaSuccess) return code;
+  const int left = most - static_cast<int>(is.sharedSizeBytes);
+  code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left);
+  if (code == cudaSuccess) allowed |= bit;
+  return code;
+}
+
 template <class Args, int Count>
-cudaError_t launch_named(const NamedKernel (&kernels)[Count], const Args& args, const Launch& launch, cudaStream_t stream) {
-  for (const auto& [name, kernel] : kernels) {
+cudaError_t launch_named(NamedKernel (&kernels)[Count], const Args& args, const Launch& launch, cudaStream_t stream) {
+  for (auto& [name, kernel, allowed] : kernels) {
     if (launch.kernel != name) continue;
     if (launch.shared > 48 * 1024) {
-      const cudaError_t refused = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared);
+      const cudaError_t refused = allow_shared(kernel, allowed);
       if (refused != cudaSuccess) return refused;
     }
     void* arguments[] = {const_cast<Args*>(&args)};
@@ -43,7 +62,7 @@ cudaError_t launch_named(const NamedKernel (&kernels)[Count], const Args& args, 
   using KernelArguments = Args; \
   KERNELS(ONEPASS_ENTRY) \
   cudaError_t launch(const Args& args, const Launch& launch, cudaStream_t stream) { \
-    static const NamedKernel kernels[] = {KERNELS(ONEPASS_NAME)}; \
+    static NamedKernel kernels[] = {KERNELS(ONEPASS_NAME)}; \
     return launch_named(kernels, args, launch, stream); \
   } \
   }

@@ -32,10 +32,14 @@ void check(cudaError_t code, const char* what) {
   ONEPASS_CHECK(code == cudaSuccess, what, ": ", cudaGetErrorString(code));
 }
 
-// torch's current stream. Its name is looked up: a torch without CUDA, into which this library loads too, does not have it.
+// torch's current stream. Its name is looked up: a torch without CUDA, into which this library loads too, does not have it. Nor is the
+// library that has it among those that everyone sees (RTLD_GLOBAL), so that it is asked for by name.
 cudaStream_t current_stream(int32_t device) {
   using Get = AOTITorchError (*)(int32_t, void**);
-  static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  static const auto get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Get>(dlsym(library == nullptr ? RTLD_DEFAULT : library, "aoti_torch_get_current_cuda_stream"));
+  }();
   ONEPASS_CHECK(get != nullptr, "this torch has no CUDA streams: it was built without CUDA");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(get(device, &stream));

@@ -226,9 +226,15 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount: *value = processors; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: *value = capability / 10; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = capability % 10; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (capability >= 90 ? 227 : 163) << 10; return cudaSuccess;
     case cudaDevAttrClusterLaunch: *value = capability >= 90; return cudaSuccess;
     default: return cudaErrorInvalidValue;
   }
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
@@ -239,6 +245,9 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   if (!kernels().contains(function) || attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
+  int most = 0;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  if (value > most || shared_limits().contains(function)) return cudaErrorInvalidValue;  // a limit that moves would fail other threads
   shared_limits()[function] = value;
   return cudaSuccess;
 }
@@ -259,11 +268,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* how, const void* funct
   return failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-// What torch has where it was built with CUDA.
-int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return 0;
-}
+// What torch has where it was built with CUDA, beside torch_cuda.cpp.
 int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
   *guard = nullptr;
   return 0;
