@@ -52,10 +52,10 @@ def device_of(device: torch.device) -> tiles.Device:
 
 
 def arithmetic(query: Tensor) -> dict[str, Any]:
-    """The constants that the dtype and the device decide; matrix products of float32 follow ``torch.set_float32_matmul_precision``."""
-    double = query.dtype == torch.float64
-    tf32 = query.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    unit = "plain" if double else device_of(query.device).unit
+    """The constants that the dtype and the device decide; matrix products of float32 follow torch's own, where there is TF32."""
+    double, unit = query.dtype == torch.float64, device_of(query.device).unit
+    tf32 = query.dtype == torch.float32 and unit != "gcn" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    unit = "plain" if double else unit
     return {"UNIT": unit, "PRECISION": "tf32" if tf32 else "ieee", "ACC": tl.float64 if double else tl.float32}
 
 

@@ -64,7 +64,7 @@ def attend_tile(rows: int, T: int, S: int, D: int, dtype: torch.dtype, additive:
     if dtype == torch.float32:  # without tensor cores a thread holds all of its operands
         BA, BK, BD = (16, 8, BD) if SHORT_PRODUCTS else (16, 16, BD // 2)
     BD = min(BD, max(16, power_of_2(D)))
-    return Tile(BT, BS, BA, BK, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=255)
+    return Tile(BT, BS, BA, BK, BD, max(1, warps * 32 // device.lanes), 2, splits, registers=all_registers(device))
 
 
 def attend_seconds(
@@ -86,7 +86,7 @@ def online_tile(T: int, D: int, dtype: torch.dtype, hides: bool, device: Device)
     BT = 16 if T <= 16 or tight else 64 if D <= 128 else 32
     BS = 64 if D <= 128 else 32
     warps = 256 // device.lanes if hides and not tight and D > 128 else 4
-    return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), warps=warps, registers=255)
+    return Tile(BT, BS, BA=32, BD=max(16, min(128 if tight else 256, power_of_2(D))), warps=warps, registers=all_registers(device))
 
 
 def products_tile(rows: int, T: int, S: int, dtype: torch.dtype, hides: bool, by_query: bool, device: Device) -> Tile:
@@ -96,9 +96,11 @@ def products_tile(rows: int, T: int, S: int, dtype: torch.dtype, hides: bool, by
         return Tile(BT=16, BS=32, BD=32, parts=parts(rows * -(-T // 16), S, 32, device, 4))
     BT, wide = 16 if T <= 16 else 32, dtype == torch.float32
     if T > 32 and S > 64 and not hides and rows * -(-T // 64) * -(-S // 128) >= device.processors:
-        return Tile(BT=64, BS=128, BD=16 if wide else 32, warps=8, parts=parts(rows * -(-T // 64), S, 128, device, 8), registers=255)
+        splits = parts(rows * -(-T // 64), S, 128, device, 8)
+        return Tile(BT=64, BS=128, BD=16 if wide else 32, warps=8, parts=splits, registers=all_registers(device))
     splits = parts(rows * -(-T // BT), S, 64, device, 4)
-    return Tile(BT, BS=64, BD=16 if by_query and wide else 32, parts=splits, registers=255 if BT == 16 or not wide else None)
+    registers = all_registers(device) if BT == 16 or not wide else None
+    return Tile(BT, BS=64, BD=16 if by_query and wide else 32, parts=splits, registers=registers)
 
 
 def sums_tile(over_source: bool, rows: int, T: int, S: int, D: int, dtype: torch.dtype, hides: bool, device: Device) -> Tile:
@@ -108,12 +110,12 @@ def sums_tile(over_source: bool, rows: int, T: int, S: int, D: int, dtype: torch
     if dtype == torch.float64:
         return Tile(BT=16, BS=32, BD=32, parts=max(1, -(-D // 32)))
     if over_source and T > 32 and D > 64 and not hides and rows * -(-T // 64) * -(-D // 128) >= device.processors:
-        return Tile(BT=64, BS=16 if wide else 32, BD=128, warps=8, parts=-(-D // 128), registers=255)
+        return Tile(BT=64, BS=16 if wide else 32, BD=128, warps=8, parts=-(-D // 128), registers=all_registers(device))
     if not over_source and S > 64 and not hides and rows * -(-S // 128) >= device.processors:
         BT, BD = (16, 64) if not wide else (8, 64) if SHORT_PRODUCTS else (16, 32)
-        return Tile(BT, BS=128, BD=BD, warps=8, parts=1, registers=255)
+        return Tile(BT, BS=128, BD=BD, warps=8, parts=1, registers=all_registers(device))
     BT = 16 if T <= 16 or not over_source else 32  # a sum over queries takes few at a time: masks need registers
-    return Tile(BT, BS=64, BD=32, parts=max(1, -(-D // 32)), registers=255 if BT == 16 or not wide else None)
+    return Tile(BT, BS=64, BD=32, parts=max(1, -(-D // 32)), registers=all_registers(device) if BT == 16 or not wide else None)
 
 
 def tanh_gradients_tile(rows: int, T: int, S: int, A: int, device: Device) -> Tile:
@@ -124,12 +126,17 @@ def tanh_gradients_tile(rows: int, T: int, S: int, A: int, device: Device) -> Ti
     BA = min(128, max(device.lanes, power_of_2(A)))
     warps = BA // device.lanes
     splits = max(-(-S // TOGETHER), parts(rows * -(-A // BA), S, min(64, max(16, T)), device, warps))
-    return Tile(BT, BS=max(1, 16 // BT), BA=BA, warps=warps, stages=1, parts=splits, registers=255)
+    return Tile(BT, BS=max(1, 16 // BT), BA=BA, warps=warps, stages=1, parts=splits, registers=all_registers(device))
 
 
 def queries_together(T: int) -> int:
     """Of as many passes over the source as 64 queries at a time make; eights, but for very few."""
     return max(2, T + T % 2) if T < 7 else 8 * -(-T // (8 * -(-T // 64)))
+
+
+def all_registers(device: Device) -> int | None:
+    """That a thread may have on NVIDIA's, whose compiler may be told so; AMD's takes no such option."""
+    return 255 if device.unit == "ptx" else None
 
 
 def parts(programs: int, S: int, least: int, device: Device, warps: int, most: int = 64) -> int:

@@ -39,6 +39,18 @@ def test_code_of_a_newer_one_does_not_run() -> None:
     assert not _backends.serves((), 90)
 
 
+@pytest.mark.parametrize(
+    ("archs", "capability", "served"),
+    [
+        (("90a",), 90, True), (("90a",), 100, False), (("80", "90a"), 100, True), (("100f",), 103, True), (("100f",), 120, False),
+        (("80", "86"), 87, True), (("86", "120"), 87, False), (("87", "120"), 87, True), (("87", "120"), 89, False),
+    ],
+)  # fmt: skip
+def test_code_of_kinds(archs: tuple[str, ...], capability: int, served: bool) -> None:
+    """That for one alone, that of a family, and Jetson's 8.7, which runs the others' PTX only."""
+    assert _backends.serves(archs, capability) is served
+
+
 def test_serves(a_gpu: pytest.MonkeyPatch) -> None:
     assert _backends.not_supported_reasons("cuda", GPU) == []
     assert _backends.not_supported_reasons("cuda", GPU, "additive", 1000) == []
@@ -49,8 +61,9 @@ def test_serves(a_gpu: pytest.MonkeyPatch) -> None:
 
 def test_another_architecture(a_gpu: pytest.MonkeyPatch) -> None:
     a_gpu.setattr(_backends, "_capability", lambda device: (7, 5))
+    a_gpu.setattr(_library, "cuda_archs", ("80", "90a"))
     (reason,) = _backends.not_supported_reasons("cuda", GPU)
-    assert "built for compute capabilities 8.0, 9.0, cuda:0 has 7.5" in reason
+    assert "built for compute capabilities 8.0, 9.0a, cuda:0 has 7.5" in reason
     assert "ONEPASS_CUDA_ARCHS=75" in reason
 
 
@@ -70,19 +83,59 @@ def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) ->
     a_gpu.setattr(ops, "device_of", lambda device: Device(132, capability=90))
     a_gpu.setattr(_backends.Tensor, "device", GPU, raising=False)
     seconds = {"cuda": 1.0, "triton": 2.0}
-    kept = []
-    a_gpu.setattr(_probe, "cuda_launches", lambda *arguments, **more: kept.append(more["kept"]) or [{"seconds": seconds["cuda"]}])
+    asked, kept = [], []
+
+    def launches(op: str, *arguments: object, **more: int) -> list[dict[str, float]]:
+        asked.append(op)
+        kept.append(more["kept"])
+        return [{"seconds": seconds["cuda"]}]
+
+    a_gpu.setattr(_probe, "cuda_launches", launches)
     a_gpu.setattr(tiles, "attend_seconds", lambda *arguments: seconds["triton"])
+    a_gpu.setattr(_backends, "_faster", _backends._faster.__wrapped__)
     assert _backends.pick_backend("auto", query, keys, keys) == "cuda"
     seconds["cuda"] = 3.0
     assert _backends.pick_backend("auto", query, keys, keys) == "triton"
     seconds["cuda"] = 1.0
+    assert _backends.pick_backend("auto", query[:, :16], keys, keys) == "cuda"
+    assert _backends.pick_backend("auto", query[:, :16], keys) == "cuda"
+    assert asked == [*["additive_forward"] * 2, "additive_step_forward", "additive_forward"]  # no step's where scores are asked
     assert _backends.pick_backend("auto", query, keys, keys, "multiplicative") == "triton"
     assert _backends.pick_backend("auto", query[:, :16], keys, keys, "multiplicative") == "cuda"
     assert _backends.pick_backend("auto", query[:, :16], keys, keys, kept=torch.bfloat16) == "cuda"
     assert kept[-2:] == [0, 2]
     a_gpu.setattr(_library, "cuda_error", "nothing was built")
     assert _backends.pick_backend("auto", query, keys, keys) == "triton"
+
+
+def test_answers_are_kept(a_gpu: pytest.MonkeyPatch) -> None:
+    """Of a step's call, whose few microseconds this is a part of."""
+    pytest.importorskip("onepass.kernels.ops", reason="needs triton")
+    arguments = (3, 1, 1, 7, 40, 24), False, True, torch.float32, None, GPU
+    _backends._faster.cache_clear()
+    a_gpu.setattr("onepass.kernels.ops.device_of", lambda device: Device(132, capability=90))
+    assert _backends._faster(*arguments) == _backends._faster(*arguments)
+    assert _backends._faster.cache_info().hits == 1
+    _backends._faster.cache_clear()
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, None), (torch.float32, torch.bfloat16), (torch.float64, None)], ids=str)
+def test_widths_of_steps(additive: bool, dtype: torch.dtype, kept: torch.dtype | None) -> None:
+    """The most queries at a time of which there are kernels: so many are launched, one more is not."""
+    family = "additive" if additive else "multiplicative"
+    for A, D in ((64, 64), (1300, 64), (64, 1400), (2700, 700), (5300, 5300), (64, 21000), (60000, 60000)):
+        forward, backward = _backends.most_queries(additive, A, D, dtype, kept)
+        for T in (1, 2, 4, 5, 8, 9, 16):
+            ways = (f"{family}_step_{way}" for way in ("forward", "backward"))
+            steps = [bool(_backends._launches(way, (2, 1, T, 300, A, D), dtype, kept)) for way in ways]
+            if additive:
+                assert (forward >= T) is (steps[0] or (kept is None and A <= 8192))
+                assert (backward >= T) is steps[1]
+            else:
+                assert (forward >= T) is (backward >= T) is all(steps)
+    assert _backends.has_kernels(8192, dtype)
+    assert not _backends.has_kernels(8193, dtype)
 
 
 def test_predictions() -> None:

@@ -1,11 +1,14 @@
 """What a call of a Triton op does before its kernels run: nothing that would wait for the device, or depend on what tensors hold."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton, whose kernels are launched")
 
+from onepass.kernels import ops
 from onepass.kernels.launches import recorded
 from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
@@ -73,3 +76,49 @@ def test_terms_added_one_by_one(source: int, processors: int) -> None:
         OPS["additive_scores_backward"](scores, query, keys, v, None, None)
     (launch,) = (launch for launch in launches if launch.name == "tanh_gradients")
     assert launch.passed["per_group"] <= 256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vendor", ["nvidia", "amd"])
+def test_options_that_the_compiler_takes(vendor: str, dtype: torch.dtype) -> None:
+    """A launch refuses all others; many queries too, whose tiles say how many registers a thread may have."""
+    backend = importlib.import_module(f"triton.backends.{vendor}.compiler")
+    known = (backend.CUDAOptions if vendor == "nvidia" else backend.HIPOptions).__dataclass_fields__
+    device = Device(132) if vendor == "nvidia" else Device(304, lanes=64, unit="gcn")
+    query, keys, values, v = (torch.zeros(sizes, dtype=dtype) for sizes in ((2, 80, 24), (2, 300, 24), (2, 300, 40), (24,)))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weights, context = torch.zeros(2, 80, 300, dtype=wide), torch.zeros(2, 80, 40, dtype=dtype)
+    with recorded(device) as launches:
+        for few in (1, 80):
+            few_weights, few_context, few_query = weights[:, :few], context[:, :few], query[:, :few]
+            OPS["additive_forward"](few_query, keys, values, v, None, None)
+            OPS["additive_backward"](few_context, few_weights, few_query, keys, values, v, few_weights, None, None)
+            for kept in (weights[:, :few], weights.new_empty(0)):
+                OPS["multiplicative_backward"](few_context, None, few_query, keys, values, 1.0, kept, None, None)
+            OPS["multiplicative_forward"](few_query, keys, values, 1.0, None, None, False)
+    assert len(launches) > 15
+    assert not {name for launch in launches for name in launch.options} - set(known)
+
+
+@pytest.mark.parametrize(("unit", "precision"), [("ptx", "tf32"), ("gcn", "ieee")])
+def test_tf32(unit: str, precision: str) -> None:
+    """Products of float32 follow torch's own, by its older switch and its newer, after which the older one's getter is an error."""
+    matmul, query = torch.backends.cuda.matmul, torch.zeros(1, 1, 1)
+
+    def found() -> object:
+        with recorded(Device(132, unit=unit)):
+            return ops.arithmetic(query)["PRECISION"]
+
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "ieee"
+        assert found() == "ieee"
+        matmul.fp32_precision = "tf32"
+        assert found() == precision
+        matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("high")
+        assert found() == precision
+        torch.set_float32_matmul_precision("highest")
+        assert found() == "ieee"
+    finally:
+        matmul.fp32_precision = before

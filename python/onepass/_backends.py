@@ -1,7 +1,9 @@
 """Which backends there are, why one cannot serve a call, and which one ``"auto"`` takes."""
 
+import bisect
 import functools
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +17,9 @@ from onepass._validate import DTYPES
 Answer = TypeVar("Answer", bound=Callable[..., object])
 NAMES = ("cpu", "cuda", "triton", "reference")
 OLDEST_GPU = (8, 0)  # compute capability
+JETSON = 87  # runs no code of the others of its generation, nor they its
 FEW = 16  # queries over one source: what the CUDA kernels of steps serve, of both families
+STEPS = (1, 4, 8, FEW)  # numbers of queries up to which they need the same room
 
 
 def not_supported_reasons(backend: str, device: torch.device, family: str = "additive", queries: int = 1) -> list[str]:
@@ -45,7 +49,7 @@ def _cuda_reasons(device: torch.device, family: str, queries: int) -> list[str]:
         return reasons
     major, minor = _capability(device)
     if not serves(_library.cuda_archs, 10 * major + minor):
-        built = ", ".join(f"{arch[:-1]}.{arch[-1]}" for arch in _library.cuda_archs)
+        built = ", ".join(f"{number // 10}.{number % 10}{kind}" for number, kind in map(_parsed, _library.cuda_archs))
         reasons.append(
             f"it was built for compute capabilities {built}, {device} has {major}.{minor}: "
             f"install onepass again with ONEPASS_CUDA_ARCHS={major}{minor}"
@@ -63,10 +67,21 @@ def _cuda_reasons(device: torch.device, family: str, queries: int) -> list[str]:
 
 
 def serves(archs: tuple[str, ...], capability: int) -> bool:
-    """Whether code built for the architectures runs: that of the same generation which is no newer, or the newest one's PTX."""
-    built = [int(arch) for arch in archs]
-    same = any(arch // 10 == capability // 10 and arch <= capability for arch in built)
-    return same or max(built, default=capability + 1) <= capability
+    """Whether code built for the architectures runs: that of the same generation which is no newer, or the newest one's PTX. Code for one
+    of a kind ("90a", or 8.7, which is Jetson's) runs on that one alone, and has no PTX, nor has that for a family ("100f")."""
+
+    def runs(number: int, kind: str) -> bool:
+        alone = kind == "a" or JETSON in (number, capability)
+        return number == capability if alone else number // 10 == capability // 10 and number <= capability
+
+    built = [_parsed(arch) for arch in archs]
+    newest = max([number for number, kind in built if not kind], default=capability + 1)
+    return newest <= capability or any(runs(number, kind) for number, kind in built)
+
+
+def _parsed(arch: str) -> tuple[int, str]:
+    number = arch.rstrip("af")
+    return int(number), arch[len(number) :]
 
 
 def _asked_once(question: Answer) -> Answer:
@@ -105,11 +120,11 @@ def pick_backend(
     queries = query.shape[-2]
     if backend == "auto":
         served = [name for name in ("cpu", "cuda", "triton") if not not_supported_reasons(name, query.device, family, queries)]
-        if served == ["cuda", "triton"] and not torch.compiler.is_compiling():
+        if served == ["cuda", "triton"]:
             return faster(query, keys, values, family == "additive", kept)
         if served:
             return served[0]
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not query.is_meta:
             _say_once(query.device)
         return "reference"
     if backend not in NAMES:
@@ -121,19 +136,71 @@ def pick_backend(
 
 
 def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool, kept: torch.dtype | None) -> str:
-    """``"cuda"`` or ``"triton"``, by the time that each's launch is predicted to take."""
-    from onepass._probe import cuda_launches  # there, since the CUDA kernels are
-    from onepass.kernels.ops import device_of
+    """``"cuda"`` or ``"triton"``, by the time that each's launch is predicted to take. A graph may be for any sizes but widths: there it is
+    ``"cuda"`` wherever that has kernels for them, of any number of queries, but for scores, of which few take much longer in CUDA."""
+    A, D = query.shape[-1], 0 if values is None else values.shape[-1]
+    if torch.compiler.is_compiling():
+        anyhow = has_kernels(A, query.dtype) if additive else most_queries(False, A, D, query.dtype, kept)[0] == FEW
+        return "cuda" if anyhow and values is not None else "triton"
+    H = query.shape[1] if query.dim() == 4 else 1
+    sizes = query.shape[0], H, query.shape[-2], keys.shape[-2], A, D
+    return _faster(tuple(map(int, sizes)), values is None, additive, query.dtype, kept, query.device)
+
+
+@functools.lru_cache(4096)
+def _faster(
+    sizes: tuple[int, ...], scores: bool, additive: bool, dtype: torch.dtype, kept: torch.dtype | None, device: torch.device
+) -> str:
+    from onepass.kernels.ops import device_of  # there, since Triton serves the call
     from onepass.kernels.tiles import attend_seconds
 
-    H = query.shape[1] if query.dim() == 4 else 1
-    sizes = [query.shape[0], H, query.shape[-2], keys.shape[-2], query.shape[-1], 0 if values is None else values.shape[-1]]
-    device = device_of(query.device)
-    op = "additive_forward" if additive and sizes[2] > FEW else f"{'additive' if additive else 'multiplicative'}_step_forward"
-    dtype = DTYPES.index(query.dtype)
-    launches = cuda_launches(op, sizes, dtype, device.processors, device.capability, kept=dtype if kept is None else DTYPES.index(kept))
+    gpu = device_of(device)
+    launches = _launches(op_of(additive, scores, sizes[2]), sizes, dtype, kept, gpu.processors, gpu.capability)
     seconds = sum(launch["seconds"] for launch in launches) if launches else math.inf
-    return "cuda" if seconds <= attend_seconds(*sizes, query.dtype, additive, device) else "triton"
+    return "cuda" if seconds <= attend_seconds(*sizes, dtype, additive, gpu) else "triton"
+
+
+def op_of(additive: bool, scores: bool, queries: int) -> str:
+    """Whose launches a call in CUDA is: the step's up to FEW queries, but for scores alone."""
+    if additive and (scores or queries > FEW):
+        return "additive_forward"
+    return f"{'additive' if additive else 'multiplicative'}_step_forward"
+
+
+def _launches(
+    op: str, sizes: tuple[int, ...], dtype: torch.dtype, kept: torch.dtype | None, processors: int = 1, capability: int = 80
+) -> list[dict[str, Any]]:
+    from onepass._probe import cuda_launches  # there, since the CUDA kernels are
+
+    number = DTYPES.index(dtype)
+    return cuda_launches(op, list(sizes), number, processors, capability, kept=number if kept is None else DTYPES.index(kept))
+
+
+def most_queries(additive: bool, A: int, D: int, dtype: torch.dtype, kept: torch.dtype | None) -> tuple[int, int]:
+    """How many queries at a time a memory may be asked in CUDA, at most, forward and backward. A step's forward needs room for rows of A,
+    its backward for rows of D; but additive attention of alike dtypes has a forward of any number."""
+    family = "additive" if additive else "multiplicative"
+    keys, values = (widest(f"{family}_step_{direction}", dtype, kept) for direction in ("forward", "backward"))
+    forward = max([0, *(T for T, most in zip(STEPS, keys, strict=True) if most >= A)])
+    backward = max([0, *(T for T, most in zip(STEPS, values, strict=True) if most >= D)])
+    if additive:
+        return sys.maxsize if kept is None and has_kernels(A, dtype) else forward, backward
+    return min(forward, backward), min(forward, backward)  # of one backend, where each step has all its gradients
+
+
+def has_kernels(A: int, dtype: torch.dtype) -> bool:
+    """Whether CUDA has additive attention of any number of queries."""
+    return bool(widest("additive_forward", dtype, None)[-1] >= A)
+
+
+@_asked_once
+def widest(op: str, dtype: torch.dtype, kept: torch.dtype | None) -> tuple[int, ...]:
+    """The widest rows that the CUDA kernels of an op take, for each of STEPS."""
+
+    def least_too_wide(T: int) -> int:
+        return bisect.bisect(range(1 << 16), 0, key=lambda width: not _launches(op, (1, 1, T, 1, width, width), dtype, kept))
+
+    return tuple(least_too_wide(T) - 1 for T in STEPS)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ class Deposits:
         self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
         self._versions = self._versions_now()
         self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
+        self._streams: dict[int, set[Any]] = {}  # on which they were computed, on a GPU
 
     def check_versions(self) -> None:
         if self._versions_now() != self._versions:
@@ -42,11 +43,29 @@ class Deposits:
             left.append(tensors)
         elif node is not None and torch._C._will_engine_execute_node(node):
             self._of[backward] = [tensors]
+        else:
+            return
+        if self.keys.is_cuda:
+            self._streams.setdefault(backward, set()).add(torch.cuda.current_stream(self.keys.device))
 
     def take(self) -> list[tuple[Tensor | None, ...]]:
         """Those of the backward that is running. Those of one that failed stay unused until the memory goes. They hold no graph, which
         would hold the memory, but where one is asked for (``create_graph``)."""
-        return self._of.pop(torch._C._current_graph_task_id(), [])
+        backward = torch._C._current_graph_task_id()
+        left = self._of.pop(backward, [])
+        self._wait(self._streams.pop(backward, set()), left)
+        return left
+
+    def _wait(self, streams: set[Any], left: list[tuple[Tensor | None, ...]]) -> None:
+        """Has the current stream wait for the others: autograd knows of no gradient that goes from a step to the root."""
+        if not streams:
+            return
+        current = torch.cuda.current_stream(self.keys.device)
+        for stream in streams - {current}:
+            current.wait_stream(stream)
+        if streams != {current}:
+            for tensor in {tensor for tensors in left for tensor in tensors if tensor is not None}:
+                tensor.record_stream(current)
 
 
 class Root(torch.autograd.Function):
@@ -155,12 +174,12 @@ class Step(torch.autograd.Function):
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
             grad_query, grad_scores = _past_autograd(
-                memory._ops_for(query).multiplicative_step_backward,
+                memory._ops_for(query, True).multiplicative_step_backward,
                 grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask,
             )  # fmt: skip
         else:
             grad_query, grad_scores = _past_autograd(
-                memory._ops_for(query).additive_step_backward,
+                memory._ops_for(query, True).additive_step_backward,
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
             )  # fmt: skip
         deposits.leave(memory._root, (_past(query), grad_scores, spans, _past(weights), grad_context))

@@ -80,12 +80,19 @@ def _in_triton(name: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         op = importlib.import_module("onepass.kernels.ops").OPS[name]
-        if not torch.autograd.profiler._is_profiler_enabled:
-            return op(*arguments)
-        with torch._C._profiler._RecordFunctionFast(str(call_of(name, arguments))):  # an op, so that kernels count as its own
-            return op(*arguments)
+        with _device_of(arguments):
+            if not torch.autograd.profiler._is_profiler_enabled:
+                return op(*arguments)
+            with torch._C._profiler._RecordFunctionFast(str(call_of(name, arguments))):  # an op, so that kernels count as its own
+                return op(*arguments)
 
     return call
+
+
+def _device_of(arguments: tuple[Any, ...]) -> Any:
+    """Makes the tensors' device the current one, where Triton launches."""
+    tensors = arguments[0] if isinstance(arguments[0], list) else arguments
+    return torch.cuda.device_of(next(tensor for tensor in tensors if tensor is not None))  # type: ignore[no-untyped-call]
 
 
 def _register_triton() -> str | None:

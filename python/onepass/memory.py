@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onepass import _deferred, reference
-from onepass._backends import FEW, pick_backend
+from onepass._backends import most_queries, pick_backend
 from onepass._library import ops_of
 from onepass._validate import are_transformed, check_inputs, check_scale, check_spans, limits_of, refuse_tangents
 
@@ -93,6 +93,8 @@ class AttentionMemory:
         self.keys, self.values, self.v, self.scale = keys, values, v, scale
         self.lengths, self.mask, self.dtype = lengths, mask, dtype
         self._backend, self._ops = backend, ops_of(backend)
+        if backend == "cuda":
+            self._most = most_queries(v is not None, keys.shape[-1], values.shape[-1], keys.dtype, dtype)
         self._with_grad = torch.is_grad_enabled()
         if prepared is None and v is not None and backend == "cpu":
             prepared = self._ops.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
@@ -100,10 +102,11 @@ class AttentionMemory:
             prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), v.detach())
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
-        self._step_keys, self._step_values = self._kept(keys.detach(), values.detach())
+        compiling = torch.compiler.is_compiling()  # steps over what that makes defer nothing: they take the keys themselves
+        self._step_keys, self._step_values = self._kept(*((keys, values) if compiling else (keys.detach(), values.detach())))
         self._root: Tensor | None = None
         self._deposits: _deferred.Deposits | None = None
-        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        transformed = compiling or torch._C._are_functorch_transforms_active()
         if self._with_grad and backend != "reference" and not transformed:
             self._deposits = _deferred.Deposits(keys, values, v, lengths, mask, self._ops)
             root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
@@ -176,6 +179,7 @@ class AttentionMemory:
             raise ValueError(f"boolean rows must be [B] = [{self.keys.shape[0]}]; got {list(rows.shape)}")
         if torch.is_grad_enabled() != self._with_grad:
             raise RuntimeError("select from a memory in the grad mode that it was made in (torch.is_grad_enabled())")
+        self._check_unchanged()
         index = rows.nonzero().squeeze(-1) if rows.dtype == torch.bool else rows
 
         def some(tensor: Tensor | None) -> Tensor | None:
@@ -199,7 +203,7 @@ class AttentionMemory:
         if not isinstance(query, Tensor):
             raise TypeError(f"query must be a torch.Tensor; got {type(query).__name__}")
         keys, sizes = self.keys, query.shape
-        if sizes == self._one_query and query.dtype is keys.dtype and query.device == keys.device:
+        if len(sizes) == keys.dim() - 1 and sizes == self._one_query and query.dtype is keys.dtype and query.device == keys.device:
             return
         several = len(sizes) == keys.dim() and sizes[:-2] == keys.shape[:-2]
         if several and sizes[-1] == keys.shape[-1] and query.dtype is keys.dtype and query.device == keys.device:
@@ -241,8 +245,14 @@ class AttentionMemory:
             return False
         if are_transformed():
             refuse_tangents(rows, self.keys, self.values, self.v)
+            self._check_unchanged()
             return False
         return self._deposits is not None or not self._with_grad
+
+    def _check_unchanged(self) -> None:
+        """Raise where what was prepared is not of these keys any more. Steps that defer do so in their backward; compiled ones cannot."""
+        if self._deposits is not None and not torch.compiler.is_compiling():
+            self._deposits.check_versions()
 
     def _spans(self, spans: Tensor, rows: Tensor) -> Tensor | None:
         """Spans of a query or its weights, ended by the memory's lengths: what the ops take in the place of these."""
@@ -250,15 +260,11 @@ class AttentionMemory:
         checked = check_spans(spans, rows.unsqueeze(-2) if one_step else rows, one_step)
         return limits_of(self.lengths, checked, self.keys.shape[-2])
 
-    def _ops_for(self, query: Tensor) -> Any:
-        """The ops of a step, but for the additive forward: the memory's backend's, or Triton's where CUDA has none for so many queries."""
-        if self._backend == "cuda" and query.dim() == self.keys.dim() and query.shape[-2] > FEW:
+    def _ops_for(self, query: Tensor, backward: bool = False) -> Any:
+        """The ops of a step: the memory's backend's, or Triton's where CUDA has none for so many queries."""
+        if self._backend == "cuda" and (query.shape[-2] if query.dim() == self.keys.dim() else 1) > self._most[backward]:
             return ops_of(pick_backend("triton", query, self.keys))
         return self._ops
-
-    def _additive_ops_for(self, query: Tensor) -> Any:
-        """The ops of the additive forward, which in CUDA takes any number of queries over keys of their dtype."""
-        return self._ops if self.dtype is None else self._ops_for(query)
 
     def _forward(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
@@ -269,7 +275,7 @@ class AttentionMemory:
                     query, self._step_keys, self._step_values, self.scale, limits, self.mask
                 )
             else:
-                context, weights = self._additive_ops_for(query).additive_step.default(
+                context, weights = self._ops_for(query).additive_step.default(
                     query, self._step_keys, self._step_values, self.v, *self._prepared, limits, self.mask
                 )
         return context, weights
@@ -294,7 +300,7 @@ class AttentionMemory:
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
-            context, weights = self._additive_ops_for(query).additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
+            context, weights = self._ops_for(query).additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
         elif self._backend != "reference":
             context, weights = self._ops_for(query).multiplicative_step(query, keys, values, self.scale, limits, self.mask)
         else:
@@ -338,16 +344,18 @@ def _checked(
 ) -> AttentionMemory:
     if not isinstance(keys, Tensor):
         raise TypeError(f"keys must be a torch.Tensor; got {type(keys).__name__}")
+    # Copies, as only what is visible now is prepared.
+    lengths, mask = (x.clone() if isinstance(x, Tensor) else x for x in (lengths, mask))
     a_query = keys.new_empty((*keys.shape[:-2], keys.shape[-1])) if keys.dim() in (3, 4) else keys  # other ranks are refused
     inputs = check_inputs(a_query, keys, values, v, lengths, mask, lacks=lacks, like="keys")
-    if lengths is not None and lengths.dim() != 1:
-        raise ValueError(f"lengths of a memory belong to its sources, [B] = [{keys.shape[0]}]; got {list(lengths.shape)}")
     if dtype not in (None, keys.dtype, torch.bfloat16) or (dtype == torch.bfloat16 and keys.dtype == torch.float64):
         other = "" if keys.dtype == torch.float64 else " or torch.bfloat16"
         raise TypeError(f"dtype of a memory of {keys.dtype} must be None, {keys.dtype}{other}; got {dtype}")
     kept = torch.bfloat16 if dtype == torch.bfloat16 != keys.dtype else None
     family = "multiplicative" if v is None else "additive"
     taken = pick_backend(backend, inputs.query, keys, values, family, kept)
+    if taken != "reference":
+        refuse_tangents(keys, values, v)
     if taken == "cuda" and kept is not None and keys.dtype != torch.float32:
         if backend == "cuda":
             raise RuntimeError(f"backend 'cuda' cannot serve this call: it has no kernels of {keys.dtype} over memories kept in {kept}")

@@ -4,11 +4,14 @@ import pytest
 import stand_in_gpu
 import torch
 from cases import Dims, build
-from gpu_cases import moved
+from gpu_cases import moved, there
 from memory_cases import PROGRAMS, attended, build_for_memory, trained
 from stand_in_gpu import CAPABILITY
+from tolerance import check
 
 import onepass
+from onepass import additive_scores
+from onepass._backends import op_of
 
 pytestmark = pytest.mark.skipif(not CAPABILITY, reason="there is no stand-in here: STAND_IN_GPU=80 puts one up")
 
@@ -43,6 +46,49 @@ def test_steps_over_a_memory_in_bfloat16(family: str) -> None:
         seen = launches()
         assert (f"{family}_step_forward_f32_over_bf16_4" in seen) == own
         assert (f"{family}_step_backward_f32_over_bf16_4" in seen) == own
+
+
+def test_scores_are_not_a_step() -> None:
+    """What is launched is what ``"auto"`` predicts the time of."""
+    case = moved(build("additive", Dims(1, 1, 9, 12, 8)))
+    for call, scores in ((additive_scores, True), (onepass.additive_attention, False)):
+        launches()
+        call(case.query, case.keys, *([] if scores else [case.values]), case.v, backend="cuda")
+        (kernel,) = launches()
+        assert kernel.startswith(f"{op_of(True, scores, 1)}_f32")
+
+
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+def test_widths_without_a_step(family: str) -> None:
+    """Nine queries over a memory for which CUDA has no such step, forward (by A) or backward (by D): Triton has."""
+    for dims in (Dims(1, 9, 3, 8, 1408), Dims(1, 9, 3, 1408, 8)):
+        case = build_for_memory(family, dims)
+        launches()
+        check(there(attended(moved(case), "cuda", False)), case)
+        steps = {name for name in launches() if "_step_" in name}
+        kept = {"additive_step_forward_f32_4"} if dims.width == 8 else {"additive_step_backward_f32_4"}  # the other's rows are short
+        assert steps == (kept if family == "additive" else set())
+
+
+def test_the_device_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device: that of the tensors, whichever it was before and is afterwards."""
+    case = moved(build("multiplicative", Dims(1, 2, 9, 12, 8)))
+    made_current: list[tuple[int, bool]] = []  # and whether anything had been launched
+    launches()
+    monkeypatch.setattr(torch.cuda, "_exchange_device", lambda device: made_current.append((device, bool(stand_in_gpu.launched))) or 3)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", lambda device: made_current.append((device, bool(stand_in_gpu.launched))))
+    onepass.multiplicative_attention(case.query, case.keys, case.values, backend="triton")
+    assert made_current == [(0, False), (3, True)]
+
+
+def test_compiled_for_any_size() -> None:
+    """``"auto"`` chooses by widths, and a graph for any of these too."""
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *tensors: onepass.additive_attention(*tensors)[0], fullgraph=True, dynamic=True, backend="aot_eager")
+    for dims in (Dims(2, 2, 9, 12, 8), Dims(1, 3, 7, 20, 6)):
+        case = moved(build("additive", dims))
+        inputs = case.query, case.keys, case.values, case.v
+        torch.testing.assert_close(compiled(*inputs), onepass.additive_attention(*inputs)[0])
 
 
 def test_clusters() -> None:
