@@ -454,3 +454,35 @@ def test_scale_that_is_no_number(scale: Any, backend: str) -> None:
     case = build_for_memory("multiplicative")
     with pytest.raises(TypeError, match="scale must be a number"):
         remember(case, backend, scale=scale)
+
+
+@each_family
+@pytest.mark.parametrize("hidden", ["lengths", "lengths of int32", "mask"])
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_what_is_hidden_stays_hidden(family: str, hidden: str, with_grad: bool, backend: str) -> None:
+    """Lengths and mask are those that the memory was made with: of other positions nothing was prepared."""
+    case = build_for_memory(family, Dims(2, 3, 40, 32, 8), torch.float64)
+    lengths = torch.tensor([3, 7], dtype=torch.int32 if hidden == "lengths of int32" else torch.int64)
+    seen = torch.arange(40) < lengths[:, None]
+    given, wider = (seen.clone(), True) if hidden == "mask" else (lengths.clone(), 40)
+    with torch.set_grad_enabled(with_grad):
+        memory = remember(case.replace(**{"mask" if hidden == "mask" else "lengths": given}), backend)
+        given.fill_(wider)
+        _, weights = memory.attend(case.query, need_weights=True)
+    assert not weights.masked_select(~seen[:, None]).any()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+
+
+@each_family
+def test_keys_changed_before_a_selection(family: str, backend: str) -> None:
+    """Where a step's own backward would say so: in what is selected, and under a transform, which does not defer."""
+    if backend == "reference":
+        pytest.skip("it prepares nothing")
+    case = build_for_memory(family, Dims(2, 3, 5, 8, 6), torch.float64)
+    keys = case.keys.requires_grad_() * 1
+    memory = remember(case.replace(keys=keys), backend)
+    with torch.no_grad():
+        keys.add_(1)
+    for use in (lambda: memory.select(torch.tensor([1])), lambda: torch.vmap(lambda q: memory.attend(q)[0])(case.query.transpose(0, 1))):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            use()

@@ -204,3 +204,43 @@ def test_export(kind: str, dynamic: bool, backend: str) -> None:
     inputs = (queries.flip(0), states, lengths.flip(0))
     for got, want in zip(program.module()(*inputs), model(*inputs), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("kind", ["additive", "general"])
+def test_a_memory_leaves_a_graph(kind: str, heads: int, backend: str) -> None:
+    """Made by compiled code, asked by eager: states that heads split lie in views."""
+    layer = make_layer(kind, num_heads=heads)
+    queries, states, lengths = layer_states(kind)
+    found = []
+    for make in (layer.memory, torch.compile(layer.memory, backend="aot_eager", fullgraph=True)):
+        leaf = states.clone().requires_grad_()
+        memory = make(leaf, lengths=lengths)
+        context, weights = layer(queries, memory, need_weights=True)
+        found.append((context, weights, *torch.autograd.grad(loss_of(context, weights), [leaf, *layer.parameters()])))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+class AtOnce(torch.nn.Module):
+    def __init__(self, kind: str, heads: int, over_memory: bool) -> None:
+        super().__init__()
+        self.layer, self.over_memory = make_layer(kind, num_heads=heads), over_memory
+
+    def forward(self, queries: Tensor, states: Tensor) -> Tensor:
+        context: Tensor = self.layer(queries, self.layer.memory(states) if self.over_memory else states)[0]
+        return context
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+@pytest.mark.parametrize("over_memory", [False, True], ids=["states", "memory"])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("kind", ["additive", "general"])
+def test_export_for_any_sizes(kind: str, heads: int, over_memory: bool, with_grad: bool, backend: str) -> None:
+    """Of batch, queries and source at once: nothing compares them with widths, or with each other."""
+    model, (queries, states, _) = AtOnce(kind, heads, over_memory), layer_states(kind)
+    batch, steps, source = (torch.export.Dim(name) for name in ("batch", "steps", "source"))
+    with torch.set_grad_enabled(with_grad):
+        program = torch.export.export(model, (queries, states), dynamic_shapes=({0: batch, 1: steps}, {0: batch, 1: source}))
+        inputs = torch.cat([queries, queries], 1)[:2], torch.cat([states, states, states], 1)[:2]
+        torch.testing.assert_close(program.module()(*inputs), model(*inputs), rtol=1e-12, atol=1e-12)

@@ -140,3 +140,34 @@ def test_ensemble(backend: str) -> None:
     for name, gradient in zip(stacked, of_stack, strict=True):
         each = [torch.autograd.grad(layer(query, states)[0].square().sum(), layer.get_parameter(name))[0] for layer in layers]
         torch.testing.assert_close(gradient, torch.stack(each))
+
+
+@pytest.mark.parametrize("where", ["lengths", "spans"])
+def test_vmap_over_what_is_seen(where: str, backend: str) -> None:
+    """Of the reference too, which looks at lengths elsewhere."""
+    case = build("additive", DIMS, torch.float64)
+    several = torch.tensor([[1, 2], [3, 4]]) if where == "lengths" else torch.tensor([[[0, 3]] * 3, [[1, 5]] * 3]).expand(2, 2, 3, 2)
+    for name in {backend, "reference"}:
+        def of(seen: Tensor, name: str = name) -> Tensor:
+            return onepass.additive_attention(case.query, case.keys, case.values, case.v, **{where: seen}, backend=name)[0]
+
+        torch.testing.assert_close(torch.vmap(of)(several), torch.stack([of(seen) for seen in several]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_meta() -> None:
+    """Shapes alone, without a word."""
+    with torch.device("meta"):
+        lengths = torch.tensor([1, 2])
+        for layer in (onepass.AdditiveAttention(4, 6, 8), onepass.MultiplicativeAttention(4, 6, "general")):
+            query, states = torch.empty(2, 3, 4), torch.empty(2, 5, 6)
+            assert layer(query, states, lengths=lengths)[0].shape == (2, 3, 6)
+            assert layer(query, layer.memory(states, lengths=lengths), spans=torch.empty(2, 3, 2, dtype=torch.int64))[0].shape == (2, 3, 6)
+
+
+def test_memories_refuse_tangents(backend: str) -> None:
+    case = build("multiplicative", DIMS, torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(case.keys, torch.ones_like(case.keys))
+        with pytest.raises(RuntimeError, match="onepass has no forward-mode derivatives"):
+            onepass.multiplicative_memory(dual, case.values, backend=backend if backend != "reference" else "auto")

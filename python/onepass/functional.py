@@ -37,7 +37,7 @@ def additive_attention(
         v: ``[A]`` or ``[H, A]``.
         lengths: how many source positions are visible, in ``[0, S]``: integers ``[B]``, or ``[B, T]`` per query.
         mask: boolean, True where a query attends; broadcastable to ``[B, T, S]`` (``[B, S]`` for one step; with heads also
-            ``[B, H, T, S]``).
+            ``[B, H, T, S]``). A mask of the source alone is ``mask[:, None]`` beside several queries.
         spans: the window of the source that each query sees, positions ``first <= s < last``: integers ``[B, T, 2]`` in ``[0, S]``
             (``[B, 2]`` for one step), for all heads. The work follows the windows. Where ``first >= last`` nothing is seen. With
             ``lengths`` or ``mask`` too, a position must be visible by all.
@@ -80,7 +80,8 @@ def additive_scores(
     :func:`additive_attention`.
 
     Returns:
-        ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible.
+        ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible. What is computed of
+        them may not keep that (``c * tanh(scores)`` does not): mask again. ``softmax`` of a query that sees nothing is NaN.
     """
     inputs = check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values")
     taken = pick_backend(backend, inputs.query, keys)
@@ -132,4 +133,6 @@ def weighted_values(weights: Tensor, inputs: Inputs) -> Tensor:
 def _weights_are_small(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Whether training keeps the weights for the backward: only where they are at most twice the context, else they are recomputed."""
     trains = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad)
+    if torch.compiler.is_exporting():  # for any sizes
+        return False
     return trains and keys.shape[-2] <= 2 * values.shape[-1]

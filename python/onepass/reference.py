@@ -40,8 +40,15 @@ def visible_to(inputs: Inputs) -> Tensor | None:
     return visible_positions(inputs.keys, inputs.query.shape[-2], inputs.lengths, inputs.mask, inputs.spans)
 
 
+def _blind(tensor: Tensor) -> bool:
+    """Whether nobody may look at its numbers: in compiled and transformed code, and where it has none."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or tensor.is_meta
+
+
 def _check_range(name: str, numbers: Tensor, source: int) -> None:
-    if numbers.numel() and not torch.compiler.is_compiling() and not 0 <= int(numbers.min()) <= int(numbers.max()) <= source:
+    if _blind(numbers) or not numbers.numel():
+        return
+    if not 0 <= int(numbers.min()) <= int(numbers.max()) <= source:
         raise RuntimeError(f"{name} must lie in [0, {source}], got {int(numbers.min())} to {int(numbers.max())}")
 
 
@@ -146,8 +153,7 @@ def _over_seen(product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right:
     their own, with zeros for what they do not see. Compiled and transformed functions, which cannot look at numbers, have plain products.
     """
     right = without_unseen(right, visible)
-    blind = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or right.is_meta
-    if visible is None or blind or (left.isfinite().all() and right.isfinite().all()):
+    if visible is None or _blind(right) or (left.isfinite().all() and right.isfinite().all()):
         return product(left, right)
     spoilt = ~right.isfinite().all(-1)  # [B, (H,) S]
     apart = (~left.isfinite().all(-1) | (visible & spoilt.unsqueeze(-2)).any(-1)).unsqueeze(-1)  # [B, (H,) T, 1]
