@@ -140,7 +140,7 @@ def test_values_apart_from_the_memory(kind: str, heads: int) -> None:
 @each_heads
 @pytest.mark.parametrize("hidden", ["padding", "holes"])
 def test_masks(kind: str, heads: int, hidden: str) -> None:
-    """Masks broadcast over T and, with heads, over H; padding of NaN reaches neither results nor gradients of parameters."""
+    """Masks broadcast over T and, with heads, over H; padding of NaN reaches no result."""
     layer = make(kind, num_heads=heads)
     query, memory, lengths = states(kind)
     mask = (torch.arange(S) < lengths[:, None])[:, None]
@@ -334,16 +334,35 @@ def test_ranks(kind: str, heads: int, dropout: float) -> None:
     layer = make(kind, num_heads=heads, dropout=dropout)
     query, memory, _ = states(kind)
     prepared = layer.memory(memory)
-    for bad in (query[0, 0], query[None]):
+    width = query.shape[-1]
+    for bad in (query[0, 0], query[None], query[..., 1:], query[0, :, 1:]):
         for over in (memory, prepared):
-            with pytest.raises(ValueError, match=re.escape("query must be [B, T, query_dim], or [B, query_dim] for one step; got [")):
+            wanted = f"query must be [B, T, {width}], or [B, {width}] for one step; got {list(bad.shape)}"
+            with pytest.raises(ValueError, match=re.escape(wanted)):
                 layer(bad, over)
-    for bad in (memory[0], memory[None]):
+    for bad in (memory[0], memory[None], memory[..., 1:]):
         for call in (layer.memory, lambda states: layer(query, states)):
-            with pytest.raises(ValueError, match=re.escape("memory must be [B, S, width]; got [")):
+            with pytest.raises(ValueError, match=re.escape(f"memory must be [B, S, {K}]; got {list(bad.shape)}")):
                 call(bad)
+    for bad in (memory[0], memory[None]):
         with pytest.raises(ValueError, match=re.escape(f"values must be [B, S, width]; got {list(bad.shape)}")):
             layer(query, memory, bad)
+
+
+@each_layer
+def test_arguments_in_other_places(kind: str) -> None:
+    """What users of other layers try first: lengths by place, states with the time first, the state of a GRU, numpy's arrays."""
+    layer = make(kind)
+    query, memory, _ = states(kind)
+    with pytest.raises(ValueError, match=re.escape(f"values must be [B, S, width]; got [{B}] (lengths, mask and spans are given by name)")):
+        layer(query, memory, torch.full((B,), S))
+    batches = f"query and memory must agree in batch size B, the first; got {[T, B, query.shape[-1]]} and {[B, S, K]}"
+    with pytest.raises(ValueError, match=re.escape(batches)):
+        layer(query.transpose(0, 1), memory)
+    with pytest.raises(TypeError, match=r"memory must be a torch\.Tensor; got ndarray"):
+        layer(query, memory.numpy())
+    with pytest.raises(TypeError, match=r"query must be a torch\.Tensor; got list"):
+        layer(query.tolist(), memory)
 
 
 @each_layer

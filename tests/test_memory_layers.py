@@ -1,6 +1,7 @@
 """Layers over their memories: what they give over the encoder states, dropout, and what they refuse."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -75,6 +76,22 @@ def test_layer_refuses_what_the_memory_has(kind: str, given: str, backend: str) 
     extra = {"values": states, "lengths": lengths, "mask": torch.ones(3, 1, 11, dtype=torch.bool)}[given]
     with pytest.raises(ValueError, match=given):
         layer(queries, memory, **{given: extra})
+
+
+@each_layer
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_belongs_to_the_sources(kind: str, heads: int, backend: str) -> None:
+    """Lengths and masks by query are refused in words that can be followed."""
+    layer = make_layer(kind, num_heads=heads)
+    _, states, lengths = layer_states(kind)
+    for bad in (lengths[:, None], lengths[:, None].expand(3, 4), lengths[:2]):
+        wanted = f"lengths of a memory belong to its sources, [B] = [3]; got {list(bad.shape)}"
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            layer.memory(states, lengths=bad)
+    for sizes in ((3, 4, 11), (3, 10), (2, 11)):
+        wanted = f"a mask of a memory belongs to its sources, [B, S] = [3, 11]; got {list(sizes)}"
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            layer.memory(states, mask=torch.ones(sizes, dtype=torch.bool))
 
 
 @each_layer

@@ -46,7 +46,7 @@ def check_inputs(
     like: str = "query",
 ) -> Inputs:
     """Raise on the first thing that is wrong, else return the canonical form; ``lacks`` names a tensor that it does not take, ``like``
-    the one whose dtype and device the others must have."""
+    the one whose dtype and device the others must have: a memory's keys, to which lengths and mask then belong."""
     tensors = {"query": query, "keys": keys, "values": values, "v": v}
     tensors.pop(lacks, None)
     for name, tensor in tensors.items():
@@ -73,8 +73,9 @@ def check_inputs(
         wanted = [keys.shape[1], keys.shape[-1]] if heads else [keys.shape[-1]]
         if list(v.shape) != wanted:
             raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
-    lengths = _check_lengths(lengths, query)
-    mask = _check_mask(mask, query, keys, one_step)
+    of_memory = like == "keys"
+    lengths = _check_lengths(lengths, query, of_memory)
+    mask = _check_mask(mask, query, keys, one_step, of_memory)
     spans = check_spans(spans, query, one_step)
     return Inputs(query, keys, values, v, lengths, mask, spans, one_step)
 
@@ -141,7 +142,7 @@ def _check_sizes(name: str, tensor: Tensor, other_name: str, other: Tensor, what
         raise ValueError(f"{name} and {other_name} must agree in {what}; got {_shape(tensor)} and {_shape(other)}")
 
 
-def _check_lengths(lengths: Tensor | None, query: Tensor) -> Tensor | None:
+def _check_lengths(lengths: Tensor | None, query: Tensor, of_memory: bool) -> Tensor | None:
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
@@ -151,6 +152,8 @@ def _check_lengths(lengths: Tensor | None, query: Tensor) -> Tensor | None:
     if lengths.device != query.device:
         raise ValueError(f"lengths must be on the device of query, {query.device}; got {lengths.device}")
     batch, steps = query.shape[0], query.shape[-2]
+    if of_memory and list(lengths.shape) != [batch]:
+        raise ValueError(f"lengths of a memory belong to its sources, [B] = [{batch}]; got {_shape(lengths)}")
     if list(lengths.shape) not in ([batch], [batch, steps]):
         raise ValueError(f"lengths must be [B] = [{batch}] or, per query, [B, T] = [{batch}, {steps}]; got {_shape(lengths)}")
     return lengths.to(torch.int64)
@@ -176,7 +179,7 @@ def check_spans(spans: Tensor | None, query: Tensor, one_step: bool) -> Tensor |
     return spans.to(torch.int64)
 
 
-def _check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool) -> Tensor | None:
+def _check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool, of_memory: bool) -> Tensor | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -193,6 +196,8 @@ def _check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool
     broadcasts = mask.dim() <= len(full) and all(
         size in (1, want) for size, want in zip(reversed(mask.shape), reversed(full), strict=False)
     )
+    if not broadcasts and of_memory:
+        raise ValueError(f"a mask of a memory belongs to its sources, [B, S] = {[full[0], full[-1]]}; got {_shape(given)}")
     if not broadcasts:
         hint = " (a padding mask [B, S] is written mask[:, None, :])" if given.dim() == 2 else ""
         raise ValueError(f"mask must broadcast to {'[B, H, T, S]' if len(full) == 4 else '[B, T, S]'} = {full}; got {_shape(given)}{hint}")

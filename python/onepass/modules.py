@@ -32,17 +32,32 @@ class _Attention(nn.Module):
         self.dropout = dropout
         self.num_heads = num_heads
 
-    def _split(self, name: str, states: Tensor) -> Tensor:
-        """``[B, N, H * W]`` as ``[B, H, N, W]``, and the query of one step, ``[B, H * W]``, as ``[B, H, W]``, without a copy."""
-        if states.dim() != 3 and not (name == "query" and states.dim() == 2):
-            wanted = "[B, T, query_dim], or [B, query_dim] for one step" if name == "query" else "[B, S, width]"
+    def _check(self, name: str, states: Tensor, width: int, query: Tensor | None = None) -> None:
+        """Raise on what a projection would refuse in words of its own, and on a batch of another size than the ``query``'s."""
+        if not isinstance(states, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(states).__name__}")
+        of_query = name == "query"
+        if states.shape[-1:] != (width,) or not (states.dim() == 3 or (of_query and states.dim() == 2)):
+            wanted = f"[B, T, {width}], or [B, {width}] for one step" if of_query else f"[B, S, {width}]"
             raise ValueError(f"{name} must be {wanted}; got {list(states.shape)}")
-        if states.shape[-1] % self.num_heads:
-            raise ValueError(f"the width of {name} must be a multiple of num_heads = {self.num_heads}; got {states.shape[-1]}")
+        if query is not None and query.shape[0] != states.shape[0]:
+            raise ValueError(f"query and {name} must agree in batch size B, the first; got {list(query.shape)} and {list(states.shape)}")
+
+    def _split(self, states: Tensor) -> Tensor:
+        """``[B, N, H * W]`` as ``[B, H, N, W]``, and the query of one step, ``[B, H * W]``, as ``[B, H, W]``, without a copy."""
         if self.num_heads == 1:
             return states
         heads = states.view(*states.shape[:-1], self.num_heads, states.shape[-1] // self.num_heads)
         return heads if states.dim() == 2 else heads.transpose(1, 2)
+
+    def _split_values(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """As :meth:`_split`, of what may be of any width that the heads divide."""
+        if values.dim() != 3:
+            by_name = "" if values.is_floating_point() else " (lengths, mask and spans are given by name)"
+            raise ValueError(f"values must be [B, S, width]; got {list(values.shape)}{by_name}")
+        if values.shape[-1] % self.num_heads:
+            raise ValueError(f"the width of values must be a multiple of num_heads = {self.num_heads}; got {values.shape[-1]}")
+        return self._split(values.to(dtype))
 
     def _join(self, context: Tensor) -> Tensor:
         """What :meth:`_split` split."""
@@ -72,7 +87,7 @@ class _Attention(nn.Module):
         spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        query, keys, values = self._split("query", query), self._split("memory", keys), self._split("values", values.to(query.dtype))
+        query, keys, values = self._split(query), self._split(keys), self._split_values(values, query.dtype)
         if self.dropout > 0.0 and self.training:
             inputs = check_inputs(query, keys, values, None, lengths, mask, spans, lacks="v")
             _, weights = self._function(query, keys, values[..., :0], lengths, mask, spans, True)  # the weights alone
@@ -94,7 +109,7 @@ class _Attention(nn.Module):
         """As :meth:`_attend`, over a memory."""
         if any(other is not None for other in others):
             raise ValueError("a memory has its own values, lengths and mask: give them to memory(...), not to the call")
-        dtype, query = query.dtype, self._split("query", query)
+        dtype, query = query.dtype, self._split(query)
         if dtype.is_floating_point:
             query = query.to(memory.keys.dtype)
         if self.dropout > 0.0 and self.training:
@@ -170,10 +185,12 @@ class AdditiveAttention(_Attention):
         memory of another dtype than the query's, as autocast may bring, is attended to in its own; results have the query's.
         Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
         """
+        self._check("query", query, self.query_layer.in_features)
         if isinstance(memory, AttentionMemory):
             if memory.v is None:
                 raise ValueError("an additive layer takes a memory of its own; got one of multiplicative attention")
             return self._attend_memory(self.query_layer(query), memory, (values, lengths, mask), spans, need_weights)
+        self._check("memory", memory, self.key_layer.in_features, query)
         keys = self.key_layer(memory)
         return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
 
@@ -209,10 +226,12 @@ class AdditiveAttention(_Attention):
     ) -> AttentionMemory:
         """``memory`` (``[B, S, key_dim]``) projected and prepared once, for ``attention(query, memory)`` step by step.
 
-        ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`.
+        ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`. Hooks on
+        the layer's forward, as ``torch.nn.utils.prune`` sets them, do not run here: what they make must be there before.
         """
-        keys = self._split("memory", self.key_layer(memory))
-        values = self._split("values", (memory if values is None else values).to(keys.dtype))
+        self._check("memory", memory, self.key_layer.in_features)
+        keys = self._split(self.key_layer(memory))
+        values = self._split_values(memory if values is None else values, keys.dtype)
         return additive_memory(keys, values, self._weighting(keys.dtype), lengths=lengths, mask=mask, dtype=dtype)
 
     def extra_repr(self) -> str:
@@ -248,7 +267,7 @@ class MultiplicativeAttention(_Attention):
             raise ValueError(f"score must be 'dot', 'general' or 'scaled_dot'; got {score!r}")
         if score != "general" and query_dim != key_dim:
             raise ValueError(f"score={score!r} needs query_dim == key_dim; got {query_dim} and {key_dim}: use 'general'")
-        self.score = score
+        self.query_dim, self.key_dim, self.score = query_dim, key_dim, score
         self.scale = math.sqrt(num_heads / key_dim) if score == "scaled_dot" else 1.0
         self.query_layer = nn.Linear(query_dim, key_dim, bias=bias) if score == "general" else None
 
@@ -264,6 +283,9 @@ class MultiplicativeAttention(_Attention):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`AdditiveAttention.forward`."""
+        self._check("query", query, self.query_dim)
+        if not isinstance(memory, AttentionMemory):
+            self._check("memory", memory, self.key_dim, query)
         if self.query_layer is not None:
             query = self.query_layer(query)
         if isinstance(memory, AttentionMemory):
@@ -297,11 +319,12 @@ class MultiplicativeAttention(_Attention):
         dtype: torch.dtype | None = None,
     ) -> AttentionMemory:
         """As :meth:`AdditiveAttention.memory`; the keys are ``memory`` itself, under autocast in the dtype that *general* gives queries."""
+        self._check("memory", memory, self.key_dim)
         device, casts = memory.device.type, self.query_layer is not None and memory.dtype != torch.float64
         if casts and is_autocast_available(device) and torch.is_autocast_enabled(device):
             memory = memory.to(torch.get_autocast_dtype(device))
-        keys = self._split("memory", memory)
-        values = keys if values is None else self._split("values", values.to(memory.dtype))
+        keys = self._split(memory)
+        values = keys if values is None else self._split_values(values, memory.dtype)
         return multiplicative_memory(keys, values, scale=self.scale, lengths=lengths, mask=mask, dtype=dtype)
 
     def extra_repr(self) -> str:
