@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from seq2seq_command_cases import Command, assert_error, command, one_thread, plain, stdin, task, trained, write_task
 
 from onepass.seq2seq.data import Example
@@ -108,6 +111,7 @@ def test_decoding_that_cannot_start(trained: Path, command: Command, stdin: Call
     assert_error(command("decode", trained / CHECKPOINT), f"{trained / CHECKPOINT} is not the model.safetensors of a run")
     for option in ("--beams", "--n-best", "--max-length"):
         assert_error(command("decode", trained, option, 0), option)
+    assert_error(command("decode", trained, "--coverage-penalty", "inf"), "coverage")
     assert_error(command("decode", trained, "--length-penalty", -1), "--length-penalty")
 
 
@@ -280,3 +284,23 @@ def test_the_file_of_an_unknown_symbol(trained: Path, command: Command, task: Pa
     assert_error(command("evaluate", trained, "--data", tmp_path / "pairs.tsv"), str(tmp_path / "pairs.tsv"), "'x'")
     (task.parent / "validation.tsv").write_text("abz\tA1\n")
     assert_error(command("train", task, "--output", tmp_path / "run"), "validation", "'z'")
+
+
+def test_standard_input_that_is_closed(trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert_error(command("decode", trained), "standard input is closed: name a file")
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_spoilt_weights(trained: Path, command: Command, stdin: Callable[[bytes], None], tmp_path: Path, beams: int) -> None:
+    """A model of NaN has no best hypothesis, and no line is lost in silence."""
+    tensors = load_file(trained / MODEL)
+    with safe_open(trained / MODEL, "pt") as file:
+        metadata = file.metadata()
+    spoilt = {name: torch.full_like(x, torch.nan) if x.is_floating_point() else x for name, x in tensors.items()}
+    save_file(spoilt, tmp_path / MODEL, metadata)
+    stdin(b"ab\n")
+    assert_error(command("decode", tmp_path, "--beams", beams), "no numbers (NaN): its weights are spoilt")
+    data = tmp_path / "pairs.tsv"
+    data.write_text("ab\tA B\n")
+    assert_error(command("evaluate", tmp_path, "--data", data, "--beams", beams), "no numbers (NaN): its weights are spoilt")

@@ -201,3 +201,16 @@ def test_coverage_that_no_window_gives(kind: str) -> None:
     assert not any(math.isnan(one.score) for one in short)
     free, _ = Options(3, 2, 6, 0.5).search(model, source, lengths, need_weights=True)
     assert all(math.isfinite(one.score) for one in free)
+
+
+@pytest.mark.parametrize("options", [{"beams": 2.5}, {"beams": "3"}, {"beams": 4, "n_best": 1.5}], ids=str)
+def test_numbers_that_are_none(options: dict[str, Any]) -> None:
+    """Before anything is searched."""
+    with pytest.raises(TypeError, match="beams and n_best must be integers"):
+        beam_search(make_model("bahdanau"), torch.tensor([[3, 4]]), torch.tensor([2]), **options)
+
+
+@pytest.mark.parametrize("options", [{"coverage_penalty": math.inf}, {"length_penalty": math.nan}, {"length_penalty": -1.0}], ids=str)
+def test_penalties_that_are_none(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="penalties must be at least 0, and finite"):
+        beam_search(make_model("bahdanau"), torch.tensor([[3, 4]]), torch.tensor([2]), **options)

@@ -1,6 +1,7 @@
 """``python -m onepass train | decode | evaluate``."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -175,6 +176,8 @@ def _source_lines(path: Path | None) -> list[tuple[str, str]]:
     """Place and text of every line."""
     name = "standard input" if path is None else str(path)
     try:
+        if path is None and sys.stdin is None:
+            raise DataError("standard input is closed: name a file")
         content = sys.stdin.buffer.read() if path is None else path.read_bytes()
         lines = content.decode("utf-8-sig").removesuffix("\n").split("\n") if content else []
     except OSError as error:
@@ -191,7 +194,10 @@ def _decode(
     system: System, sources: Sequence[Symbols], search: SearchConfig, n_best: int = 1, need_weights: bool = False
 ) -> list[list[Decoded]]:
     with _bar("decoding", len(sources), "") as advance:
-        return system.decode(sources, search, n_best=n_best, need_weights=need_weights, progress=lambda done: advance(done, ""))
+        decoded = system.decode(sources, search, n_best=n_best, need_weights=need_weights, progress=lambda done: advance(done, ""))
+    if any(not hypotheses or math.isnan(hypotheses[0].score) for hypotheses in decoded):
+        raise DataError("the model's probabilities are no numbers (NaN): its weights are spoilt")
+    return decoded
 
 
 def _without_stress(symbols: Symbols) -> Symbols:

@@ -1,5 +1,6 @@
 """Greedy and beam search over any :class:`onepass.seq2seq.Decoder`: hypotheses of a source are queries over its one attention memory."""
 
+import math
 import numbers
 from dataclasses import dataclass
 
@@ -90,18 +91,22 @@ def beam_search(
 
     Args:
         model: in evaluation mode, unless dropout is wanted. source: ``[B, S]``, int64. lengths: ``[B]``, at least 1.
-        beams, n_best: ``1 <= n_best <= beams``. Fewer hypotheses come back where the vocabulary gives no more.
+        beams, n_best: ``1 <= n_best <= beams``. Fewer hypotheses come back where the vocabulary gives no more, none where the model's
+            probabilities are NaN.
         max_length: symbols at most, the end symbol among them; None: ``2 n + 8`` for a source of ``n``.
         length_penalty, coverage_penalty: at least 0; the latter needs a decoder with attention.
         need_weights: also give the alignments.
 
     Raises:
-        TypeError: a ``max_length`` that is no integer. ValueError: an argument out of range.
+        TypeError: numbers of beams, hypotheses or symbols that are no integers. ValueError: an argument out of range.
     """
+    if not (isinstance(beams, int) and isinstance(n_best, int)):
+        raise TypeError(f"beams and n_best must be integers; got {beams!r} and {n_best!r}")
     if not 1 <= n_best <= beams:
         raise ValueError(f"beams and n_best must be 1 <= n_best <= beams; got n_best={n_best}, beams={beams}")
-    if not (length_penalty >= 0.0 and coverage_penalty >= 0.0):  # NaN is neither
-        raise ValueError(f"penalties must be at least 0; got length_penalty={length_penalty}, coverage_penalty={coverage_penalty}")
+    if not (0.0 <= length_penalty < math.inf and 0.0 <= coverage_penalty < math.inf):  # NaN is neither
+        got = f"length_penalty={length_penalty}, coverage_penalty={coverage_penalty}"
+        raise ValueError(f"penalties must be at least 0, and finite; got {got}")
     if not len(lengths):
         return []
     state, limits = _begin(model, source, lengths, max_length)
