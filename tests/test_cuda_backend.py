@@ -22,6 +22,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(_library, "cuda_archs", ("80", "90"))
     monkeypatch.setattr(_backends, "_capability", lambda device: (9, 0))
     monkeypatch.setattr(_backends, "_cuda_versions", lambda: (13000, 13010))
+    monkeypatch.setattr(_backends, "_finds_streams", lambda: True)
     return monkeypatch
 
 
@@ -72,6 +73,12 @@ def test_an_older_driver(a_gpu: pytest.MonkeyPatch) -> None:
     a_gpu.setattr(_backends, "_cuda_versions", lambda: (13000, 12040))
     (reason,) = _backends.not_supported_reasons("cuda", GPU)
     assert "built with CUDA 13.0, the driver serves CUDA 12.4: update the driver" in reason
+
+
+def test_a_torch_whose_streams_are_not_found(a_gpu: pytest.MonkeyPatch) -> None:
+    """``"auto"`` takes Triton then, in place of an error at every launch."""
+    a_gpu.setattr(_backends, "_finds_streams", lambda: False)
+    assert _backends.not_supported_reasons("cuda", GPU) == [f"it finds no CUDA streams in torch {torch.__version__}"]
 
 
 def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) -> None:
@@ -183,6 +190,7 @@ def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_built_here() -> None:
     """The library loads into this torch, of whatever build, tells its versions, and knows what it was built for."""
     runtime, driver = torch.ops.onepass_cuda.versions()
+    assert torch.ops.onepass_cuda.finds_streams() is (torch.version.cuda is not None)
     assert runtime >= 12080
     assert driver >= 0
     assert _library.cuda_archs

@@ -32,17 +32,23 @@ void check(cudaError_t code, const char* what) {
   ONEPASS_CHECK(code == cudaSuccess, what, ": ", cudaGetErrorString(code));
 }
 
-// torch's current stream. Its name is looked up: a torch without CUDA, into which this library loads too, does not have it. Nor is the
-// library that has it among those that everyone sees (RTLD_GLOBAL), so that it is asked for by name.
-cudaStream_t current_stream(int32_t device) {
-  using Get = AOTITorchError (*)(int32_t, void**);
-  static const auto get = [] {
+// What torch gives its current stream by. It is looked up: a torch without CUDA, into which this library loads too, does not have it. Nor
+// is the library that has it among those that everyone sees (RTLD_GLOBAL), so that it is asked for by name.
+using GetStream = AOTITorchError (*)(int32_t, void**);
+GetStream get_stream() {
+  static const auto found = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<Get>(dlsym(library == nullptr ? RTLD_DEFAULT : library, "aoti_torch_get_current_cuda_stream"));
+    return reinterpret_cast<GetStream>(dlsym(library == nullptr ? RTLD_DEFAULT : library, "aoti_torch_get_current_cuda_stream"));
   }();
-  ONEPASS_CHECK(get != nullptr, "this torch has no CUDA streams: it was built without CUDA");
+  return found;
+}
+
+bool finds_streams() { return get_stream() != nullptr; }
+
+cudaStream_t current_stream(int32_t device) {
+  ONEPASS_CHECK(finds_streams(), "this torch has no CUDA streams: it was built without CUDA");
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get_stream()(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
@@ -357,6 +363,9 @@ STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CUDA, library) {
   library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CompositeExplicitAutograd, library) { library.impl("versions", TORCH_BOX(&versions)); }
+STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CompositeExplicitAutograd, library) {
+  library.impl("versions", TORCH_BOX(&versions));
+  library.impl("finds_streams", TORCH_BOX(&finds_streams));
+}
 
 }  // namespace onepass::cuda

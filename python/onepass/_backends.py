@@ -61,6 +61,8 @@ def _cuda_reasons(device: torch.device, family: str, queries: int) -> list[str]:
             f"it was built with CUDA {made}, the driver serves CUDA {served}: update the driver, or install onepass again with an nvcc "
             "that is no newer"
         )
+    if not _finds_streams():
+        reasons.append(f"it finds no CUDA streams in torch {torch.__version__}")
     if family == "multiplicative" and queries > FEW:
         reasons.append(f"it has kernels of multiplicative attention for up to {FEW} queries, not for {queries}")
     return reasons
@@ -105,6 +107,11 @@ def _cuda_versions() -> tuple[int, int]:
     """The CUDA runtime that the kernels were built with, and the one that the driver serves: 13000 for 13.0."""
     runtime, driver = torch.ops.onepass_cuda.versions()
     return runtime, driver
+
+
+@_asked_once
+def _finds_streams() -> bool:
+    return bool(torch.ops.onepass_cuda.finds_streams())
 
 
 def pick_backend(

@@ -35,7 +35,8 @@ def _define() -> None:
     for schema in SCHEMAS:
         _ops.define(schema)  # type: ignore[no-untyped-call]
         _cuda_ops.define(schema)  # type: ignore[no-untyped-call]
-    _cuda_ops.define("versions() -> (int runtime, int driver)")  # type: ignore[no-untyped-call]
+    for schema in ("versions() -> (int runtime, int driver)", "finds_streams() -> bool"):
+        _cuda_ops.define(schema)  # type: ignore[no-untyped-call]
 
 
 def _load(name: str, kernels: str, not_built: str) -> str | None:
