@@ -53,7 +53,7 @@ def fill_outside(p_weights, o_w, value, begin, end, low, high, m_t, BS: tl.const
         tl.store(p_weights + (o_w[:, None] + o_s[None, :]), tile, m_t[:, None] & outside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_highest", "p_sums", "T", "splits"])
 def attend(
     p_q, p_k, p_values, p_v, p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, scale: tl.float64,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, v_h, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
@@ -187,7 +187,7 @@ def attend(
                 tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "S"])
 def attend_online(
     p_q, p_k, p_values, p_limits, p_mask, p_context, scale: tl.float64,
     q_b, q_h, q_t, k_b, k_h, k_s, values_b, values_h, values_s, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, A, D,
@@ -257,7 +257,7 @@ def attend_online(
         tl.store(p_tile, context.to(p_tile.dtype.element_ty), m_t[:, None] & m_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p_highest", "p_sums", "T", "rows", "splits"])
 def combine(
     p_limits, p_mask, p_context, p_weights, p_highest, p_sums, p_parts, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s,
     H, T, S, D, rows, splits,

@@ -46,8 +46,13 @@ class Launch:
     def passed(self) -> dict[str, Any]:
         """The arguments that the compiled kernel takes, by name: all but the constants, and sizes that are 1, which become constants."""
         positional = [name for name in self.kernel.arg_names if name not in self.given]
-        named = zip(positional, self.arguments, strict=True)
-        return {name: value for name, value in named if not (isinstance(value, int) and value == 1)}
+        named, any_value = zip(positional, self.arguments, strict=True), self._for_any_value
+        return {name: value for name, value in named if name in any_value or not (isinstance(value, int) and value == 1)}
+
+    @property
+    def _for_any_value(self) -> set[str]:
+        """The arguments of which the kernel is compiled once, whatever they are."""
+        return {parameter.name for parameter in self.kernel.params if parameter.do_not_specialize}
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -63,7 +68,8 @@ class Launch:
     @property
     def divisible(self) -> tuple[str, ...]:
         """The arguments that 16 divides, as a launch would find: addresses and sizes."""
-        return tuple(n for n, value in self.passed.items() if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0))
+        some = {name: value for name, value in self.passed.items() if name not in self._for_any_value}
+        return tuple(n for n, value in some.items() if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0))
 
     def compile(self, capability: int) -> Any:
         """For an NVIDIA GPU, which need not be there."""
