@@ -5,15 +5,15 @@ that it goes on a GPU: options that the compiler does not know are refused, and 
 """
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-triton = pytest.importorskip("triton", reason="needs triton, whose launches these are")
+pytest.importorskip("triton", reason="needs triton, whose launches these are")
 
+import triton
 from triton.backends.compiler import GPUTarget
 
 from onepass.kernels import ops
@@ -62,7 +62,7 @@ class Driver:
 
 
 @pytest.fixture(params=TARGETS)
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compiled]]:
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Compiled]:
     """What is compiled from now on, for the target."""
     target, device = TARGETS[request.param]
     seen: list[Compiled] = []
@@ -75,7 +75,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
     monkeypatch.setattr(ops, "device_of", lambda _: device)
     assert triton.runtime.driver.active.get_current_target() == target
-    yield seen
+    return seen
 
 
 def tensors(dtype: torch.dtype, B: int, T: int, S: int, A: int, D: int, heads: int) -> dict[str, Any]:
