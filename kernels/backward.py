@@ -7,7 +7,7 @@ from onepass.kernels.arithmetic import multiply_add, times, wide
 from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 
 
-@triton.jit(do_not_specialize=["T", "S", "columns", "splits"])
+@triton.jit(do_not_specialize=["columns", "splits"])
 def weight_gradients(
     p_rows, p_values, p_weights, p_more, p_limits, p_mask, p_gradients, p_inner,
     rows_b, rows_h, rows_t, values_b, values_h, values_s, weights_b, weights_h, weights_t, more_b, more_h, more_t,
@@ -92,7 +92,7 @@ def softmax_gradients(
     tl.store(p_tile, tl.where(sees, b_w * (b_g - inner[:, None]), 0.0), m_t[:, None] & (o_s < S)[None, :])
 
 
-@triton.jit(do_not_specialize=["T", "S"])
+@triton.jit
 def sums(
     p_weights, p_rows, p_limits, p_mask, p_sums, factor: tl.float64,
     weights_b, weights_h, weights_t, rows_b, rows_h, rows_n, limits_b, limits_t, mask_b, mask_h, mask_t, mask_s, H, T, S, D, per_program,

@@ -162,7 +162,7 @@ def clear(p_dk, begin, end, A, m_a, ACC: tl.constexpr, BA: tl.constexpr):
         tl.store(p_dk + tl.cast(s, tl.int64) * A, tl.zeros((BA,), ACC), m_a)
 
 
-@triton.jit(do_not_specialize=["T", "S", "per_group", "groups"])
+@triton.jit
 def tanh_gradients(
     p_q, p_k, p_v, p_gradients, p_totals, p_limits, p_dq, p_dk, p_dw,
     q_b, q_h, q_t, k_b, k_h, k_s, v_h, g_b, g_h, g_t, g_s, limits_b, limits_t, H, T, S, A, per_group, groups,

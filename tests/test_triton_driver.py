@@ -141,7 +141,7 @@ SIZES = {"a source that grows": [(1, S) for S in range(1, 700)], "batches of any
 
 @pytest.mark.parametrize(
     ("op", "growing", "any_sizes"),
-    [("additive_step", 9, 19), ("multiplicative_step", 9, 17), ("multiplicative_step_backward", 10, 21), ("additive_backward", 11, 29)],
+    [("additive_step", 9, 17), ("multiplicative_step", 9, 12), ("multiplicative_step_backward", 10, 21), ("additive_backward", 18, 51)],
 )
 def test_sizes_that_vary(op: str, growing: int, any_sizes: int, compiled: list[Compiled]) -> None:
     """Compiling takes seconds, in the middle of a loop: few kernels serve all lengths of a source, and any number of queries."""
@@ -152,4 +152,4 @@ def test_sizes_that_vary(op: str, growing: int, any_sizes: int, compiled: list[C
             OPS[op](*calls(tensors(torch.float32, 2, T, S, 32, 24, 0), torch.ones(2, dtype=torch.int64), None)[op])
         found.append(len(compiled) - before)
     assert found[0] <= growing
-    assert sum(found) <= any_sizes + growing
+    assert found[1] <= any_sizes
