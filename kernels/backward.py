@@ -7,7 +7,7 @@ from onepass.kernels.arithmetic import multiply_add, times, wide
 from onepass.kernels.visible import add_rows, any_of, reach, visible, window
 
 
-@triton.jit(do_not_specialize=["columns", "splits"])
+@triton.jit(do_not_specialize=["splits"])
 def weight_gradients(
     p_rows, p_values, p_weights, p_more, p_limits, p_mask, p_gradients, p_inner,
     rows_b, rows_h, rows_t, values_b, values_h, values_s, weights_b, weights_h, weights_t, more_b, more_h, more_t,
@@ -62,7 +62,7 @@ def weight_gradients(
         tl.store(p_inner + o_row, inner, m_t)
 
 
-@triton.jit(do_not_specialize=["T", "S", "columns", "rows", "splits"])
+@triton.jit(do_not_specialize=["rows", "splits"])
 def softmax_gradients(
     p_weights, p_inner, p_limits, p_mask, p_gradients, weights_b, weights_h, weights_t, g_t, g_s, limits_b, limits_t,
     mask_b, mask_h, mask_t, mask_s, H, T, S, columns, rows, splits,
