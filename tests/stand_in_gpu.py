@@ -117,7 +117,7 @@ def pretend() -> None:
     )
     torch.cuda.Event = Event  # type: ignore[assignment, misc]
     answers: dict[str, Any] = {
-        "_exchange_device": 0, "_maybe_exchange_device": 0, "current_stream": "the only stream",
+        "_exchange_device": 0, "_maybe_exchange_device": 0, "current_stream": "the only stream", "_sleep": None,
         "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "synchronize": None,
         "is_current_stream_capturing": False, "get_device_properties": properties, "get_device_name": properties.name,
         "get_device_capability": (major, minor), "get_rng_state": torch.empty(0), "set_rng_state": None,

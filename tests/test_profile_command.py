@@ -206,3 +206,13 @@ def test_errors_of_the_function(toy: Path, command: Command) -> None:
 def test_the_working_directory_is_searched(toy: Path) -> None:
     assert os.getcwd() not in sys.path
     assert targets.find("toy:idle", torch.device("cpu"))() is None
+
+
+def test_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the current one from then on: what is waited for, and whose limits count."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cuda:1", "cuda", "cpu"):
+        assert profiling._device(name) == torch.device(name)
+    assert chosen == [torch.device("cuda", 1)]

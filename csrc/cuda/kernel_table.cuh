@@ -10,6 +10,8 @@
 
 namespace onepass::cuda {
 
+constexpr int kAnywhere = 44 << 10;  // bytes of dynamic shared memory that no kernel must be allowed: 48 KiB with the static ones
+
 struct NamedKernel {
   const char* name;
   const void* kernel;
@@ -36,7 +38,7 @@ template <class Args, int Count>
 cudaError_t launch_named(NamedKernel (&kernels)[Count], const Args& args, const Launch& launch, cudaStream_t stream) {
   for (auto& [name, kernel, allowed] : kernels) {
     if (launch.kernel != name) continue;
-    if (launch.shared > 48 * 1024) {
+    if (launch.shared > kAnywhere) {
       const cudaError_t refused = allow_shared(kernel, allowed);
       if (refused != cudaSuccess) return refused;
     }

@@ -49,7 +49,7 @@ def _cuda_reasons(device: torch.device, family: str, queries: int) -> list[str]:
         return reasons
     major, minor = _capability(device)
     if not serves(_library.cuda_archs, 10 * major + minor):
-        built = ", ".join(f"{number // 10}.{number % 10}{kind}" for number, kind in map(_parsed, _library.cuda_archs))
+        built = ", ".join(map(shown, _library.cuda_archs))
         reasons.append(
             f"it was built for compute capabilities {built}, {device} has {major}.{minor}: "
             f"install onepass again with ONEPASS_CUDA_ARCHS={major}{minor}"
@@ -79,6 +79,12 @@ def serves(archs: tuple[str, ...], capability: int) -> bool:
     built = [_parsed(arch) for arch in archs]
     newest = max([number for number, kind in built if not kind], default=capability + 1)
     return newest <= capability or any(runs(number, kind) for number, kind in built)
+
+
+def shown(arch: str) -> str:
+    """As NVIDIA writes it: 9.0a for 90a."""
+    number, kind = _parsed(arch)
+    return f"{number // 10}.{number % 10}{kind}"
 
 
 def _parsed(arch: str) -> tuple[int, str]:

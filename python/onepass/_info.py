@@ -32,7 +32,7 @@ def lines(measure: bool = True) -> list[str]:
         return [*out, "probe       not built: no instruction set and no ceilings to show"]
     build = found.build()
     out.append(f"built       by {build['compiler']} against torch {build['torch']} ({build['flags']})")
-    archs = ", ".join(f"{arch[:-1]}.{arch[-1]}" for arch in _library.cuda_archs)
+    archs = ", ".join(map(_backends.shown, _library.cuda_archs))
     out.append(f"cuda        kernels for compute capabilities {archs}" if archs else f"cuda        {_library.cuda_error}")
     try:
         out.append(f"isa         {found.isa()} of {', '.join(found.isas())} (ONEPASS_ISA takes a lower one)")

@@ -254,7 +254,7 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* how, const void* function, void** arguments) {
   if (!kernels().contains(function)) return cudaErrorInvalidDeviceFunction;
-  const auto limit = shared_limits().contains(function) ? shared_limits()[function] : 48 << 10;
+  const auto limit = shared_limits().contains(function) ? shared_limits()[function] : 46 << 10;  // 48 KiB with static memory, some of it
   int cluster = 1;
   for (unsigned i = 0; i < how->numAttrs; ++i) {
     if (how->attrs[i].id != cudaLaunchAttributeClusterDimension || capability < 90) return cudaErrorInvalidValue;

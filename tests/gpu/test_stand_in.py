@@ -10,7 +10,7 @@ from stand_in_gpu import CAPABILITY
 from tolerance import check
 
 import onepass
-from onepass import additive_scores
+from onepass import _probe, additive_scores
 from onepass._backends import op_of
 
 pytestmark = pytest.mark.skipif(not CAPABILITY, reason="there is no stand-in here: STAND_IN_GPU=80 puts one up")
@@ -68,6 +68,18 @@ def test_widths_without_a_step(family: str) -> None:
         steps = {name for name in launches() if "_step_" in name}
         kept = {"additive_step_forward_f32_4"} if dims.width == 8 else {"additive_step_backward_f32_4"}  # the other's rows are short
         assert steps == (kept if family == "additive" else set())
+
+
+def test_shared_memory_beside_the_static() -> None:
+    """What a launch may have without being allowed is 48 KiB in all: with its static memory, this one has more."""
+    dims = Dims(1, 17, 3, 3200, 4)
+    sizes = [dims.batch, 1, dims.steps, dims.source, dims.width, dims.value_width]
+    (how,) = _probe.cuda_launches("additive_forward", sizes, 0, stand_in_gpu.PROCESSORS, CAPABILITY)
+    assert 46 << 10 < how["shared"] <= 48 << 10
+    case = moved(build("additive", dims))
+    context, _ = onepass.additive_attention(case.query, case.keys, case.values, case.v, backend="cuda")
+    expected, _ = onepass.reference.additive_attention(case.query, case.keys, case.values, case.v)
+    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_device_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,8 @@ def _device(name: str) -> torch.device:
         raise DataError(f"--device: {str(problem).splitlines()[0]}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no GPU")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # which is waited for, and whose ceilings are shown
     return device
 
 

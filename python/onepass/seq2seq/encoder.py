@@ -71,14 +71,16 @@ class Encoder(nn.Module):
         """Encode symbols ``source [B, S]`` (int64), of which ``lengths [B]`` count, each at least 1. What lies beyond is not read."""
         if source.dim() != 2 or lengths.shape != source.shape[:1]:
             raise ValueError(f"source must be [B, S] and lengths [B]; got {list(source.shape)} and {list(lengths.shape)}")
-        if lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= source.shape[1]:
-            raise ValueError(f"lengths must lie in [1, {source.shape[1]}]; got {int(lengths.min())} to {int(lengths.max())}")
+        on_host = lengths.cpu()  # for which a GPU is waited for once
+        shortest, longest = (int(on_host.min()), int(on_host.max())) if len(on_host) else (1, 1)
+        if len(on_host) and not 1 <= shortest <= longest <= source.shape[1]:
+            raise ValueError(f"lengths must lie in [1, {source.shape[1]}]; got {shortest} to {longest}")
         beyond = torch.arange(source.shape[1], device=source.device) >= lengths.unsqueeze(-1)
         embedded = self.dropout(self.embedding(source.masked_fill(beyond, 0)))
-        if lengths.numel() and int(lengths.min()) == source.shape[1]:  # nothing to pack away, and a plain run is faster
+        if len(on_host) and shortest == source.shape[1]:  # nothing to pack away, and a plain run is faster
             states, _ = self.rnn(embedded)
         else:
-            packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            packed = nn.utils.rnn.pack_padded_sequence(embedded, on_host, batch_first=True, enforce_sorted=False)
             states, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=source.shape[1])
         half = self.output_dim // 2
         last = states[torch.arange(len(lengths), device=states.device), lengths - 1, :half]
