@@ -16,6 +16,7 @@ from memory_cases import (
     each_family,
     each_layer,
     expected_gradients,
+    gradients,
     layer_states,
     loss_of,
     make_layer,
@@ -62,6 +63,40 @@ def test_training_again(family: str, program: str, gpu_backend: str) -> None:
     first = there(trained(case, gpu_backend, PROGRAMS[program]))
     for _ in range(5):
         assert_same_bits(there(trained(case, gpu_backend, PROGRAMS[program])), first)
+
+
+def gradients_of_steps(case: Case, backend: str, stream: torch.cuda.Stream) -> dict[str, Tensor]:
+    """Of a loss whose steps run on the stream, over a memory of the current one."""
+    leaves = with_leaves(case)
+    memory = remember(leaves, backend)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        loss = sum(loss_of(*memory.attend(query, need_weights=True)) for query in leaves.query.unbind(-2))
+    torch.cuda.current_stream().wait_stream(stream)
+    loss.backward()
+    return there(gradients(leaves))
+
+
+@pytest.mark.of_gpu
+@each_family
+def test_steps_on_another_stream(family: str, gpu_backend: str) -> None:
+    """The memory's gradients wait for what its steps leave."""
+    case = moved(build_for_memory(family, Dims(9, 20, 1300, 64, 48), hidden="lengths"))
+    expected = gradients_of_steps(case, gpu_backend, torch.cuda.current_stream())
+    for _ in range(5):
+        assert_same_bits(gradients_of_steps(case, gpu_backend, torch.cuda.Stream()), expected)
+
+
+@pytest.mark.of_gpu
+@each_family
+def test_a_gpu_that_is_not_the_current_one(family: str, gpu_backend: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU here")
+    case = build_for_memory(family, Dims(3, 4, 70, 24, 12), hidden="lengths")
+    fields = {name: value for name, value in vars(case).items() if isinstance(value, Tensor)}
+    second = case.replace(**{name: value.to(torch.device("cuda", 1)) for name, value in fields.items()})
+    expected = there(attended(moved(case), gpu_backend, True))
+    assert_same_bits({name: value.cpu() for name, value in attended(second, gpu_backend, True).items()}, expected)
 
 
 @each_family
