@@ -416,6 +416,8 @@ print(*grown(train, 1000), *grown(differentiate, 2000))
 @each_family
 def test_nothing_is_kept(family: str, backend: str) -> None:
     """10,000 steps of training, and 2,000 gradients of the query over one retained graph, leave no object and no memory behind."""
+    if backend == "triton":
+        pytest.skip("so many launches take hours in Triton's interpreter")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-W", "ignore", "-c", LEAK, backend, family]
     printed = subprocess.run(command, cwd=HERE, env=environment, check=True, capture_output=True, text=True).stdout
