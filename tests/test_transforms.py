@@ -171,3 +171,11 @@ def test_memories_refuse_tangents(backend: str) -> None:
         dual = forward_ad.make_dual(case.keys, torch.ones_like(case.keys))
         with pytest.raises(RuntimeError, match="onepass has no forward-mode derivatives"):
             onepass.multiplicative_memory(dual, case.values, backend=backend if backend != "reference" else "auto")
+
+
+def test_vmap_keeps_the_check_of_lengths() -> None:
+    """Of lengths that it does not map over, which the reference can look at."""
+    case = build("additive", DIMS, torch.float64)
+    lengths = torch.tensor([1, DIMS.source + 1])
+    with pytest.raises(RuntimeError, match=r"lengths must lie in \[0, 5\]"):
+        torch.vmap(lambda q: onepass.reference.additive_attention(q, case.keys, case.values, case.v, lengths=lengths)[0])(case.query[None])

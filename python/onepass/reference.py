@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from onepass._validate import Inputs, check_inputs, check_scale
 
@@ -46,7 +47,8 @@ def _blind(tensor: Tensor) -> bool:
 
 
 def _check_range(name: str, numbers: Tensor, source: int) -> None:
-    if _blind(numbers) or not numbers.numel():
+    unknown = torch.compiler.is_compiling() or numbers.is_meta or _functorch.is_batchedtensor(numbers)
+    if unknown or not numbers.numel():
         return
     if not 0 <= int(numbers.min()) <= int(numbers.max()) <= source:
         raise RuntimeError(f"{name} must lie in [0, {source}], got {int(numbers.min())} to {int(numbers.max())}")

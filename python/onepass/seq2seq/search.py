@@ -100,7 +100,7 @@ def beam_search(
     Raises:
         TypeError: numbers of beams, hypotheses or symbols that are no integers. ValueError: an argument out of range.
     """
-    if not (isinstance(beams, int) and isinstance(n_best, int)):
+    if not (isinstance(beams, numbers.Integral) and isinstance(n_best, numbers.Integral)):
         raise TypeError(f"beams and n_best must be integers; got {beams!r} and {n_best!r}")
     if not 1 <= n_best <= beams:
         raise ValueError(f"beams and n_best must be 1 <= n_best <= beams; got n_best={n_best}, beams={beams}")
