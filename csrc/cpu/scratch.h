@@ -48,15 +48,17 @@ class Scratch {
   template <class T>
   T* take(int64_t n) {
     const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64 + 64;
-    total_ += bytes;
-    most_ = total_ > most_ ? total_ : most_;
     if (used_blocks_ == 0 || used_ + bytes > capacity_) {
       if (used_blocks_ == kBlocks) throw std::bad_alloc();
       const size_t twice = used_blocks_ == 0 ? kBlockBytes : 2 * capacity_;  // few blocks, however much is taken
-      capacity_ = bytes > twice ? bytes : twice;
-      blocks_[used_blocks_++] = allocate(capacity_);
+      const size_t capacity = bytes > twice ? bytes : twice;
+      blocks_[used_blocks_] = allocate(capacity);  // or throws, and all is as before
+      ++used_blocks_;
+      capacity_ = capacity;
       used_ = 0;
     }
+    total_ += bytes;
+    most_ = total_ > most_ ? total_ : most_;
     char* p = blocks_[used_blocks_ - 1] + used_;
     used_ += bytes;
     return reinterpret_cast<T*>(p);

@@ -5,10 +5,15 @@
 #include <memory>
 #include <vector>
 
+#define ONEPASS_ISA tested
 #include "../../csrc/cpu/isa.h"
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/scratch.h"
 
 using namespace onepass;
+
+// Memory that is not there is refused, as it is without a sanitizer.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
 
 namespace {
 
@@ -144,7 +149,25 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
 
 }  // namespace
 
+// What could not be had leaves working memory as it was: the next call, even a larger one, gets all that it asks for.
+bool scratch_outlives_a_failure() {
+  onepass::tested::Scratch scratch;
+  for (const int64_t before : {0, 1000, 3 << 20}) {
+    if (before > 0) scratch.take<char>(before);
+    try {
+      scratch.take<char>(int64_t{1} << 60);
+      return false;
+    } catch (const std::bad_alloc&) {
+    }
+    scratch.reset();
+    for (int64_t bytes : {100, 8 << 20, 1 << 20}) __builtin_memset(scratch.take<char>(bytes), 1, static_cast<size_t>(bytes));
+    scratch.reset();
+  }
+  return true;
+}
+
 int main() {
+  if (!scratch_outlives_a_failure()) return std::printf("no memory was refused\n"), 1;
   const Kernels* tables[] = {&kernels_baseline,
 #if defined(__x86_64__)
                              &kernels_avx2, &kernels_avx512
