@@ -151,8 +151,8 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
 
 // What could not be had leaves working memory as it was: the next call, even a larger one, gets all that it asks for.
 bool scratch_outlives_a_failure() {
-  onepass::tested::Scratch scratch;
   for (const int64_t before : {0, 1000, 3 << 20}) {
+    onepass::tested::Scratch scratch;
     if (before > 0) scratch.take<char>(before);
     try {
       scratch.take<char>(int64_t{1} << 60);
