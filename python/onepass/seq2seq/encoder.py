@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 
 def _dtypes_without_lstm() -> tuple[torch.dtype, ...]:
-    """Those of which oneDNN has no LSTM on this CPU: of bfloat16 where there is no AVX-512, of float16 nearly everywhere."""
+    """Those of which oneDNN has no LSTM on this CPU: of bfloat16 where there is no AVX-512, of float16 at best one without gradients."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
-    has = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
-    return tuple(dtype for dtype, supported in has.items() if not supported())
+    return (torch.float16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float16, torch.bfloat16)
 
 
 WITHOUT_LSTM = _dtypes_without_lstm()
@@ -54,7 +53,7 @@ class Encoder(nn.Module):
         hidden_dim: width of one direction; a state is ``output_dim = 2 * hidden_dim`` wide.
         num_layers: recurrent layers.
         cell: ``"gru"`` or ``"lstm"``. Under autocast on a CPU of which oneDNN has no LSTM of that dtype (bfloat16 without AVX-512,
-            float16 nearly everywhere) torch's own raises an error; this one, and the decoders', then runs in its weights' dtype.
+            float16 with gradients anywhere) torch's own raises an error; this one, and the decoders', then runs in its weights' dtype.
         dropout: probability with which embeddings, and states between layers, are dropped in training.
     """
 
