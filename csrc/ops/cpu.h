@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <new>
 
 #include "../cpu/isa.h"
 #include "../cpu/kernels.h"
@@ -51,7 +52,8 @@ class Tasks {
 };
 
 // torch's own threads, for one op. Every other op goes backwards, and so begins with what the last one read last, where going round again
-// would find nothing of it in a cache.
+// would find nothing of it in a cache. Torch would pass on what a task throws as an error of its own: that there is no memory is said after
+// it.
 inline Executor executor() {
   static thread_local bool backwards = true;
   backwards = !backwards;
@@ -63,9 +65,15 @@ inline Executor executor() {
       return;
     }
     Tasks tasks(count, workers, self.backwards);
+    std::atomic<bool> no_memory{false};
     torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t end) {
-      for (int64_t worker = first; worker < end; ++worker) tasks.work(worker, one);
+      try {
+        for (int64_t worker = first; worker < end; ++worker) tasks.work(worker, one);
+      } catch (const std::bad_alloc&) {
+        no_memory = true;
+      }
     });
+    if (no_memory) throw std::bad_alloc();
   };
   return {static_cast<int>(torch::stable::get_num_threads()), backwards, run};
 }
