@@ -77,8 +77,7 @@ void softmax_row(R* row, const Visible& visible, int64_t query) {
   const R largest = largest_lane<R>(top);
   for (int64_t i = 0; i < whole; i += W) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - largest));
   const R sum = sum_by_position<R>(visible, [&](int64_t i) { return load<R>(row + i); }, [&](int64_t i) { return row[i]; });
-  const R reciprocal = R(1) / sum;
-  for (int64_t i = 0; i < whole; i += W) store<R>(row + i, quotient<R>(load<R>(row + i), sum, reciprocal));
+  for (int64_t i = 0; i < whole; i += W) store<R>(row + i, load<R>(row + i) / sum);
   if (!visible.alike())
     for (int64_t i = 0; i < n; ++i)
       if (!visible.sees(query, i)) row[i] = 0;

@@ -135,17 +135,6 @@ ONEPASS_INLINE Vec<R> add_ratio(Vec<R> acc, Vec<R> n, Vec<R> d) {
   return acc + n / d;
 }
 
-// x / d, where r is 1 / d: rounded as a division rounds, but for x below 2^-102, in fewer cycles where there is a fused multiply-add.
-template <class R>
-ONEPASS_INLINE Vec<R> quotient(Vec<R> x, R d, [[maybe_unused]] R r) {
-#if defined(__FMA__) || (defined(__ARM_NEON) && defined(__aarch64__))
-  const Vec<R> q = x * r;
-  return fma<R>(fma<R>(q, splat<R>(-d), x), splat<R>(r), q);
-#else
-  return x / d;
-#endif
-}
-
 // 1 / d, likewise, in two steps.
 template <class R>
 ONEPASS_INLINE Vec<R> reciprocal_estimate(Vec<R> d) {
