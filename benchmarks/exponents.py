@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .providers import mine, variant
+from .comparison import best_of_onepass
+from .providers import mine
 from .records import MEASURED, Record, Results
 from .timing import interval
 
@@ -112,7 +113,7 @@ def losses(results: Results) -> Iterator[Loss]:
         smallest[key] = min(record.median, smallest.get(key, math.inf))
         groups.setdefault((*key[:2], record.shape, record.threads), []).append(record)
     for of in groups.values():
-        own = min((r for r in of if mine(r.provider) and not variant(r.provider)), key=lambda record: record.median, default=None)
+        own = best_of_onepass(of)
         peer = min((r for r in of if not mine(r.provider)), key=lambda record: record.median, default=None)
         if own is not None and peer is not None and peer.median < own.median:
             yield Loss(own, peer, _reason(own, peer, smallest[own.kernel, own.direction, own.provider]))

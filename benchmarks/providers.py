@@ -85,6 +85,9 @@ def named(asked: Collection[str] | None, compiling: bool = True) -> set[str]:
     return names
 
 
+REFERENCE = "onepass reference"  # which is as eager
+
+
 def mine(name: str) -> bool:
     return name.split()[0] == "onepass"
 
@@ -146,7 +149,7 @@ def _backend(name: str) -> None:
         family = "multiplicative" if workload.family == "multiplicative" else "additive"
         return _backends.not_supported_reasons(name, torch.device(workload.device), family, workload.shape.T)
 
-    @provider(f"onepass {name}", FUNCTIONS, optional=name == "reference", more_reasons=reasons)  # the reference is as eager
+    @provider(f"onepass {name}", FUNCTIONS, optional=f"onepass {name}" == REFERENCE, more_reasons=reasons)
     def prepare(workload: Workload, direction: str) -> Run:
         function = FUNCTIONS[workload.family]
         return differentiated(lambda *inputs: function(*inputs, backend=name), workload, direction)

@@ -7,8 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .comparison import FASTER, SLOWER, Comparison
-from .providers import mine, variant
+from .comparison import FASTER, SLOWER, Comparison, best_of_onepass
+from .providers import mine
 from .records import MEASURED, MISSING, Record, Results, caption
 from .workloads import Shape
 
@@ -67,8 +67,7 @@ def compared(results: Results) -> list[Record]:
 
 
 def pivots(records: Sequence[Record]) -> Iterator[Grid]:
-    """For each kernel and direction milliseconds of every provider, a row for each shape; the summary is of the fastest of onepass,
-    variants aside."""
+    """For each kernel and direction milliseconds of every provider, a row for each shape; the summary is of the best of onepass."""
     groups: dict[tuple[str, str, str, str], dict[Shape, dict[str, Record]]] = {}
     for record in records:
         of_group = groups.setdefault((record.kernel, record.direction, record.dtype, record.device), {})
@@ -80,7 +79,7 @@ def pivots(records: Sequence[Record]) -> Iterator[Grid]:
         summary = [*SUMMARY, *(metric for metric in added if not metric.endswith(" seconds"))]
         rows = []
         for shape, found in shapes.items():
-            own = min((r for r in found.values() if mine(r.provider) and not variant(r.provider)), key=lambda r: r.median, default=None)
+            own = best_of_onepass(found.values())
             times = [f"{1e3 * found[name].median:.3g}" if name in found else "" for name in names]
             rows.append([shape.name, *times, *(cell(own, metric) for metric in summary)])
         columns = ["shape", *names, *(FIGURES.get(metric, (metric,))[0] for metric in summary)]

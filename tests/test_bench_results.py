@@ -10,11 +10,13 @@ import pytest
 from onepass.benchmarks import report
 from onepass.benchmarks.comparison import FASTER, SAME, SLOWER, compare
 from onepass.benchmarks.page import page
+from onepass.benchmarks.providers import REFERENCE
 from onepass.benchmarks.records import MISSING, WRONG, Record, Results, load
 from onepass.benchmarks.timing import interval, medians, quantile, ratio
 from onepass.benchmarks.workloads import BOTH, FORWARD, NMT, SPEECH
 
 SHAPES = (NMT, SPEECH)
+CPU, COPIES = "onepass cpu", "onepass cpu, copies"
 
 
 def record(provider: str, shape: object = NMT, direction: str = FORWARD, **more: object) -> Record:
@@ -127,6 +129,17 @@ def test_tables_name_what_has_no_time() -> None:
     html = page(found, [])
     assert "off by &lt;much&gt;" in html
     assert "<td" in html
+
+
+@pytest.mark.parametrize(("providers", "expected"), [((CPU, COPIES, REFERENCE), 0.6), ((REFERENCE, COPIES), 0.9), ((COPIES,), None)])
+def test_the_reference_does_not_stand_for_the_kernels(providers: tuple[str, ...], expected: float | None) -> None:
+    """A table's summary is of onepass's kernels, also where its reference, in eager's own operations, or a variant is faster."""
+    over = {CPU: (0.6, 5.0), COPIES: (1.2, 2.5), REFERENCE: (0.9, 3.0)}
+    found = Results("2026-01-01T00:00:00+00:00", "c0ffee", "a CPU", "Linux", 2, {})
+    for name in providers:
+        found.add(record(name, seconds=[over[name][1]], metrics={"elements/s": 1e9, "over eager": over[name][0]}))
+    (grid,) = report.grids(found)
+    assert grid.rows[0][grid.columns.index("over eager")] == ("" if expected is None else f"{expected}x")
 
 
 def test_a_table_has_a_row_for_each_shape_and_a_column_for_each_provider() -> None:
