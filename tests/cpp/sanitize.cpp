@@ -147,12 +147,10 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
   return ok;
 }
 
-}  // namespace
-
 // What could not be had leaves working memory as it was: the next call, even a larger one, gets all that it asks for.
 bool scratch_outlives_a_failure() {
   for (const int64_t before : {0, 1000, 3 << 20}) {
-    onepass::tested::Scratch scratch;
+    tested::Scratch scratch;
     if (before > 0) scratch.take<char>(before);
     try {
       scratch.take<char>(int64_t{1} << 60);
@@ -161,10 +159,11 @@ bool scratch_outlives_a_failure() {
     }
     scratch.reset();
     for (int64_t bytes : {100, 8 << 20, 1 << 20}) __builtin_memset(scratch.take<char>(bytes), 1, static_cast<size_t>(bytes));
-    scratch.reset();
   }
   return true;
 }
+
+}  // namespace
 
 int main() {
   if (!scratch_outlives_a_failure()) return std::printf("no memory was refused\n"), 1;
