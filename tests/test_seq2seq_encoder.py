@@ -9,6 +9,7 @@ from seq2seq_cases import M, U, close, gradients, make_encoder, make_sources, sa
 from seq2seq_formulae import encode
 
 from onepass.seq2seq import Encoder
+from onepass.seq2seq.encoder import _dtypes_without_lstm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_cell = pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -104,6 +105,13 @@ def test_lstm_under_autocast_to_what_the_cpu_lacks(lengths: tuple[int, ...], dty
         found, (step, _) = encoder(symbols, counts), encoder.rnn(inputs, state)
     assert torch.equal(found.states, expected.states)
     assert torch.equal(step, stepped)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not there, whose LSTMs this is about")
+def test_float16_whatever_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN has an LSTM of float16, on a processor with arithmetic of it, that has no gradients."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
+    assert torch.float16 in _dtypes_without_lstm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
