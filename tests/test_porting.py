@@ -141,9 +141,10 @@ def given() -> dict[str, Any]:
     keys, values, prior = parameter(B, S, A), parameter(B, S, K), torch.rand(B, S, dtype=torch.float64) + 0.1
     return {
         "torch": torch, "additive_attention": additive_attention, "additive_scores": additive_scores, "sparsemax": sparsemax,
-        "multiplicative_attention": multiplicative_attention, "query": parameter(B, T, A), "keys": keys, "values": values,
-        "v": parameter(A), "lengths": LENGTHS, "prior": prior, "encoder_states": parameter(B, S, K), "w1": parameter(A, K),
-        "w2": parameter(T, A), "previous_weights": softmax(torch.zeros(B, 1, S, dtype=torch.float64))[:, 0],
+        "multiplicative_attention": multiplicative_attention, "multiplicative_memory": multiplicative_memory,
+        "query": parameter(B, T, A), "keys": keys, "values": values, "v": parameter(A), "lengths": LENGTHS, "prior": prior,
+        "encoder_states": parameter(B, S, K), "w1": parameter(A, K), "w2": parameter(T, A),
+        "previous_weights": softmax(torch.zeros(B, 1, S, dtype=torch.float64))[:, 0],
         "memory": multiplicative_memory(keys, values, lengths=LENGTHS),
         "convolution": lambda weights: weights.unsqueeze(-1) * torch.linspace(0, 1, A, dtype=torch.float64),
     }  # fmt: skip
@@ -206,4 +207,20 @@ def test_torchscript() -> None:
         warnings.simplefilter("ignore")  # what is read of shapes while tracing stays so
         traced = torch.jit.trace(lambda *states: layer(*states, need_weights=True), (query, memory))
     for got, expected in zip(traced(2 * query, memory), layer(2 * query, memory, need_weights=True), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_training_through_a_memory() -> None:
+    """It defers nothing: a trace has each step's own gradients."""
+    inputs = parameter(B, A), parameter(B, S, A), parameter(B, S, K), parameter(A)
+
+    def steps(query: Tensor, keys: Tensor, values: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        memory = onepass.additive_memory(keys, values, v, lengths=LENGTHS)
+        context, weights = memory.attend(query, need_weights=True)
+        return memory.attend(query + context[:, :A])[0], memory.context(weights)
+
+    results, upstream = (torch.jit.trace(steps, inputs)(*inputs), steps(*inputs)), [torch.ones(B, K, dtype=torch.float64)] * 2
+    gradients = [torch.autograd.grad(of, inputs, upstream) for of in results]
+    for got, expected in zip((*results[0], *gradients[0]), (*results[1], *gradients[1]), strict=True):
         torch.testing.assert_close(got, expected)

@@ -130,6 +130,8 @@ def pick_backend(
 ) -> str:
     """The name of the backend that serves the call; raises where a named one cannot. ``query``: ``[B, (H,) T, A]``; ``kept``: the dtype of
     a memory that has another."""
+    if backend == "auto" and query.device.type == "cpu" and _library.error is None:
+        return "cpu"
     queries = query.shape[-2]
     if backend == "auto":
         served = [name for name in ("cpu", "cuda", "triton") if not not_supported_reasons(name, query.device, family, queries)]

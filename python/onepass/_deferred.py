@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from onepass._autograd import past_autograd
+
 if TYPE_CHECKING:
     from onepass.memory import AttentionMemory
 
@@ -137,14 +139,6 @@ def _past(tensor: Tensor) -> Tensor:
     return tensor if torch.is_grad_enabled() else tensor.detach()
 
 
-def _past_autograd(op: Any, *arguments: Any) -> Any:
-    """An op in a backward. Its own autograd, which is Python, is there to refuse second derivatives: nobody asks for them, usually."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.default(*arguments)
-
-
 def _unchanged(memory: "AttentionMemory", spans: Tensor | None) -> tuple["AttentionMemory", Deposits, Tensor | None]:
     """What a call's backward needs, of a memory that holds what it held in the forward."""
     assert memory._deposits is not None
@@ -173,12 +167,12 @@ class Step(torch.autograd.Function):
         memory, deposits, limits = _unchanged(ctx.memory, spans)
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
-            grad_query, grad_scores = _past_autograd(
+            grad_query, grad_scores = past_autograd(
                 memory._ops_for(query, True).multiplicative_step_backward,
                 grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask,
             )  # fmt: skip
         else:
-            grad_query, grad_scores = _past_autograd(
+            grad_query, grad_scores = past_autograd(
                 memory._ops_for(query, True).additive_step_backward,
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
             )  # fmt: skip
@@ -204,7 +198,7 @@ class Context(torch.autograd.Function):
         memory, deposits, limits = _unchanged(ctx.memory, spans)
         grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_weights = _past_autograd(
+            grad_weights = past_autograd(
                 memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, memory.mask
             )
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights

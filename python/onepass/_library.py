@@ -20,6 +20,7 @@ IN_CUDA = {  # the ops that onepass/_cuda has
     "additive_forward", "additive_backward", "additive_scores", "additive_scores_backward", "additive_step", "additive_step_backward",
     "multiplicative_forward", "multiplicative_step", "multiplicative_step_backward",
 }  # fmt: skip
+NAMESPACES = ("onepass", "onepass_cuda")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _ops = torch.library.Library("onepass", "DEF")  # type: ignore[no-untyped-call]
@@ -124,4 +125,3 @@ error = _load_cpu()
 cuda_error = _load_cuda()
 cuda_archs = () if cuda_error else tuple(cuda_build().split())
 triton_error = _register_triton()
-from onepass import _autograd  # noqa: E402, F401  registers fakes and gradients

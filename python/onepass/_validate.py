@@ -103,6 +103,11 @@ def check_scale(scale: Any) -> float:
     return float(scale)
 
 
+def are_recorded() -> bool:
+    """Whether calls become a graph: compiled, exported, or traced by ``torch.jit``."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def are_transformed() -> bool:
     """Whether code runs under forward-mode derivatives or a function transform."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

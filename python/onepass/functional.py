@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from onepass import reference
+from onepass._autograd import call_op
 from onepass._backends import pick_backend
-from onepass._library import ops_of
 from onepass._validate import Inputs, check_inputs, check_scale, refuse_tangents
 
 
@@ -60,7 +60,7 @@ def additive_attention(
     if taken == "reference":
         return reference.additive_attention_of(inputs, values, v, need_weights)
     refuse_tangents(query, keys, values, v)
-    context, weights = ops_of(taken).additive_forward(inputs.query, keys, values, v, inputs.limits(), inputs.mask)
+    context, weights = call_op(taken, "additive_forward", inputs.query, keys, values, v, inputs.limits(), inputs.mask)
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
 
 
@@ -88,7 +88,7 @@ def additive_scores(
     if taken == "reference":
         return reference.additive_scores_of(inputs, v)
     refuse_tangents(query, keys, v)
-    return inputs.output(ops_of(taken).additive_scores(inputs.query, keys, v, inputs.limits(), inputs.mask))
+    return inputs.output(call_op(taken, "additive_scores", inputs.query, keys, v, inputs.limits(), inputs.mask))
 
 
 def multiplicative_attention(
@@ -115,7 +115,7 @@ def multiplicative_attention(
         return reference.multiplicative_attention_of(inputs, values, scale, need_weights)
     refuse_tangents(query, keys, values)
     keep = need_weights or _weights_are_small(inputs.query, keys, values)
-    context, weights = ops_of(taken).multiplicative_forward(inputs.query, keys, values, scale, inputs.limits(), inputs.mask, keep)
+    context, weights = call_op(taken, "multiplicative_forward", inputs.query, keys, values, scale, inputs.limits(), inputs.mask, keep)
     return inputs.output(context), inputs.output(weights.to(query.dtype)) if need_weights else None
 
 
@@ -127,7 +127,7 @@ def weighted_values(weights: Tensor, inputs: Inputs) -> Tensor:
     if taken == "reference":
         return inputs.output(reference.weighted_values(rows, inputs.values, reference.visible_to(inputs)))
     refuse_tangents(rows, inputs.values)
-    return inputs.output(ops_of(taken).weighted_values(rows, inputs.values, inputs.limits(), inputs.mask))
+    return inputs.output(call_op(taken, "weighted_values", rows, inputs.values, inputs.limits(), inputs.mask))
 
 
 def _weights_are_small(query: Tensor, keys: Tensor, values: Tensor) -> bool:

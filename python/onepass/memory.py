@@ -14,7 +14,7 @@ from torch import Tensor
 from onepass import _deferred, reference
 from onepass._backends import most_queries, pick_backend
 from onepass._library import ops_of
-from onepass._validate import are_transformed, check_inputs, check_scale, check_spans, limits_of, refuse_tangents
+from onepass._validate import are_recorded, are_transformed, check_inputs, check_scale, check_spans, limits_of, refuse_tangents
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -106,7 +106,7 @@ class AttentionMemory:
         self._step_keys, self._step_values = self._kept(*((keys, values) if compiling else (keys.detach(), values.detach())))
         self._root: Tensor | None = None
         self._deposits: _deferred.Deposits | None = None
-        transformed = compiling or torch._C._are_functorch_transforms_active()
+        transformed = are_recorded() or torch._C._are_functorch_transforms_active()
         if self._with_grad and backend != "reference" and not transformed:
             self._deposits = _deferred.Deposits(keys, values, v, lengths, mask, self._ops)
             root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
@@ -234,14 +234,14 @@ class AttentionMemory:
 
     def _defers(self, rows: Tensor) -> bool:
         """Whether a call goes past autograd, and leaves to the end of the backward what it owes the memory. Else its own ops or formulae
-        carry all gradients: on the reference, in compiled or transformed code, and where such code made the memory, which then has no
-        root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
+        carry all gradients: on the reference, in compiled, traced or transformed code, and where such code made the memory, which then
+        has no root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
             raise RuntimeError(
                 f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
                 f"with them {'disabled' if self._with_grad else 'enabled'}: make it in the mode of its steps"
             )
-        if self._backend == "reference" or torch.compiler.is_compiling():
+        if self._backend == "reference" or are_recorded():
             return False
         if are_transformed():
             refuse_tangents(rows, self.keys, self.values, self.v)
