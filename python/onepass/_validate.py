@@ -47,30 +47,35 @@ def check_inputs(
 ) -> Inputs:
     """Raise on the first thing that is wrong, else return the canonical form; ``lacks`` names a tensor that it does not take, ``like``
     the one whose dtype and device the others must have: a memory's keys, to which lengths and mask then belong."""
-    tensors = {"query": query, "keys": keys, "values": values, "v": v}
-    tensors.pop(lacks, None)
-    for name, tensor in tensors.items():
-        _check_kind(like if name == "query" else name, tensor, query, like)
-    if keys.dim() not in (3, 4):
+    _check_kind(like, query, query, like)
+    dtype, device = query.dtype, query.device
+    for name, tensor in (("keys", keys), ("values", values), ("v", v)):
+        if name != lacks and not (isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.device == device):
+            _check_kind(name, tensor, query, like)
+    sizes, of_keys, given = query.shape, keys.shape, query
+    if len(of_keys) not in (3, 4):
         raise ValueError(f"keys must be [B, S, A] or, with heads, [B, H, S, A]; got {_shape(keys)}")
-    heads = keys.dim() == 4
-    one_step = query.dim() == keys.dim() - 1
-    given = query
+    heads = len(of_keys) == 4
+    one_step = len(sizes) == len(of_keys) - 1
     if one_step:
         query = query.unsqueeze(-2)
-    if query.dim() != keys.dim():
+        sizes = query.shape
+    if len(sizes) != len(of_keys):
         raise ValueError(
             f"query must be {'[B, H, T, A], or [B, H, A]' if heads else '[B, T, A], or [B, A]'} for one step, "
             f"to go with keys {_shape(keys)}; got {_shape(given)}"
         )
-    _check_sizes("query", query, "keys", keys, "batch size and heads" if heads else "batch size", slice(0, -2))
-    _check_sizes("query", query, "keys", keys, "attention width A (the last dimension)", slice(-1, None))
+    if sizes[:-2] != of_keys[:-2]:
+        raise _disagreement("query", query, keys, "batch size and heads" if heads else "batch size")
+    if sizes[-1] != of_keys[-1]:
+        raise _disagreement("query", query, keys, "attention width A (the last dimension)")
     if values is not None:
-        if values.dim() != keys.dim():
+        if values.dim() != len(of_keys):
             raise ValueError(f"values must have the rank of keys {_shape(keys)}; got {_shape(values)}")
-        _check_sizes("values", values, "keys", keys, "batch and source dimensions", slice(0, -1))
+        if values.shape[:-1] != of_keys[:-1]:
+            raise _disagreement("values", values, keys, "batch and source dimensions")
     if v is not None:
-        wanted = [keys.shape[1], keys.shape[-1]] if heads else [keys.shape[-1]]
+        wanted = [of_keys[1], of_keys[-1]] if heads else [of_keys[-1]]
         if list(v.shape) != wanted:
             raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
     of_memory = like == "keys"
@@ -142,9 +147,8 @@ def _check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> N
         raise ValueError(f"{name} must be on the device of {like}, {query.device}; got {tensor.device}")
 
 
-def _check_sizes(name: str, tensor: Tensor, other_name: str, other: Tensor, what: str, dims: slice) -> None:
-    if tensor.shape[dims] != other.shape[dims]:
-        raise ValueError(f"{name} and {other_name} must agree in {what}; got {_shape(tensor)} and {_shape(other)}")
+def _disagreement(name: str, tensor: Tensor, keys: Tensor, what: str) -> ValueError:
+    return ValueError(f"{name} and keys must agree in {what}; got {_shape(tensor)} and {_shape(keys)}")
 
 
 def _check_lengths(lengths: Tensor | None, query: Tensor, of_memory: bool) -> Tensor | None:
