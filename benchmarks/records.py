@@ -102,14 +102,14 @@ class Results:
 
 
 def load(path: Path) -> Results:
-    """Raises ``ValueError`` for what is not such a file."""
+    """Raises ``ValueError`` for what is not such a file, or not there."""
     try:
         found = json.loads(path.read_text())
         if found.get("schema") != SCHEMA:
             raise ValueError(f"schema {found.get('schema')!r}, this version reads {SCHEMA}")
         records = [Record(**{**record, "shape": Shape(**record["shape"])}) for record in found.pop("records")]
         return Results(**found, records=records)
-    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as problem:
         raise ValueError(f"{path} holds no results of a benchmark: {problem}") from problem
 
 
