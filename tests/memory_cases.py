@@ -97,6 +97,35 @@ def attended(case: Case, backend: str, by_step: bool, **options: Any) -> Results
     return found
 
 
+def with_masks(case: Case, per_head: bool = False, seed: int = 3) -> tuple[Case, Tensor]:
+    """The case whose queries see what the memory's mask and one of their own show, and the latter; one query sees nothing, and nobody the
+    second position."""
+    sizes = (*case.query.shape[:-1], case.keys.shape[-2])
+    if case.query.dim() == 4 and not per_head:
+        sizes = sizes[:1] + sizes[2:]
+    own = torch.rand(sizes, generator=torch.Generator().manual_seed(seed)) < 0.7
+    own[0, ..., -1, :] = False
+    own[..., 1] = False
+    wide = own.unsqueeze(1) if case.query.dim() == 4 and not per_head else own
+    memory = case.mask
+    if memory is not None and case.query.dim() == 4 and memory.dim() == 3:
+        memory = memory.unsqueeze(1)
+    return case.replace(mask=wide if memory is None else wide & memory), own
+
+
+def masked_over_memory(memory: "onepass.AttentionMemory", leaves: Case, masks: Tensor, by_step: bool) -> Results:
+    """Outputs and gradients of the case's queries, each with its mask."""
+    if by_step:
+        pairs = zip(leaves.query.unbind(-2), masks.unbind(-2), strict=True)
+        one = [memory.attend(query, True, mask=mask.unsqueeze(-2) if mask.dim() == 3 else mask) for query, mask in pairs]
+        context, weights = (torch.stack(parts, -2) for parts in zip(*one, strict=True))
+    else:
+        context, weights = memory.attend(leaves.query, True, mask=masks)
+    found = {"context": context.detach(), "weights": weights.detach()}
+    torch.autograd.backward([context, weights], [leaves.grad_context, leaves.grad_weights])
+    return {**found, **{f"d_{name}": grad for name, grad in gradients(leaves).items()}}
+
+
 def as_stored(case: Case, backend: str) -> Case:
     """The case whose keys and values are those that a bfloat16 memory holds: additive keys on a CPU through their rounded exponentials."""
     values = case.values.bfloat16().float()

@@ -144,7 +144,7 @@ def given() -> dict[str, Any]:
         "multiplicative_attention": multiplicative_attention, "multiplicative_memory": multiplicative_memory,
         "query": parameter(B, T, A), "keys": keys, "values": values, "v": parameter(A), "lengths": LENGTHS, "prior": prior,
         "encoder_states": parameter(B, S, K), "w1": parameter(A, K), "w2": parameter(T, A),
-        "previous_weights": softmax(torch.zeros(B, 1, S, dtype=torch.float64))[:, 0],
+        "chosen": (torch.arange(S) % 3 == 1).repeat(B, 1), "previous_weights": softmax(torch.zeros(B, 1, S, dtype=torch.float64))[:, 0],
         "memory": multiplicative_memory(keys, values, lengths=LENGTHS),
         "convolution": lambda weights: weights.unsqueeze(-1) * torch.linspace(0, 1, A, dtype=torch.float64),
     }  # fmt: skip
@@ -166,12 +166,17 @@ def sparse(x: dict[str, Any]) -> Tensor:
     return sparsemax((x["query"] @ x["keys"].mT).masked_fill(PADDING[:, None], -torch.inf)) @ x["values"]
 
 
+def pointed(x: dict[str, Any]) -> Tensor:
+    scores = (x["query"][:, :1] @ x["keys"].mT).masked_fill(x["chosen"][:, None], -torch.inf)
+    return (softmax(scores) @ x["values"])[:, 0]
+
+
 def pooled(x: dict[str, Any]) -> Tensor:
     scores = torch.tanh(x["encoder_states"] @ x["w1"].T) @ x["w2"].T
     return softmax(scores.mT) @ x["encoder_states"]
 
 
-EXPECTED = [located, clipped, with_prior, with_prior, sparse, pooled]
+EXPECTED = [located, clipped, with_prior, with_prior, sparse, pointed, pooled]
 
 
 @pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)

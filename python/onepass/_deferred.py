@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 class Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
-    def __init__(
-        self, keys: Tensor, values: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any
-    ) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
         self.keys, self.v = keys.detach(), None if v is None else v.detach()
         self.lengths, self.mask, self.ops = lengths, mask, ops
         self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
@@ -89,15 +87,15 @@ class Root(torch.autograd.Function):
             return None, None, None, None
         deposits.check_versions()
         wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
-        asked = [step[:3] for step in steps if step[0] is not None]  # queries, gradients of scores
-        summed = [step[2:] for step in steps if step[4] is not None]  # weights, gradients of contexts
+        asked = [step[:4] for step in steps if step[0] is not None]  # queries, gradients of scores
+        summed = [step[2:] for step in steps if step[5] is not None]  # weights, gradients of contexts
         del steps
-        mask, rank, ops = deposits.mask, keys.dim(), deposits.ops
+        rank, ops = keys.dim(), deposits.ops
         grad_keys = grad_values = grad_v = None
         if asked and (wants_keys or wants_v):
-            queries, scores, spans = (list(parts) for parts in zip(*asked, strict=True))
+            queries, scores, spans, masks = (list(parts) for parts in zip(*asked, strict=True))
             del asked
-            limits = _limits(deposits.lengths, spans, queries, keys)
+            limits, mask = _limits(deposits.lengths, spans, queries, keys), _mask(deposits.mask, masks, queries, keys)
             query, grad_scores = _side_by_side(queries, rank, ops), _side_by_side(scores, rank, ops)
             if v is None:
                 grad_keys = ops.source_sums(grad_scores, query, limits, mask)
@@ -105,9 +103,9 @@ class Root(torch.autograd.Function):
                 _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
             del query, grad_scores
         if summed and wants_values:
-            spans, weights, contexts = (list(parts) for parts in zip(*summed, strict=True))
+            spans, masks, weights, contexts = (list(parts) for parts in zip(*summed, strict=True))
             del summed
-            limits = _limits(deposits.lengths, spans, weights, keys)
+            limits, mask = _limits(deposits.lengths, spans, weights, keys), _mask(deposits.mask, masks, weights, keys)
             grad_values = ops.source_sums(_side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops), limits, mask)
         return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
 
@@ -116,11 +114,27 @@ def _limits(lengths: Tensor | None, spans: list[Any], rows: list[Any], keys: Ten
     """What the queries of all steps see, side by side: the spans of each, or the memory's lengths if none has any."""
     if all(span is None for span in spans):
         return lengths
-    batch, source, rank = keys.shape[0], keys.shape[-2], keys.dim()
+    batch, source = keys.shape[0], keys.shape[-2]
     ends = keys.new_full((batch,), source, dtype=torch.int64) if lengths is None else lengths
     whole = torch.stack([torch.zeros_like(ends), ends], -1).unsqueeze(1)  # of a query without spans
-    steps = zip(spans, rows, strict=True)
-    return torch.cat([whole.expand(-1, row.shape[-2] if row.dim() == rank else 1, -1) if span is None else span for span, row in steps], 1)
+    return torch.cat([whole.expand(-1, _count(row, keys), -1) if span is None else span for span, row in zip(spans, rows, strict=True)], 1)
+
+
+def _mask(own: Tensor | None, masks: list[Any], rows: list[Any], keys: Tensor) -> Tensor | None:
+    """The masks of all steps side by side, the memory's where a step has none; that alone if none has one."""
+    if all(mask is None for mask in masks):
+        return own
+    whole = keys.new_ones((*keys.shape[:-2], 1, keys.shape[-2]), dtype=torch.bool) if own is None else own
+    steps = [
+        whole.expand(*[-1] * (keys.dim() - 2), _count(row, keys), -1) if mask is None else mask
+        for mask, row in zip(masks, rows, strict=True)
+    ]
+    return torch.cat(steps, -2)
+
+
+def _count(row: Tensor, keys: Tensor) -> int:
+    """How many queries a step's row is of."""
+    return row.shape[-2] if row.dim() == keys.dim() else 1
 
 
 def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
@@ -139,11 +153,13 @@ def _past(tensor: Tensor) -> Tensor:
     return tensor if torch.is_grad_enabled() else tensor.detach()
 
 
-def _unchanged(memory: "AttentionMemory", spans: Tensor | None) -> tuple["AttentionMemory", Deposits, Tensor | None]:
-    """What a call's backward needs, of a memory that holds what it held in the forward."""
+def _unchanged(
+    memory: "AttentionMemory", spans: Tensor | None, mask: Tensor | None
+) -> tuple["AttentionMemory", Deposits, Tensor | None, Tensor | None]:
+    """What a call's backward needs, of a memory that holds what it held in the forward: with what the call sees."""
     assert memory._deposits is not None
     memory._deposits.check_versions()
-    return memory, memory._deposits, memory.lengths if spans is None else spans
+    return memory, memory._deposits, memory.lengths if spans is None else spans, memory.mask if mask is None else mask
 
 
 class Step(torch.autograd.Function):
@@ -151,59 +167,59 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, root: Tensor | None, memory: "AttentionMemory", spans: Tensor | None
+        ctx: Any, query: Tensor, root: Tensor | None, memory: "AttentionMemory", spans: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        context, weights = memory._forward(query, spans)
+        context, weights = memory._forward(query, spans, mask)
         ctx.memory = memory
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, weights, spans)
+        ctx.save_for_backward(query, weights, spans, mask)
         return context, weights
 
     @staticmethod
-    def backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        query, weights, spans = ctx.saved_tensors
+    def backward(ctx: Any, grad_context: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+        query, weights, spans, mask = ctx.saved_tensors
         if grad_context is None and grad_weights is None:
-            return None, None, None, None
-        memory, deposits, limits = _unchanged(ctx.memory, spans)
+            return None, None, None, None, None
+        memory, deposits, limits, seen = _unchanged(ctx.memory, spans, mask)
         keys, values = memory._step_keys, memory._step_values
         if memory._prepared is None:
             grad_query, grad_scores = past_autograd(
                 memory._ops_for(query, True).multiplicative_step_backward,
-                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, memory.mask,
+                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, seen,
             )  # fmt: skip
         else:
             grad_query, grad_scores = past_autograd(
                 memory._ops_for(query, True).additive_step_backward,
-                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, memory.mask,
+                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, seen,
             )  # fmt: skip
-        deposits.leave(memory._root, (_past(query), grad_scores, spans, _past(weights), grad_context))
-        return grad_query, None, None, None
+        deposits.leave(memory._root, (_past(query), grad_scores, spans, mask, _past(weights), grad_context))
+        return grad_query, None, None, None, None
 
 
 class Context(torch.autograd.Function):
     """One call of :meth:`AttentionMemory.context`: gives the weights their gradient and leaves the rest with the memory."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, root: Tensor | None, memory: "AttentionMemory", spans: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, weights: Tensor, root: Tensor | None, memory: "AttentionMemory", spans: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         ctx.memory = memory
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weights, spans)
-        return memory._forward_context(weights, spans)
+        ctx.save_for_backward(weights, spans, mask)
+        return memory._forward_context(weights, spans, mask)
 
     @staticmethod
-    def backward(ctx: Any, grad_context: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        weights, spans = ctx.saved_tensors
+    def backward(ctx: Any, grad_context: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+        weights, spans, mask = ctx.saved_tensors
         if grad_context is None:
-            return None, None, None, None
-        memory, deposits, limits = _unchanged(ctx.memory, spans)
+            return None, None, None, None, None
+        memory, deposits, limits, seen = _unchanged(ctx.memory, spans, mask)
         grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_weights = past_autograd(
-                memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, memory.mask
-            )
+            grad_weights = past_autograd(memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, seen)
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
-        deposits.leave(memory._root, (None, None, spans, _past(wide), grad_context))
-        return grad_weights, None, None, None
+        deposits.leave(memory._root, (None, None, spans, mask, _past(wide), grad_context))
+        return grad_weights, None, None, None, None
 
 
 # Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.

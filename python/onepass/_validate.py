@@ -80,7 +80,7 @@ def check_inputs(
             raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
     of_memory = like == "keys"
     lengths = _check_lengths(lengths, query, of_memory)
-    mask = _check_mask(mask, query, keys, one_step, of_memory)
+    mask = check_mask(mask, query, keys, one_step, of_memory)
     spans = check_spans(spans, query, one_step)
     return Inputs(query, keys, values, v, lengths, mask, spans, one_step)
 
@@ -188,7 +188,8 @@ def check_spans(spans: Tensor | None, query: Tensor, one_step: bool) -> Tensor |
     return spans.to(torch.int64)
 
 
-def _check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool, of_memory: bool) -> Tensor | None:
+def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool, of_memory: bool = False) -> Tensor | None:
+    """A mask as ``[B, (H,) T, S]``, for a query that has its dimension T; ``of_memory``: one that belongs to the sources."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from onepass import _deferred, reference
 from onepass._backends import most_queries, pick_backend
 from onepass._library import ops_of
-from onepass._validate import are_recorded, are_transformed, check_inputs, check_scale, check_spans, limits_of, refuse_tangents
+from onepass._validate import are_recorded, are_transformed, check_inputs, check_mask, check_scale, check_spans, limits_of, refuse_tangents
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -112,7 +112,7 @@ class AttentionMemory:
             root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
 
-    def attend(self, query: Tensor, need_weights: bool = False, *, spans: Tensor | None = None) -> Result:
+    def attend(self, query: Tensor, need_weights: bool = False, *, spans: Tensor | None = None, mask: Tensor | None = None) -> Result:
         """Context and weights of one query per source, or of several (beams, or all steps at once).
 
         Args:
@@ -120,36 +120,38 @@ class AttentionMemory:
             need_weights: also return the weights; a gradient may come back through them.
             spans: the window of the source that each query sees, as in :func:`onepass.additive_attention`: integers ``[B, 2]``, or
                 ``[B, K, 2]`` for ``K`` queries, for all heads. What the memory hides stays hidden.
+            mask: boolean, True where the query attends, of what the memory shows: ``[B, S]``, or broadcastable to ``[B, K, S]`` for ``K``
+                queries, with heads also ``[B, H, K, S]``: what a pointer has chosen before. A copy is kept for the backward.
 
         Returns:
             ``(context, weights)``: ``[B, D]`` and ``[B, S]`` or None; with ``K`` queries ``[B, K, D]`` and ``[B, K, S]``.
 
         Raises:
-            TypeError, ValueError: a query or spans of another dtype, device or size. RuntimeError: another grad mode than the memory's,
-            spans outside ``[0, S]`` (which the Triton kernels take as the nearest number within).
+            TypeError, ValueError: a query, spans or a mask of another dtype, device or size. RuntimeError: another grad mode than the
+            memory's, spans outside ``[0, S]`` (which the Triton kernels take as the nearest number within).
         """
         self._check(query)
         defers = self._defers(query)
-        if spans is not None:
-            spans = self._spans(spans, query)
+        if spans is not None or mask is not None:
+            spans, mask = self._visible(query, spans, mask)
         if not defers:
-            context, weights = self._undeferred(query, spans)
+            context, weights = self._undeferred(query, spans, mask)
         elif self._with_grad and (self._root is not None or query.requires_grad):
-            context, weights = _deferred.step(query, self._root, self, spans)
+            context, weights = _deferred.step(query, self._root, self, spans, mask)
         else:
-            context, weights = self._forward(query, spans)
+            context, weights = self._forward(query, spans, mask)
         if not need_weights:
             return context, None
         return context, weights if weights.dtype == query.dtype else weights.to(query.dtype)
 
-    def context(self, weights: Tensor, *, spans: Tensor | None = None) -> Tensor:
+    def context(self, weights: Tensor, *, spans: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The context of given weights, ``sum_s weights[s] values[s]`` over the visible positions: for weights that are changed after the
         softmax, by dropout or by the Gaussian of Luong's *local-p*.
 
         Args:
             weights: ``[B, S]`` or ``[B, K, S]``, with heads ``[B, H, S]`` or ``[B, H, K, S]``, of the keys' dtype. Where a position is
                 not visible, weights and values are not read, and the gradient of the weights is exactly 0.
-            spans: as in :meth:`attend`.
+            spans, mask: as in :meth:`attend`.
 
         Returns:
             ``[B, D]`` or ``[B, K, D]``, with heads ``[B, H, D]`` or ``[B, H, K, D]``. The gradient of the values is deferred as
@@ -160,14 +162,14 @@ class AttentionMemory:
         """
         self._check_weights(weights)
         defers = self._defers(weights)
-        if spans is not None:
-            spans = self._spans(spans, weights)
+        if spans is not None or mask is not None:
+            spans, mask = self._visible(weights, spans, mask)
         if not defers:
-            return self._undeferred_context(weights, spans)
+            return self._undeferred_context(weights, spans, mask)
         if self._with_grad and (self._root is not None or weights.requires_grad):
-            context: Tensor = _deferred.context(weights, self._root, self, spans)
+            context: Tensor = _deferred.context(weights, self._root, self, spans, mask)
             return context
-        return self._forward_context(weights, spans)
+        return self._forward_context(weights, spans, mask)
 
     def select(self, rows: Tensor) -> "AttentionMemory":
         """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``; nothing is prepared again."""
@@ -254,11 +256,19 @@ class AttentionMemory:
         if self._deposits is not None and not torch.compiler.is_compiling():
             self._deposits.check_versions()
 
-    def _spans(self, spans: Tensor, rows: Tensor) -> Tensor | None:
-        """Spans of a query or its weights, ended by the memory's lengths: what the ops take in the place of these."""
+    def _visible(self, rows: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Spans of a query or its weights, ended by the memory's lengths, and its mask, with the memory's: what the ops take in the place
+        of the memory's own; None for what is not given."""
         one_step = rows.dim() < self.keys.dim()
-        checked = check_spans(spans, rows.unsqueeze(-2) if one_step else rows, one_step)
-        return limits_of(self.lengths, checked, self.keys.shape[-2])
+        rows = rows.unsqueeze(-2) if one_step else rows
+        if spans is not None:
+            spans = limits_of(self.lengths, check_spans(spans, rows, one_step), self.keys.shape[-2])
+        if mask is not None:
+            copied = mask.clone() if isinstance(mask, Tensor) and self._with_grad else mask
+            mask = check_mask(copied, rows, self.keys, one_step)
+            if mask is not None and self.mask is not None:
+                mask = mask & self.mask
+        return spans, mask
 
     def _ops_for(self, query: Tensor, backward: bool = False) -> Any:
         """The ops of a step: the memory's backend's, or Triton's where CUDA has none for so many queries."""
@@ -266,25 +276,25 @@ class AttentionMemory:
             return ops_of(pick_backend("triton", query, self.keys))
         return self._ops
 
-    def _forward(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
-        limits = self.lengths if spans is None else spans
+        limits, mask = self.lengths if spans is None else spans, self.mask if mask is None else mask
         with torch._C._AutoDispatchBelowAutograd():
             if self._prepared is None:
                 context, weights = self._ops_for(query).multiplicative_step.default(
-                    query, self._step_keys, self._step_values, self.scale, limits, self.mask
+                    query, self._step_keys, self._step_values, self.scale, limits, mask
                 )
             else:
                 context, weights = self._ops_for(query).additive_step.default(
-                    query, self._step_keys, self._step_values, self.v, *self._prepared, limits, self.mask
+                    query, self._step_keys, self._step_values, self.v, *self._prepared, limits, mask
                 )
         return context, weights
 
-    def _forward_context(self, weights: Tensor, spans: Tensor | None) -> Tensor:
+    def _forward_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         """The op of :meth:`context`, past autograd."""
-        limits = self.lengths if spans is None else spans
+        limits, mask = self.lengths if spans is None else spans, self.mask if mask is None else mask
         with torch._C._AutoDispatchBelowAutograd():
-            context: Tensor = self._ops.weighted_values.default(weights, self._step_values, limits, self.mask)
+            context: Tensor = self._ops.weighted_values.default(weights, self._step_values, limits, mask)
         return context
 
     def _kept(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,36 +303,39 @@ class AttentionMemory:
             return keys, values
         return keys.to(self.dtype) if self.v is None or self._backend in ("triton", "cuda") else keys, values.to(self.dtype)
 
-    def _undeferred(self, query: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _undeferred(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
-        limits = self.lengths if spans is None else spans
+        limits, mask = self.lengths if spans is None else spans, self.mask if mask is None else mask
         keys, values = self._kept(self.keys, self.values)
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
-            context, weights = self._ops_for(query).additive_step(query, keys, values, self.v, *self._prepared, limits, self.mask)
+            context, weights = self._ops_for(query).additive_step(query, keys, values, self.v, *self._prepared, limits, mask)
         elif self._backend != "reference":
-            context, weights = self._ops_for(query).multiplicative_step(query, keys, values, self.scale, limits, self.mask)
+            context, weights = self._ops_for(query).multiplicative_step(query, keys, values, self.scale, limits, mask)
         else:
-            context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype), spans)
+            context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype), spans, mask)
         return context, weights
 
-    def _undeferred_context(self, weights: Tensor, spans: Tensor | None) -> Tensor:
+    def _undeferred_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
+        mask = self.mask if mask is None else mask
         values = self.values if self.dtype is None else self.values.to(self.dtype)
         if self._backend != "reference":
             limits = self.lengths if spans is None else spans
-            context: Tensor = self._ops.weighted_values(weights, values, limits, self.mask)
+            context: Tensor = self._ops.weighted_values(weights, values, limits, mask)
             return context
         one_step = weights.dim() < values.dim()
         rows = weights.unsqueeze(-2) if one_step else weights
-        visible = reference.visible_positions(self.keys, rows.shape[-2], self.lengths, self.mask, spans)
+        visible = reference.visible_positions(self.keys, rows.shape[-2], self.lengths, mask, spans)
         context = reference.weighted_values(rows, values.to(rows.dtype), visible)
         return context.squeeze(-2) if one_step else context
 
-    def _by_reference(self, query: Tensor, keys: Tensor, values: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _by_reference(
+        self, query: Tensor, keys: Tensor, values: Tensor, spans: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         one_step = query.dim() < keys.dim()
         queries = query.unsqueeze(-2) if one_step else query
-        options: dict[str, Any] = {"lengths": self.lengths, "mask": self.mask, "spans": spans, "need_weights": True}
+        options: dict[str, Any] = {"lengths": self.lengths, "mask": mask, "spans": spans, "need_weights": True}
         if self.v is None:
             context, weights = reference.multiplicative_attention(queries, keys, values, scale=self.scale, **options)
         else:

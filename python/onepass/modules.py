@@ -103,22 +103,23 @@ class _Attention(nn.Module):
         query: Tensor,
         memory: AttentionMemory,
         others: tuple[Tensor | None, ...],
+        mask: Tensor | None,
         spans: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`_attend`, over a memory."""
         if any(other is not None for other in others):
-            raise ValueError("a memory has its own values, lengths and mask: give them to memory(...), not to the call")
+            raise ValueError("a memory has its own values and lengths: give them to memory(...), not to the call")
         dtype, query = query.dtype, self._split(query)
         if dtype.is_floating_point:
             query = query.to(memory.keys.dtype)
         if self.dropout > 0.0 and self.training:
-            _, weights = memory.attend(query, need_weights=True, spans=spans)
+            _, weights = memory.attend(query, need_weights=True, spans=spans, mask=mask)
             assert weights is not None
             weights = nn.functional.dropout(weights, self.dropout)
-            context = memory.context(weights, spans=spans)
+            context = memory.context(weights, spans=spans, mask=mask)
         else:
-            context, weights = memory.attend(query, need_weights, spans=spans)
+            context, weights = memory.attend(query, need_weights, spans=spans, mask=mask)
         return self._join(context).to(dtype), weights.to(dtype) if need_weights and weights is not None else None
 
 
@@ -181,15 +182,16 @@ class AdditiveAttention(_Attention):
         what :meth:`memory` made of them.
 
         ``values`` (``[B, S, D]``) default to ``memory``; ``lengths``, ``mask``, ``spans`` and errors as in
-        :func:`onepass.additive_attention`. Beside what :meth:`memory` made, ``spans`` alone may be given: they are the query's. A
-        memory of another dtype than the query's, as autocast may bring, is attended to in its own; results have the query's.
+        :func:`onepass.additive_attention`. Beside what :meth:`memory` made, ``mask`` and ``spans`` alone may be given: they are the
+        query's, as in :meth:`AttentionMemory.attend`. A memory of another dtype than the query's, as autocast may bring, is attended to in
+        its own; results have the query's.
         Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
         """
         self._check("query", query, self.query_layer.in_features)
         if isinstance(memory, AttentionMemory):
             if memory.v is None:
                 raise ValueError("an additive layer takes a memory of its own; got one of multiplicative attention")
-            return self._attend_memory(self.query_layer(query), memory, (values, lengths, mask), spans, need_weights)
+            return self._attend_memory(self.query_layer(query), memory, (values, lengths), mask, spans, need_weights)
         self._check("memory", memory, self.key_layer.in_features, query)
         keys = self.key_layer(memory)
         return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
@@ -291,7 +293,7 @@ class MultiplicativeAttention(_Attention):
         if isinstance(memory, AttentionMemory):
             if memory.v is not None:
                 raise ValueError("a multiplicative layer takes a memory of its own; got one of additive attention")
-            return self._attend_memory(query, memory, (values, lengths, mask), spans, need_weights)
+            return self._attend_memory(query, memory, (values, lengths), mask, spans, need_weights)
         keys = memory.to(query.dtype)
         return self._attend(query, keys, keys if values is None else values, lengths, mask, spans, need_weights)
 

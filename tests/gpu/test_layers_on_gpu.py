@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import Case, Dims, assert_same_bits
+from cases import Case, Dims, assert_same_bits, garbage
 from gpu_cases import HERE, moved, there
 from memory_cases import (
     PROGRAMS,
@@ -20,10 +20,12 @@ from memory_cases import (
     layer_states,
     loss_of,
     make_layer,
+    masked_over_memory,
     remember,
     settle_final_gradients,
     trained,
     with_leaves,
+    with_masks,
 )
 from seq2seq_cases import each_decoder, make_model
 from tolerance import check
@@ -40,6 +42,18 @@ def test_memory(family: str, dtype: torch.dtype, hidden: str, by_step: bool, gpu
     """What a memory gives, gradients of keys and values included, is within the functions' bounds."""
     case = build_for_memory(family, Dims(3, 3, 21, 20, 12, heads=2), dtype, hidden=hidden)
     check(there(attended(moved(case), gpu_backend, by_step)), case)
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("per_head", [False, True])
+@each_family
+def test_masks_of_queries(family: str, per_head: bool, by_step: bool, gpu_backend: str) -> None:
+    """Beside what the memory hides; what no query sees is NaN."""
+    case = build_for_memory(family, Dims(3, 3, 21, 20, 12, heads=2), hidden="both")
+    seen, masks = with_masks(case, per_head)
+    leaves = with_leaves(moved(garbage(seen, torch.nan)))
+    memory = remember(leaves.replace(mask=moved(case).mask), gpu_backend)
+    check(there(masked_over_memory(memory, leaves, masks.to(HERE), by_step)), seen)
 
 
 each_program = pytest.mark.parametrize("program", ["recurrent chain, every output", "beams and steps", "context and weights"])
