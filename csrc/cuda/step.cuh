@@ -44,10 +44,28 @@ __device__ __forceinline__ void mark_seen(const Visibility& v, const Place& plac
   for (int row = threadIdx.x; row < place.rows; row += kStepThreads) {
     const int s = place.first + row;
     unsigned bits = 0;
-#pragma unroll 1
-    for (int t = 0; t < place.steps; ++t)
-      if (windows[t].has(s) && kept(v, place.b, place.h, place.t + t, s)) bits |= 1u << t;
+#pragma unroll 4
+    for (int t = 0; t < place.steps; ++t) {
+      const bool shown = kept(v, place.b, place.h, place.t + t, s);  // whatever the window: no byte waits for another
+      bits |= static_cast<unsigned>(windows[t].has(s) & shown) << t;
+    }
     seen[row] = static_cast<uint16_t>(bits);
+  }
+}
+
+// What the block's threads do with numbers i < count, each with several on the way at once: load(i) of all of these comes before use(i, x).
+template <class Load, class Use>
+__device__ __forceinline__ void some_at_once(int count, const Load& load, const Use& use) {
+  constexpr int kAtOnce = 4;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kAtOnce * kStepThreads) {
+    decltype(load(0)) x[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (const int i = first + k * kStepThreads; i < count) x[k] = load(i);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (const int i = first + k * kStepThreads; i < count) use(i, x[k]);
   }
 }
 

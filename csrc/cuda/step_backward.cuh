@@ -144,11 +144,15 @@ __device__ __forceinline__ void combine_backward(const StepBackward& args, const
     R* gradients = reinterpret_cast<R*>(args.grad_scores.at(place.b, place.h, place.t + t));
     const bool finite = fabs(means[t]) < R(INFINITY);
     const Window seen = window(args.visibility, place.b, place.t + t, args.shape.S);
-#pragma unroll 1
-    for (int s = threadIdx.x; s < args.shape.S; s += kStepThreads) {
-      const R gradient = weights[s] * (gradients[s] - means[t]) * (Additive ? R(1) : scale);
-      gradients[s] = finite || (seen.has(s) && kept(args.visibility, place.b, place.h, place.t + t, s)) ? gradient : R(0);
-    }
+    struct Both {
+      R weight, gradient;
+    };
+    some_at_once(
+        static_cast<int>(args.shape.S), [&](int s) { return Both{weights[s], gradients[s]}; },
+        [&](int s, const Both& of) {
+          const R gradient = of.weight * (of.gradient - means[t]) * (Additive ? R(1) : scale);
+          gradients[s] = finite || (seen.has(s) && kept(args.visibility, place.b, place.h, place.t + t, s)) ? gradient : R(0);
+        });
   }
 }
 

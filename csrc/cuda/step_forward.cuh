@@ -39,8 +39,7 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
 #pragma unroll 4
     for (int part = 0; part < place.parts(); ++part) {
       const R* softmax = parts.pair(part, t);
-      if (softmax[1] == R(0)) continue;
-      const R factor = softmax_term(softmax[0], tops[t]);
+      const R factor = softmax[1] == R(0) ? R(0) : softmax_term(softmax[0], tops[t]);  // times zeros, of a part that sees nothing
       R x[N];
       memcpy(x, __builtin_assume_aligned(parts.row(part, t) + at, 16), sizeof x);
 #pragma unroll
@@ -56,11 +55,12 @@ __device__ __forceinline__ void combine_forward(const StepForward& args, const P
     const R top = tops[t], inverse = inverses[t];
     const bool finite = fabs(top) < R(INFINITY) && inverse == inverse;
     const Window seen = window(args.visibility, place.b, place.t + t, args.shape.S);
-#pragma unroll 1
-    for (int s = threadIdx.x; s < args.shape.S; s += kStepThreads) {
-      const R weight = softmax_term(weights[s], top) * inverse;
-      weights[s] = finite || (seen.has(s) && kept(args.visibility, place.b, place.h, place.t + t, s)) ? weight : R(0);
-    }
+    some_at_once(
+        static_cast<int>(args.shape.S), [&](int s) { return weights[s]; },
+        [&](int s, R score) {
+          const R weight = softmax_term(score, top) * inverse;
+          weights[s] = finite || (seen.has(s) && kept(args.visibility, place.b, place.h, place.t + t, s)) ? weight : R(0);
+        });
   }
 }
 
@@ -78,17 +78,17 @@ __device__ __forceinline__ void gather_forward(const StepForward& args, const Pl
   static_assert(kCluster <= kStepWarps);
   cluster_sync();
   if (threadIdx.x < W) {
-    R highest = -INFINITY, total = 0;
-#pragma unroll 1
-    for (int other = 0; other < place.cluster; ++other) {
-      R found[2];
-      read_block<2>(found, other, left.more(mine));
-      if (found[1] != R(0)) highest = larger(found[0], highest);
-    }
-#pragma unroll 1
-    for (int other = 0; other < place.cluster; ++other) {
-      R found[2];
-      read_block<2>(found, other, left.more(mine));
+    R highest = -INFINITY, total = 0, of[kCluster][2];
+#pragma unroll
+    for (int other = 0; other < kCluster; ++other)
+      if (other < place.cluster) read_block<2>(of[other], other, left.more(mine));
+#pragma unroll
+    for (int other = 0; other < kCluster; ++other)
+      if (other < place.cluster && of[other][1] != R(0)) highest = larger(of[other][0], highest);
+#pragma unroll
+    for (int other = 0; other < kCluster; ++other) {
+      if (other >= place.cluster) break;
+      const R(&found)[2] = of[other];
       // Infinite scores make NaNs where they are seen last: in this cluster, or where all parts are. -1: a block that sees nothing.
       const R term = apart && found[0] == highest ? R(1) : softmax_term(found[0], highest), factor = found[1] == R(0) ? R(-1) : term;
       if (found[1] != R(0)) total += found[1] * factor;
