@@ -9,6 +9,7 @@ from cases import FAMILIES, Dims, build, call
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from onepass._library import ops_of
 
@@ -91,3 +92,51 @@ def test_a_graph_has_both_ops(family: str) -> None:
     forward, backward = (target for target in targets if "onepass" in target)
     assert "backward" in backward
     assert "backward" not in forward
+
+
+def test_whoever_overrides_functions_is_in_the_graph(family: str) -> None:
+    """A mode, or a kind of tensor, that computes with gradients on the way to the op."""
+    factor = torch.tensor(2.0, requires_grad=True)
+
+    def scaled(function: Any, arguments: Any, options: Any) -> Any:
+        arguments = [x.plain if isinstance(x, Wrapped) else x for x in arguments]
+        if "onepass" in str(function):
+            arguments = [arguments[0] * factor, *arguments[1:]]
+        return function(*arguments, **(options or {}))
+
+    class Scaled(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return scaled(function, args, kwargs)
+
+    class Wrapped(Tensor):
+        plain: Tensor
+
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            with torch._C.DisableTorchFunctionSubclass():
+                return scaled(function, args, kwargs)
+
+    leaves = leaves_of(family)
+    wrapped = leaves[0].detach().as_subclass(Wrapped)
+    wrapped.plain = leaves[0]
+    with Scaled():
+        by_mode = output(family, leaves)
+    expected = output(family, [leaves[0] * factor, *leaves[1:]])
+    inputs = [*leaves, factor]
+    upstream = torch.linspace(-1, 1, expected.numel()).view_as(expected)
+    want = torch.autograd.grad(expected, inputs, upstream)
+    for found in (by_mode, output(family, [wrapped, *leaves[1:]])):
+        for got, exact in zip(torch.autograd.grad(found, inputs, upstream), want, strict=True):
+            torch.testing.assert_close(got, exact)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_autograd(family: str) -> None:
+    """A graph of the backward of an eager call."""
+    expected, leaves = leaves_of(family), leaves_of(family)
+    output(family, expected).sum().backward()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: torch.compiler.disable(output)(family, leaves).sum().backward(), backend="eager")()
+    for got, want in zip(leaves, expected, strict=True):
+        assert got.grad is not None
+        torch.testing.assert_close(got.grad, want.grad)

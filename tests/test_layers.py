@@ -395,3 +395,66 @@ def test_repr() -> None:
     """``print`` shows what a layer was made with."""
     assert "normalize=True, dropout=0.1, num_heads=2" in repr(make("normalized", dropout=0.1, num_heads=2))
     assert "score='general', dropout=0.1, num_heads=2" in repr(make("general", dropout=0.1, num_heads=2))
+
+
+@each_layer
+@each_heads
+def test_made_without_data_and_reset(kind: str, heads: int) -> None:
+    """As FSDP and others do: made on meta, given memory, each module that has parameters of its own asked to reset them."""
+    with torch.device("meta"):
+        layer = make(kind, num_heads=heads)
+    layer.to_empty(device="cpu")
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    for module in layer.modules():
+        if list(module.parameters(recurse=False)):
+            module.reset_parameters()  # type: ignore[operator]
+    for name, parameter in layer.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+    if "additive" in kind or "normalized" in kind:
+        assert layer.v.abs().max() <= (heads / 10) ** 0.5
+
+
+@each_layer
+@pytest.mark.parametrize("over_memory", [False, True])
+def test_projections_replaced(kind: str, over_memory: bool) -> None:
+    """By whatever takes and gives states: of several modules, or none."""
+    layer, (query, memory, lengths) = make(kind), states(kind)
+    expected = layer(query, memory, lengths=lengths)[0]
+    for name in ("query_layer", "key_layer"):
+        if isinstance(getattr(layer, name, None), nn.Linear):
+            setattr(layer, name, nn.Sequential(nn.Identity(), getattr(layer, name)))
+    found = layer(query, layer.memory(memory, lengths=lengths))[0] if over_memory else layer(query, memory, lengths=lengths)[0]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors() -> None:
+    """Are refused in words that can be followed."""
+    for layout in (torch.jagged, torch.strided):
+        nested = torch.nested.nested_tensor([torch.zeros(3, K), torch.zeros(2, K)], layout=layout)
+        dense = torch.zeros(2, 3, K)
+        for query, keys in ((nested, nested), (dense, nested), (nested, dense)):
+            with pytest.raises(TypeError, match=r"must not be a nested tensor: pad it \(torch.nested.to_padded_tensor\) and give lengths"):
+                onepass.multiplicative_attention(query, keys, keys)
+        with pytest.raises(TypeError, match="must not be a nested tensor"):
+            onepass.multiplicative_memory(nested, nested)
+
+
+def test_v_that_is_freed_before_the_backward_ends() -> None:
+    """As FSDP frees parameters when a module's queries have their gradients, before those of the memory are computed."""
+    outcomes = []
+    for freed in (False, True):
+        keys, values = (torch.linspace(-1, 1, B * S * K).view(B, S, K).requires_grad_() for _ in range(2))
+        v = torch.linspace(1, 2, K)
+        memory = onepass.additive_memory(keys, values, v)
+        query = torch.linspace(-2, 1, B * K).view(B, K).requires_grad_()
+        if freed:
+
+            def free(_: Tensor, v: Tensor = v) -> None:
+                v.untyped_storage().resize_(0)
+
+            query.register_hook(free)
+        memory.attend(query)[0].square().sum().backward()
+        outcomes.append((query.grad, keys.grad, values.grad))
+    assert_equal(outcomes[1], outcomes[0])

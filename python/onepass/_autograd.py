@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
+from torch.overrides import has_torch_function
 
 from onepass._library import NAMESPACES, ops_of
 from onepass._validate import are_recorded
@@ -315,7 +316,10 @@ def _function_of(ops: Any, op: str) -> Any:
         setup(ctx, inputs, output)
         return output
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(functools.partial(backward, ops))}
+    def gradients(ctx: Any, *grads: Tensor | None) -> Grads:  # a function, as compiled autograd asks
+        return backward(ops, ctx, *grads)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
     function: Any = type(f"onepass_{op}", (torch.autograd.Function,), methods)
     return super(torch.autograd.Function, function).apply  # as in _deferred.py
 
@@ -330,10 +334,14 @@ for _namespace in NAMESPACES:
         register_autograd(f"{_namespace}::{_op}", _refuse, setup_context=_refuse_setup)
 
 
+def _are_overridden(arguments: Sequence[Any]) -> bool:
+    return torch._C._len_torch_function_stack() > 0 or has_torch_function(arguments)
+
+
 def call_op(backend: str, op: str, *arguments: Any) -> Any:
-    """An op and its gradients. Graphs, traces and function transforms take it as it is registered."""
+    """An op and its gradients. Graphs, traces, function transforms and whoever overrides functions take it as it is registered."""
     ops = ops_of(backend)
-    if are_recorded() or torch._C._are_functorch_transforms_active():
+    if are_recorded() or torch._C._are_functorch_transforms_active() or _are_overridden(arguments):
         return getattr(ops, op)(*arguments)
     if torch.is_grad_enabled() and any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
         return _FUNCTIONS[ops, op](*arguments)

@@ -19,7 +19,7 @@ class Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
     def __init__(self, keys: Tensor, values: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
-        self.keys, self.v = keys.detach(), None if v is None else v.detach()
+        self.keys, self.v = keys.detach(), None if v is None else v.detach().clone()  # v may be freed before: by FSDP
         self.lengths, self.mask, self.ops = lengths, mask, ops
         self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
         self._versions = self._versions_now()

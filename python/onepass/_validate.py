@@ -47,11 +47,12 @@ def check_inputs(
 ) -> Inputs:
     """Raise on the first thing that is wrong, else return the canonical form; ``lacks`` names a tensor that it does not take, ``like``
     the one whose dtype and device the others must have: a memory's keys, to which lengths and mask then belong."""
-    _check_kind(like, query, query, like)
+    check_kind(like, query, query, like)
     dtype, device = query.dtype, query.device
     for name, tensor in (("keys", keys), ("values", values), ("v", v)):
-        if name != lacks and not (isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.device == device):
-            _check_kind(name, tensor, query, like)
+        if name == lacks or (isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.device == device and not tensor.is_nested):
+            continue
+        check_kind(name, tensor, query, like)
     sizes, of_keys, given = query.shape, keys.shape, query
     if len(of_keys) not in (3, 4):
         raise ValueError(f"keys must be [B, S, A] or, with heads, [B, H, S, A]; got {_shape(keys)}")
@@ -136,9 +137,12 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
             raise RuntimeError("onepass has no gradients of function transforms (torch.func.grad); for these name backend='reference'")
 
 
-def _check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> None:
+def check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> None:
+    """Raise where an argument is no dense float tensor of the dtype and on the device of ``query``, which its user knows as ``like``."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(f"{name} must not be a nested tensor: pad it (torch.nested.to_padded_tensor) and give lengths")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16; got {tensor.dtype}")
     if tensor.dtype != query.dtype:

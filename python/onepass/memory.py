@@ -14,7 +14,17 @@ from torch import Tensor
 from onepass import _deferred, reference
 from onepass._backends import most_queries, pick_backend
 from onepass._library import ops_of
-from onepass._validate import are_recorded, are_transformed, check_inputs, check_mask, check_scale, check_spans, limits_of, refuse_tangents
+from onepass._validate import (
+    are_recorded,
+    are_transformed,
+    check_inputs,
+    check_kind,
+    check_mask,
+    check_scale,
+    check_spans,
+    limits_of,
+    refuse_tangents,
+)
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -355,8 +365,7 @@ def _checked(
     dtype: torch.dtype | None,
     backend: str,
 ) -> AttentionMemory:
-    if not isinstance(keys, Tensor):
-        raise TypeError(f"keys must be a torch.Tensor; got {type(keys).__name__}")
+    check_kind("keys", keys, keys, "keys")
     # Copies, as only what is visible now is prepared.
     lengths, mask = (x.clone() if isinstance(x, Tensor) else x for x in (lengths, mask))
     a_query = keys.new_empty((*keys.shape[:-2], keys.shape[-1])) if keys.dim() in (3, 4) else keys  # other ranks are refused

@@ -155,17 +155,22 @@ class AdditiveAttention(_Attention):
         num_heads: int = 1,
     ) -> None:
         super().__init__(dropout, num_heads, hidden_dim=hidden_dim)
+        self.query_dim, self.key_dim = query_dim, key_dim
         self.query_layer = nn.Linear(query_dim, hidden_dim, bias=bias)
         self.key_layer = nn.Linear(key_dim, hidden_dim, bias=False)
         per_head = hidden_dim // num_heads
         self.v = nn.Parameter(torch.empty(hidden_dim if num_heads == 1 else (num_heads, per_head)))
         self.g = nn.Parameter(torch.empty(() if num_heads == 1 else num_heads)) if normalize else None
-        bound = 1.0 / math.sqrt(per_head)
+        self.reset_parameters()
+        if normalize and bias:
+            nn.init.zeros_(self.query_layer.bias)
+
+    def reset_parameters(self) -> None:
+        """Initial values of ``v`` and ``g``; the projections, as any ``nn.Linear``, reset their own."""
+        bound = 1.0 / math.sqrt(self.v.shape[-1])
         nn.init.uniform_(self.v, -bound, bound)
         if self.g is not None:
             nn.init.constant_(self.g, bound)
-            if bias:
-                nn.init.zeros_(self.query_layer.bias)
 
     def forward(
         self,
@@ -187,12 +192,12 @@ class AdditiveAttention(_Attention):
         its own; results have the query's.
         Returns ``(context [B, T, D], weights [B, T, S] or None)``, without T for one step; weights ``[B, H, T, S]`` with heads.
         """
-        self._check("query", query, self.query_layer.in_features)
+        self._check("query", query, self.query_dim)
         if isinstance(memory, AttentionMemory):
             if memory.v is None:
                 raise ValueError("an additive layer takes a memory of its own; got one of multiplicative attention")
             return self._attend_memory(self.query_layer(query), memory, (values, lengths), mask, spans, need_weights)
-        self._check("memory", memory, self.key_layer.in_features, query)
+        self._check("memory", memory, self.key_dim, query)
         keys = self.key_layer(memory)
         return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
 
@@ -231,7 +236,7 @@ class AdditiveAttention(_Attention):
         ``values`` (``[B, S, D]``) default to ``memory``; the other arguments and errors as in :func:`onepass.additive_memory`. Hooks on
         the layer's forward, as ``torch.nn.utils.prune`` sets them, do not run here: what they make must be there before.
         """
-        self._check("memory", memory, self.key_layer.in_features)
+        self._check("memory", memory, self.key_dim)
         keys = self._split(self.key_layer(memory))
         values = self._split_values(memory if values is None else values, keys.dtype)
         return additive_memory(keys, values, self._weighting(keys.dtype), lengths=lengths, mask=mask, dtype=dtype)
