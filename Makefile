@@ -12,9 +12,15 @@ OLDER := PYTHONPATH=$(VENV)/older-triton
 # What goes before the tests on a GPU's stand-in (tests/stand_in_gpu.py), which needs nvcc.
 STAND_IN := test "$$(uname)" != Linux || { ! command -v nvcc > /dev/null && echo "no nvcc: no tests on a GPU's stand-in"; } ||
 
+# An environment under other conditions is made anew.
+CONDITIONS := $(PYTHON) $(TORCH) $(ARCHS)
+ifneq ($(shell cat $(VENV)/conditions 2> /dev/null),$(CONDITIONS))
+  ANEW := anew
+endif
+
 SOURCES := setup.py pyproject.toml python/onepass/_version.py $(shell find csrc -type f)
 
-.PHONY: demo test lint peers clean
+.PHONY: demo test lint peers clean anew
 
 demo: $(VENV)/installed
 	$(BIN)/python -m onepass info
@@ -45,11 +51,12 @@ peers:
 
 # torch first and by itself: the build takes its headers from the environment (see setup.py). CUDA kernels, where there is nvcc, are built for
 # one architecture here, which newer GPUs translate.
-$(VENV)/installed: $(SOURCES)
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/installed: $(SOURCES) $(ANEW)
+	$(PYTHON) -m venv $(if $(ANEW),--clear) $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=2.13" wheel
 	ONEPASS_CPU=1 ONEPASS_CUDA_ARCHS="$(ARCHS)" $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,seq2seq]"
+	echo "$(CONDITIONS)" > $(VENV)/conditions
 	touch $@
 
 $(VENV)/older-triton: $(VENV)/installed

@@ -10,19 +10,16 @@
 | ONEPASS_CUDA       | auto                | the same for the CUDA kernels                                                         |
 | ONEPASS_CUDA_ARCHS | 80 86 89 90 100 120 | compute capabilities to build for, 90 for 9.0; the newest also as PTX                 |
 | ONEPASS_JOBS       | cores               | source files compiled at once                                                         |
-| CXX, CUDA_HOME     | c++, nvcc's own     | the compiler; the CUDA toolkit                                                        |
+| CXX, CUDA_HOME     | c++, nvcc's own     | the compiler, nvcc's too where NVCC_CCBIN is not set; the CUDA toolkit                |
 """
 
-import importlib.machinery
-import importlib.util
 import os
 import pathlib
 import platform
 import runpy
 import sys
-import sysconfig
 import types
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -31,38 +28,15 @@ HERE = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(HERE / "python/onepass/_version.py"))["__version__"]
 CSRC = pathlib.Path("csrc")
 CUDA = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/cuda/build.py")))
+TORCH = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/ops/build.py")))
 ISA_FLAGS = {
     "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512.cpp": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
 }
 # No contraction: results must not depend on which product the compiler would fuse (csrc/cpu/simd.h).
-FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
-FLAGS += ["-Wall", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O3", *([] if "CXXFLAGS" in os.environ else ["-g0"]), "-ffp-contract=off", "-fno-math-errno"]
+FLAGS += ["-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 TARGET_TORCH = "0x020a000000000000"  # 2.10, the oldest torch that the binary serves
-
-
-def torch_folder() -> pathlib.Path | None:
-    """Where torch is installed, without importing it; also from an isolated build, which hides the environment's packages."""
-    paths = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    spec = importlib.machinery.PathFinder.find_spec("torch", paths)
-    folder = pathlib.Path(spec.origin).parent if spec and spec.origin else None
-    return folder if folder and (folder / "include/torch/csrc/stable/library.h").exists() else None
-
-
-def torch_version(folder: pathlib.Path) -> str:
-    return str(runpy.run_path(str(folder / "version.py"))["__version__"])
-
-
-def why_not(folder: pathlib.Path | None) -> str | None:
-    """Why the CPU kernels cannot be built here, or None."""
-    if os.environ.get("ONEPASS_CPU", "auto") == "0":
-        return "ONEPASS_CPU=0"
-    if platform.system() not in ("Linux", "Darwin"):
-        return f"no build for {platform.system()} yet"
-    if folder is None:
-        return "no torch >= 2.10 in this environment: install it first, then `pip install --no-build-isolation onepass-attention`"
-    version = tuple(int(part) for part in torch_version(folder).split("+")[0].split(".")[:2])
-    return None if version >= (2, 10) else f"torch {torch_version(folder)} is there, 2.10 or newer is needed"
 
 
 def extensions(folder: pathlib.Path) -> list[Extension]:
@@ -72,9 +46,11 @@ def extensions(folder: pathlib.Path) -> list[Extension]:
         return sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
 
     flags = [*FLAGS, f"-DONEPASS_FLAGS={chr(34)}{' '.join(FLAGS)}{chr(34)}"]
-    flags += [f"-DONEPASS_VERSION={chr(34)}{VERSION}{chr(34)}", f"-DONEPASS_TORCH={chr(34)}{torch_version(folder)}{chr(34)}"]
-    if (no_cuda := CUDA.why_not()) is not None and os.environ.get("ONEPASS_CUDA", "auto") == "1":
-        raise SystemExit(f"onepass: ONEPASS_CUDA=1, but the CUDA kernels cannot be built: {no_cuda}")
+    flags += [f"-DONEPASS_VERSION={chr(34)}{VERSION}{chr(34)}", f"-DONEPASS_TORCH={chr(34)}{TORCH.version(folder)}{chr(34)}"]
+    if (no_cuda := CUDA.why_not(TORCH.switch("ONEPASS_CUDA"))) is not None:
+        if TORCH.switch("ONEPASS_CUDA") == "1":
+            raise SystemExit(f"onepass: ONEPASS_CUDA=1, but the CUDA kernels cannot be built: {no_cuda}")
+        print(f"onepass: the CUDA kernels are not built: {no_cuda}", file=sys.stderr)
     flags.append(f"-DONEPASS_CUDA={chr(34)}{no_cuda or ' '.join(CUDA.archs())}{chr(34)}")
     headers = sorted(str(path) for path in CSRC.rglob("*") if path.suffix in (".h", ".inc", ".cuh"))
 
@@ -98,7 +74,8 @@ class Build(build_ext):
 
     def build_extensions(self) -> None:
         self.failed: list[Extension] = []
-        self.pool = ThreadPoolExecutor(int(os.environ.get("ONEPASS_JOBS", os.cpu_count() or 1)))
+        self.pool = ThreadPoolExecutor(TORCH.jobs())
+        done, conditions = self.start_over_where_needed()
         compile_one = self.compiler._compile
 
         def with_isa(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
@@ -118,14 +95,35 @@ class Build(build_ext):
         self.compiler.compile = compile_all
         self.compiler.src_extensions.append(".cu")
         self.parallel = len(self.extensions)
-        super().build_extensions()
+        try:
+            super().build_extensions()
+        finally:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+        if not self.failed:
+            done.write_text(conditions)
         self.extensions = [ext for ext in self.extensions if ext not in self.failed]
+
+    def start_over_where_needed(self) -> tuple[pathlib.Path, str]:
+        """Nothing is kept of a build under other conditions, or that did not end well. Where to say that this one did, and under which."""
+        how = [(ext.name, ext.sources, ext.include_dirs, ext.library_dirs, ext.extra_compile_args) for ext in self.extensions]
+        names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDA_HOME", "NVCC_CCBIN")
+        given = {name: os.environ.get(name) for name in names}
+        done, conditions = pathlib.Path(self.build_temp) / "done", f"{sys.version}\n{how}\n{given}"
+        done.parent.mkdir(parents=True, exist_ok=True)
+        if not done.exists() or done.read_text() != conditions:
+            self.force = True
+            for name in ("onepass._C", "onepass._cuda", "onepass._probe"):
+                for path in (self.get_ext_fullpath(name), pathlib.Path(self.build_lib) / self.get_ext_filename(name)):
+                    pathlib.Path(path).unlink(missing_ok=True)
+        done.unlink(missing_ok=True)
+        return done, conditions
 
     def build_extension(self, ext: Extension) -> None:
         try:
             super().build_extension(ext)
         except Exception as problem:
-            if os.environ.get("ONEPASS_CUDA" if ext.name == "onepass._cuda" else "ONEPASS_CPU", "auto") == "1":
+            required = TORCH.switch("ONEPASS_CUDA" if ext.name == "onepass._cuda" else "ONEPASS_CPU") == "1"
+            if required or isinstance(problem, CancelledError):
                 self.pool.shutdown(wait=False, cancel_futures=True)
                 raise
             self.failed.append(ext)
@@ -135,10 +133,10 @@ class Build(build_ext):
 
 
 def main() -> None:
-    reason = why_not(folder := torch_folder())
+    reason = TORCH.why_not(folder := TORCH.folder())
     if reason is not None:
         for switch, kernels in (("ONEPASS_CPU", "the CPU kernels"), ("ONEPASS_CUDA", "the CPU kernels, which CUDA's go with,")):
-            if os.environ.get(switch, "auto") == "1":
+            if TORCH.switch(switch) == "1":
                 raise SystemExit(f"onepass: {switch}=1, but {kernels} cannot be built: {reason}")
         print(f"onepass: the CPU kernels are not built: {reason}", file=sys.stderr)
     modules = [] if reason or folder is None else extensions(folder)

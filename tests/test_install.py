@@ -96,12 +96,12 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def test_why_cuda_is_not_built(cuda_build: Callable[..., Any], tmp_path: pathlib.Path) -> None:
-    assert cuda_build(tmp_path, "13.0").why_not() is None
-    assert "nvcc is 12.6, 12.8 or newer is needed" in cuda_build(tmp_path, "12.6").why_not()
-    assert cuda_build(tmp_path, "13.0", ONEPASS_CUDA="0").why_not() == "ONEPASS_CUDA=0 when onepass was installed"
-    assert "got hopper" in cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS="80 hopper").why_not()
+    assert cuda_build(tmp_path, "13.0").why_not("auto") is None
+    assert "nvcc is 12.6, 12.8 or newer is needed" in cuda_build(tmp_path, "12.6").why_not("1")
+    assert cuda_build(tmp_path, "13.0").why_not("0") == "ONEPASS_CUDA=0 when onepass was installed"
     (tmp_path / "nvcc").unlink()
-    assert "no nvcc" in cuda_build(tmp_path, None).why_not()
+    assert "no nvcc on the path" in cuda_build(tmp_path, None).why_not("auto")
+    assert "no nvcc in $CUDA_HOME/bin, /nowhere/bin," in cuda_build(tmp_path, None, CUDA_HOME="/nowhere").why_not("auto")
 
 
 def test_cuda_architectures(cuda_build: Callable[..., Any], tmp_path: pathlib.Path) -> None:
@@ -111,6 +111,63 @@ def test_cuda_architectures(cuda_build: Callable[..., Any], tmp_path: pathlib.Pa
     assert build.code()[-1] == "-gencode=arch=compute_90,code=compute_90"
     assert len(build.code()) == 4
     assert len(cuda_build(tmp_path, "13.0").code()) == 7
+    assert cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS="80, ").archs() == ["80"]
+    for bad in ("80 hopper", "9.0", "sm_90"):
+        with pytest.raises(SystemExit, match=f"ONEPASS_CUDA_ARCHS takes numbers such as 80 .*; got {bad.split()[-1]}"):
+            cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS=bad).why_not("auto")
+
+
+def test_the_compiler_of_the_host(cuda_build: Callable[..., Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, expected in ((None, []), ("g++-12", ["-ccbin", "g++-12"]), ("ccache g++", ["-ccbin", "g++"])):
+        monkeypatch.delenv("CXX", raising=False) if given is None else monkeypatch.setenv("CXX", given)
+        assert cuda_build(tmp_path, "13.0").host() == expected
+    assert cuda_build(tmp_path, "13.0", NVCC_CCBIN="clang++").host() == []
+
+
+def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = types.SimpleNamespace(**runpy.run_path(str(ROOT / "csrc/ops/build.py")))
+    for given, expected in (("", "auto"), ("0", "0"), ("1", "1"), ("auto", "auto")):
+        monkeypatch.setenv("ONEPASS_CUDA", given)
+        assert build.switch("ONEPASS_CUDA") == expected
+    monkeypatch.setenv("ONEPASS_CUDA", "off")
+    with pytest.raises(SystemExit, match="ONEPASS_CUDA is 0, 1 or auto; got off"):
+        build.switch("ONEPASS_CUDA")
+    for given in ("0", "-1", "many"):
+        monkeypatch.setenv("ONEPASS_JOBS", given)
+        with pytest.raises(SystemExit, match=f"ONEPASS_JOBS is a number of at least 1; got {given}"):
+            build.jobs()
+    monkeypatch.setenv("ONEPASS_JOBS", "3")
+    assert build.jobs() == 3
+
+
+def test_a_build_keeps_nothing_of_one_under_other_conditions(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor of one that did not end: what it left is gone before anything is compiled."""
+    from setuptools import Distribution, Extension
+
+    build = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["Build"]
+    monkeypatch.delenv("CXX", raising=False)
+
+    def begun(flags: list[str]) -> tuple[bool, bool, Callable[[], Any]]:
+        """Whether all is compiled anew, whether the older library is still there, and what to call at the end."""
+        command = build(Distribution({"ext_modules": [Extension("onepass._C", ["a.cpp"], extra_compile_args=flags)]}))
+        command.ensure_finalized()
+        command.build_lib, command.build_temp, command.force = str(tmp_path / "lib"), str(tmp_path / "temp"), False
+        library = tmp_path / "lib" / command.get_ext_filename("onepass._cuda")
+        library.parent.mkdir(parents=True, exist_ok=True)
+        library.touch()
+        done, conditions = command.start_over_where_needed()
+        return command.force, library.exists(), lambda: done.write_text(conditions)
+
+    first, there, end = begun(["-O3"])
+    assert (first, there) == (True, False)
+    assert begun(["-O3"])[:2] == (True, False)  # the first did not end
+    end()
+    assert begun(["-O3"])[:2] == (False, True)
+    end()
+    assert begun(["-O2"])[:2] == (True, False)
+    end()
+    monkeypatch.setenv("CXX", "clang++")
+    assert begun(["-O3"])[:2] == (True, False)
 
 
 def test_cuda_required_but_not_there(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -154,9 +211,9 @@ def test_without_a_compiler_but_told_to_build(source: pathlib.Path, tmp_path: pa
 
 def test_torch_is_found_from_an_isolated_build(source: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An isolated build hides the environment's packages, but not where they lie."""
-    setup = runpy.run_path(str(source / "setup.py"), run_name="setup")
+    build = runpy.run_path(str(source / "csrc/ops/build.py"))
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
-    assert setup["torch_folder"]().name == "torch"
+    assert build["folder"]().name == "torch"
 
 
 def test_sanitizers(tmp_path: pathlib.Path) -> None:

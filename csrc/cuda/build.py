@@ -19,26 +19,27 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
-def why_not() -> str | None:
-    """Why the CUDA kernels cannot be built here, or None."""
-    if os.environ.get("ONEPASS_CUDA", "auto") == "0":
+def why_not(switch: str) -> str | None:
+    """Why the CUDA kernels cannot be built here, or None; ``switch``: ONEPASS_CUDA."""
+    if unknown := [arch for arch in archs() if not re.fullmatch(r"\d{2,3}[af]?", arch)]:
+        raise SystemExit(f"onepass: ONEPASS_CUDA_ARCHS takes numbers such as {' '.join(ARCHS)}; got {' '.join(unknown)}")
+    if switch == "0":
         return "ONEPASS_CUDA=0 when onepass was installed"
     compiler = nvcc()
     if compiler is None:
-        return "there was no nvcc when onepass was installed (install the CUDA toolkit, set CUDA_HOME, and install onepass again)"
+        home = os.environ.get("CUDA_HOME")
+        where = f"in $CUDA_HOME/bin, {home}/bin," if home else "on the path"
+        return f"there was no nvcc {where} when onepass was installed (install the CUDA toolkit, set CUDA_HOME, and install onepass again)"
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"release (\d+)\.(\d+)", said)
     if found is None:
         return f"{compiler} does not tell its version"
     version = int(found[1]), int(found[2])
-    if version < OLDEST:
-        return f"{compiler} is {version[0]}.{version[1]}, {OLDEST[0]}.{OLDEST[1]} or newer is needed"
-    unknown = [arch for arch in archs() if not re.fullmatch(r"\d{2,3}[af]?", arch)]
-    return f"ONEPASS_CUDA_ARCHS takes numbers such as {' '.join(ARCHS)}; got {' '.join(unknown)}" if unknown else None
+    return None if version >= OLDEST else f"{compiler} is {version[0]}.{version[1]}, {OLDEST[0]}.{OLDEST[1]} or newer is needed"
 
 
 def archs() -> list[str]:
-    return re.split(r"[ ,;]+", os.environ.get("ONEPASS_CUDA_ARCHS", "").strip() or " ".join(ARCHS))
+    return re.findall(r"[^ ,;]+", os.environ.get("ONEPASS_CUDA_ARCHS", "")) or list(ARCHS)
 
 
 def code() -> list[str]:
@@ -55,7 +56,13 @@ def machine_code(arch: str) -> str:
 def compile_one(source: str, target: str) -> None:
     """One .cu file."""
     pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([str(nvcc()), "-c", source, "-o", target, *FLAGS, *code()], check=True)
+    subprocess.run([str(nvcc()), "-c", source, "-o", target, *FLAGS, *host(), *code()], check=True)
+
+
+def host() -> list[str]:
+    """The compiler that nvcc takes for the host's part: ``$CXX``, where $NVCC_CCBIN does not name another."""
+    named = os.environ.get("CXX", "").split()  # perhaps behind ccache
+    return ["-ccbin", named[-1]] if named and "NVCC_CCBIN" not in os.environ else []
 
 
 def runtime() -> tuple[list[str], list[str], list[str]]:

@@ -59,7 +59,7 @@ def _not_built(kernels: str, why: str) -> str:
 def _load_cpu() -> str | None:
     if INTERPRETED:
         return "TRITON_INTERPRET=1 runs the Triton kernels in its place"
-    return _load("_C", "CPU", "no C++ compiler or no torch at install time")
+    return _load("_C", "CPU", "no C++ compiler, no torch, or ONEPASS_CPU=0 at install time")
 
 
 def _load_cuda() -> str | None:
