@@ -1,6 +1,6 @@
 """What ``bench --bars`` found on several machines, side by side and then whole: ``python -m onepass.benchmarks.machines``."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +12,23 @@ from .providers import mine, variant
 from .records import Record, Results, load
 from .report import FIGURES, SUMMARY, conditions, grids, notes
 from .scaling_report import table
+from .workloads import Shape
 
 COMMAND = "python -m onepass.benchmarks.machines docs/machines/*.json --page docs/machines.md"
 INTRODUCTION = f"""# On which processor, how fast
 
 `{COMMAND}` made this page of what
-`python -m onepass bench --bars --json ...` found on each machine, left alone, at the commit named. Every result was checked against float64
-before it was timed. Of several shapes the least and the most are shown; all of them follow, by machine.
+`python -m onepass bench --bars --json ...` found on each machine, in one run, at the commit named. Every result was checked against float64
+before it was timed. Side by side stand the least and the most of the shapes that all of them have; all shapes follow, by machine.
 
-- *of ceiling*: the least time that the machine's measured rates allow, over the time taken. Above 100 % a cache serves what is counted as
-  memory's.
+- *of ceiling*: the least time that the machine's measured rates allow, over the time taken. It is above 100 % where a cache serves what is
+  counted as memory's, or where the rates were measured in a busier minute than the times.
 - *of the limit*: the same of a decoding step, whose keys and values are read from where they lie.
-- *of budget*: peak memory over what is promised; above 1 only where that is less than 1.6 MB.
+- *of budget*: peak memory over what README grants, of additive attention without its factor of 1.2; above 1 only where that is less than
+  1.6 MB.
 """
+
+Row = tuple[str, str, str, str, str]  # kernel, direction, dtype, device, metric
 
 
 def markdown(machines: Mapping[str, Results]) -> str:
@@ -44,36 +48,49 @@ def markdown(machines: Mapping[str, Results]) -> str:
 def side_by_side(machines: Mapping[str, Results]) -> Iterator[list[str]]:
     """A row for each ceiling, then for each figure of a kernel and direction."""
     yield ["commit", *((results.commit or "")[:7] for results in machines.values())]
-    rates = {name: {rate: f for of in results.ceilings.values() for rate, f in of.items()} for name, results in machines.items()}
-    for rate in dict.fromkeys(rate for found in rates.values() for rate in found):
-        yield [f"{rate}, G/s", *(f"{found[rate] / 1e9:.0f}" if rate in found else "" for found in rates.values())]
-    spans = {name: dict(_spans(results)) for name, results in machines.items()}
-    for row in dict.fromkeys(row for found in spans.values() for row in found):
-        yield [row, *(found.get(row, "") for found in spans.values())]
+    rates = [
+        {f"{of}: {rate}, G/s": f / 1e9 for of, found in results.ceilings.items() for rate, f in found.items()}
+        for results in machines.values()
+    ]
+    for title in dict.fromkeys(title for found in rates for title in found):
+        yield [title, *(f"{found[title]:.0f}" if title in found else "" for found in rates)]
+    figures = [_figures(results) for results in machines.values()]
+    for row in dict.fromkeys(row for found in figures for row in found):
+        having = [found[row] for found in figures if row in found]
+        common = set(having[0]).intersection(*having)
+        kernel, direction, dtype, device, metric = row
+        title, text = FIGURES.get(metric, (metric, "{:.3g}".format))
+        cells = (_span([found[row][shape] for shape in common], text) if row in found and common else "" for found in figures)
+        yield [f"{kernel}, {direction}, {dtype} on {device}: {title}", *cells]
 
 
-def _spans(results: Results) -> Iterator[tuple[str, str]]:
-    groups: dict[tuple[str, str], list[Record]] = {}
+def _span(values: Sequence[float], text: Callable[[float], str]) -> str:
+    least, most = text(min(values)), text(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def _figures(results: Results) -> dict[Row, dict[Shape, float]]:
+    """Of each shape, of the fastest of onepass where there are times."""
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in results.records:
         if mine(record.provider) and not variant(record.provider) and record.metrics:
-            groups.setdefault((record.kernel, record.direction), []).append(record)
-    for (kernel, direction), records in groups.items():
+            groups.setdefault((record.kernel, record.direction, record.dtype, record.device), []).append(record)
+    found: dict[Row, dict[Shape, float]] = {}
+    for group, records in groups.items():
         there = dict.fromkeys(metric for record in records for metric in record.metrics)
         added = [metric for metric in there if metric not in FIGURES and not metric.endswith(" seconds")]  # by the family
         for metric in ["over best peer", *added] if added else [*SUMMARY, "over one thread", "of budget"]:
-            if found := list(_best(records, metric)):
-                title, text = FIGURES.get(metric, (metric, "{:.3g}".format))
-                least, most = text(min(found)), text(max(found))
-                yield f"{kernel}, {direction}: {title}", least if least == most else f"{least} to {most}"
+            if of_shapes := dict(_best(records, metric)):
+                found[(*group, metric)] = of_shapes
+    return found
 
 
-def _best(records: Sequence[Record], metric: str) -> Iterator[float]:
-    """Of each shape, of the fastest where there are times."""
+def _best(records: Sequence[Record], metric: str) -> Iterator[tuple[Shape, float]]:
     for shape in dict.fromkeys(record.shape for record in records):
-        found = [r for r in records if r.shape == shape and metric in r.metrics and (metric != "over one thread" or r.threads > 1)]
-        best = best_of_onepass(record for record in found if record.seconds)
-        if best is not None or found:
-            yield (best or found[0]).metrics[metric]
+        having = [r for r in records if r.shape == shape and metric in r.metrics and (metric != "over one thread" or r.threads > 1)]
+        best = best_of_onepass(record for record in having if record.seconds)
+        if best is not None or having:
+            yield shape, (best or having[0]).metrics[metric]
 
 
 def main(

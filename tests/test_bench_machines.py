@@ -35,13 +35,17 @@ def test_least_and_most_of_the_shapes() -> None:
         record("additive", "onepass cpu", SPEECH, 1.0, over_best_peer=9.0, over_one_thread=2.0),
         record("additive", "eager", NMT, 1.0, over_best_peer=0.1),
     )
-    other = results(record("additive", "onepass cpu", NMT, 1.0, over_best_peer=3.0))
+    other = results(
+        record("additive", "onepass cpu", NMT, 1.0, over_best_peer=3.0),
+        record("additive", "onepass cpu", SPEECH, 1.0, over_best_peer=4.0),
+        record("additive", "onepass cpu", NMT._replace(B=1), 1.0, over_best_peer=0.5),  # which the first lacks
+    )
     found = rows(one=one, other=other)
-    assert found["fma, G/s"] == ["98", "98"]
+    assert found["cpu float32: fma, G/s"] == ["98", "98"]
     assert found["commit"] == ["c0ffeec", "c0ffeec"]
-    assert found["additive, forward: over best peer"] == ["9.0x to 12.0x", "3.0x"]
-    assert found["additive, forward: over one thread"] == ["1.90x to 2.00x", ""]
-    assert found["additive, forward: of budget"] == ["0.50", ""]
+    assert found["additive, forward, float32 on cpu: over best peer"] == ["9.0x to 12.0x", "3.0x to 4.0x"]
+    assert found["additive, forward, float32 on cpu: over one thread"] == ["1.90x to 2.00x", ""]
+    assert found["additive, forward, float32 on cpu: of budget"] == ["0.50", ""]
 
 
 def test_of_several_backends_the_fastest_counts_and_no_variant() -> None:
@@ -53,14 +57,25 @@ def test_of_several_backends_the_fastest_counts_and_no_variant() -> None:
             record("additive", "onepass cuda, bfloat16", NMT, 0.1, over_best_peer=40.0),
         )
     )
-    assert found["additive, forward: over best peer"] == ["4.0x"]
+    assert found["additive, forward, float32 on cpu: over best peer"] == ["4.0x"]
+
+
+def test_dtypes_stay_apart() -> None:
+    half = record("additive", "onepass cpu", NMT, 1.0, over_best_peer=0.6)
+    half.dtype = "bfloat16"
+    both = results(record("additive", "onepass cpu", NMT, 1.0, over_best_peer=12.0), half)
+    both.ceilings["cpu bfloat16"] = {"fma": 7e9}
+    found = rows(one=both)
+    assert found["additive, forward, float32 on cpu: over best peer"] == ["12.0x"]
+    assert found["additive, forward, bfloat16 on cpu: over best peer"] == ["0.6x"]
+    assert (found["cpu float32: fma, G/s"], found["cpu bfloat16: fma, G/s"]) == (["98"], ["7"])
 
 
 def test_what_a_family_adds_stands_in_the_place_of_shares() -> None:
     found = rows(one=results(record("additive decoding", "onepass cpu", NMT, 1.0, over_eager=3.0, of_the_limit=0.812, read_seconds=1.0)))
-    assert "additive decoding, forward: over eager" not in found
-    assert "additive decoding, forward: read seconds" not in found
-    assert found["additive decoding, forward: of the limit"] == ["0.812"]
+    assert "additive decoding, forward, float32 on cpu: over eager" not in found
+    assert "additive decoding, forward, float32 on cpu: read seconds" not in found
+    assert found["additive decoding, forward, float32 on cpu: of the limit"] == ["0.812"]
 
 
 def test_the_page_has_every_table_and_says_who_is_missing() -> None:
@@ -89,7 +104,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     refused = run(app, [str(tmp_path / "other.json")])
     assert refused.exit_code == 2
-    assert "holds no results" in refused.output
+    assert "holds no results" in " ".join(refused.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere.json"]])

@@ -428,17 +428,26 @@ def test_projections_replaced(kind: str, over_memory: bool) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors() -> None:
+def test_nested_tensors(layout: torch.layout) -> None:
     """Are refused in words that can be followed."""
-    for layout in (torch.jagged, torch.strided):
-        nested = torch.nested.nested_tensor([torch.zeros(3, K), torch.zeros(2, K)], layout=layout)
-        dense = torch.zeros(2, 3, K)
-        for query, keys in ((nested, nested), (dense, nested), (nested, dense)):
-            with pytest.raises(TypeError, match=r"must not be a nested tensor: pad it \(torch.nested.to_padded_tensor\) and give lengths"):
-                onepass.multiplicative_attention(query, keys, keys)
-        with pytest.raises(TypeError, match="must not be a nested tensor"):
-            onepass.multiplicative_memory(nested, nested)
+    nested = torch.nested.nested_tensor([torch.zeros(3, K), torch.zeros(2, K)], layout=layout)
+    dense = torch.zeros(2, 3, K)
+    memory, layer = onepass.multiplicative_memory(dense, dense), onepass.MultiplicativeAttention(K, K)
+    calls: list[Callable[[], object]] = [
+        lambda: onepass.multiplicative_attention(nested, nested, nested),
+        lambda: onepass.multiplicative_attention(dense, nested, nested),
+        lambda: onepass.multiplicative_attention(nested, dense, dense),
+        lambda: onepass.multiplicative_memory(nested, nested),
+        lambda: memory.attend(nested),
+        lambda: memory.context(nested),
+        lambda: layer(nested, dense),
+        lambda: layer(dense, nested),
+    ]
+    for ask in calls:
+        with pytest.raises(TypeError, match=r"must not be a nested tensor: pad it \(torch.nested.to_padded_tensor\) and give lengths"):
+            ask()
 
 
 def test_v_that_is_freed_before_the_backward_ends() -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "porting.md"
 B, T, S, Q, K, A, H = 3, 4, 7, 6, 10, 8, 2
 LENGTHS = torch.tensor([7, 4, 1])
+EMPTY = torch.tensor([7, 0, 1])
 SHOWN = torch.arange(S) < LENGTHS[:, None]
 PADDING = ~SHOWN
 FLOAT_MASK = torch.zeros(B, 1, S, dtype=torch.float64).masked_fill(PADDING[:, None], -torch.inf)
@@ -201,6 +202,21 @@ def test_code(number: int) -> None:
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
+def test_features_of_a_source_that_is_empty() -> None:
+    """The page's first code, two steps of it, where a source has no position: nothing becomes NaN."""
+    block = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)[0]
+    names = {**given(), "lengths": EMPTY}
+    names["query"] = names["query"][:, :1]
+    factor = parameter(A)
+    names["convolution"] = lambda weights: (weights.unsqueeze(-1) * factor).reshape(B, S, A)
+    exec(block, names)
+    names["previous_weights"] = names["weights"]
+    exec(block, names)
+    names["context"].square().sum().backward()
+    for tensor in (names["context"], names["weights"], factor.grad, names["keys"].grad, names["values"].grad, names["v"].grad):
+        assert torch.isfinite(tensor).all()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_torchscript() -> None:
     """Scripts know no arguments by name alone; a trace does."""
@@ -220,10 +236,12 @@ def test_a_trace_of_training_through_a_memory() -> None:
     """It defers nothing: a trace has each step's own gradients."""
     inputs = parameter(B, A), parameter(B, S, A), parameter(B, S, K), parameter(A)
 
+    mask = torch.arange(S) % 3 > 0
+
     def steps(query: Tensor, keys: Tensor, values: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         memory = onepass.additive_memory(keys, values, v, lengths=LENGTHS)
         context, weights = memory.attend(query, need_weights=True)
-        return memory.attend(query + context[:, :A])[0], memory.context(weights)
+        return memory.attend(query + context[:, :A], mask=mask)[0], memory.context(weights, mask=mask)
 
     results, upstream = (torch.jit.trace(steps, inputs)(*inputs), steps(*inputs)), [torch.ones(B, K, dtype=torch.float64)] * 2
     gradients = [torch.autograd.grad(of, inputs, upstream) for of in results]

@@ -101,6 +101,47 @@ def test_steps_with_and_without(family: str, heads: int, backend: str) -> None:
     assert_near(*outcomes)
 
 
+@each_heads
+@each_family
+def test_context_of_given_weights(family: str, heads: int, backend: str) -> None:
+    """Weights and values have gradients of exactly 0 where the mask hides them, whatever they hold; beside a context without a mask."""
+    case = build_for_memory(family, Dims(3, 4, 9, 7, 6, heads), torch.float64, hidden="both")
+    seen, masks = with_masks(case)
+    leaves = with_leaves(garbage(case, torch.nan))  # behind the memory's mask
+    memory = remember(leaves, backend)
+    generator = torch.Generator().manual_seed(4)
+    given = torch.rand(seen.visible().shape, generator=generator, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(case.grad_context.shape, generator=generator, dtype=torch.float64)
+    contexts = memory.context(given, mask=masks), memory.context(given)
+    torch.autograd.backward(contexts, [upstream, 2 * upstream])
+    values = leaves.values.detach().nan_to_num()
+    of_weights, of_values = 0.0, 0.0
+    for context, visible, factor in zip(contexts, (seen.visible(), case.visible()), (1, 2), strict=True):
+        weights = (given * visible).detach()
+        torch.testing.assert_close(context, weights @ values)
+        of_weights = of_weights + factor * (upstream @ values.mT) * visible
+        of_values = of_values + factor * weights.mT @ upstream
+    torch.testing.assert_close(given.grad, of_weights)
+    torch.testing.assert_close(leaves.values.grad, of_values)
+    only_masked = remember(with_leaves(case), backend)
+    only_masked.context(given, mask=masks).backward(upstream)
+    assert not only_masked.values.grad[~seen.visible().any(-2)].any()
+
+
+@each_family
+def test_gradients_with_and_without_masks_over_garbage(family: str, backend: str) -> None:
+    """What the memory's mask hides is not read in the steps without a mask of their own either."""
+    case = build_for_memory(family, Dims(3, 4, 9, 7, 6), torch.float64, hidden="both")
+    _, masks = with_masks(case)
+    found = []
+    for bad in (0.0, torch.nan):
+        leaves = with_leaves(garbage(case, bad))
+        memory = remember(leaves, backend)
+        loss_of(*memory.attend(leaves.query[:, 0], True, mask=masks[:, 0]), *memory.attend(leaves.query[:, 1], True)).backward()
+        found.append(gradients(leaves))
+    assert_same_bits(*found)
+
+
 def pointers(memory: onepass.AttentionMemory, query: Tensor, in_place: bool) -> Tensor:
     """A tour: each step points to what no step before it has."""
     open_ = torch.ones(memory.keys.shape[0], memory.keys.shape[-2], dtype=torch.bool)

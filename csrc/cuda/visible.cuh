@@ -21,7 +21,7 @@ __device__ __forceinline__ Window window(const Visibility& v, int64_t b, int64_t
   return {v.firsts == nullptr ? 0 : clamped(v.firsts[at], S), clamped(v.lengths[at], S)};
 }
 
-// What the mask says of a position within the window.
+// What the mask says of a position, within the window or not.
 __device__ __forceinline__ bool kept(const Visibility& v, int64_t b, int64_t h, int64_t t, int64_t s) {
   return v.mask == nullptr || v.mask[b * v.mask_batch + h * v.mask_head + t * v.mask_step + s * v.mask_source] != 0;
 }

@@ -334,14 +334,10 @@ for _namespace in NAMESPACES:
         register_autograd(f"{_namespace}::{_op}", _refuse, setup_context=_refuse_setup)
 
 
-def _are_overridden(arguments: Sequence[Any]) -> bool:
-    return torch._C._len_torch_function_stack() > 0 or has_torch_function(arguments)
-
-
 def call_op(backend: str, op: str, *arguments: Any) -> Any:
     """An op and its gradients. Graphs, traces, function transforms and whoever overrides functions take it as it is registered."""
     ops = ops_of(backend)
-    if are_recorded() or torch._C._are_functorch_transforms_active() or _are_overridden(arguments):
+    if are_recorded() or torch._C._are_functorch_transforms_active() or has_torch_function(arguments):
         return getattr(ops, op)(*arguments)
     if torch.is_grad_enabled() and any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
         return _FUNCTIONS[ops, op](*arguments)

@@ -4,7 +4,7 @@ Two kinds of nodes do it: :class:`Root`, made with the memory, and one :class:`S
 per call, which depends on the root through an empty tensor and so runs before it.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from onepass.memory import AttentionMemory
 
 
+class Deposit(NamedTuple):
+    """What one call leaves; of given weights there is no query, and no context where no gradient came through it. ``spans`` and ``mask``:
+    None for the memory's own."""
+
+    query: Tensor | None
+    grad_scores: Tensor | None
+    weights: Tensor
+    grad_context: Tensor | None
+    spans: Tensor | None
+    mask: Tensor | None
+
+
 class Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
@@ -23,7 +35,7 @@ class Deposits:
         self.lengths, self.mask, self.ops = lengths, mask, ops
         self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
         self._versions = self._versions_now()
-        self._of: dict[int, list[tuple[Tensor | None, ...]]] = {}
+        self._of: dict[int, list[Deposit]] = {}
         self._streams: dict[int, set[Any]] = {}  # on which they were computed, on a GPU
 
     def check_versions(self) -> None:
@@ -33,22 +45,22 @@ class Deposits:
     def _versions_now(self) -> list[int]:
         return [tensor._version for tensor in self._tracked]
 
-    def leave(self, root: Tensor | None, tensors: tuple[Tensor | None, ...]) -> None:
+    def leave(self, root: Tensor | None, deposit: Deposit) -> None:
         """What a call's backward has for the root, if this backward comes to it."""
         if root is None:
             return
         backward = torch._C._current_graph_task_id()
         left, node = self._of.get(backward), root.grad_fn
         if left is not None:
-            left.append(tensors)
+            left.append(deposit)
         elif node is not None and torch._C._will_engine_execute_node(node):
-            self._of[backward] = [tensors]
+            self._of[backward] = [deposit]
         else:
             return
         if self.keys.is_cuda:
             self._streams.setdefault(backward, set()).add(torch.cuda.current_stream(self.keys.device))
 
-    def take(self) -> list[tuple[Tensor | None, ...]]:
+    def take(self) -> list[Deposit]:
         """Those of the backward that is running. Those of one that failed stay unused until the memory goes. They hold no graph, which
         would hold the memory, but where one is asked for (``create_graph``)."""
         backward = torch._C._current_graph_task_id()
@@ -56,7 +68,7 @@ class Deposits:
         self._wait(self._streams.pop(backward, set()), left)
         return left
 
-    def _wait(self, streams: set[Any], left: list[tuple[Tensor | None, ...]]) -> None:
+    def _wait(self, streams: set[Any], left: list[Deposit]) -> None:
         """Has the current stream wait for the others: autograd knows of no gradient that goes from a step to the root."""
         if not streams:
             return
@@ -64,7 +76,7 @@ class Deposits:
         for stream in streams - {current}:
             current.wait_stream(stream)
         if streams != {current}:
-            for tensor in {tensor for tensors in left for tensor in tensors if tensor is not None}:
+            for tensor in {tensor for deposit in left for tensor in deposit if tensor is not None}:
                 tensor.record_stream(current)
 
 
@@ -87,8 +99,8 @@ class Root(torch.autograd.Function):
             return None, None, None, None
         deposits.check_versions()
         wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
-        asked = [step[:4] for step in steps if step[0] is not None]  # queries, gradients of scores
-        summed = [step[2:] for step in steps if step[5] is not None]  # weights, gradients of contexts
+        asked = [(x.query, x.grad_scores, x.spans, x.mask) for x in steps if x.query is not None]
+        summed = [(x.weights, x.grad_context, x.spans, x.mask) for x in steps if x.grad_context is not None]
         del steps
         rank, ops = keys.dim(), deposits.ops
         grad_keys = grad_values = grad_v = None
@@ -103,7 +115,7 @@ class Root(torch.autograd.Function):
                 _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
             del query, grad_scores
         if summed and wants_values:
-            spans, masks, weights, contexts = (list(parts) for parts in zip(*summed, strict=True))
+            weights, contexts, spans, masks = (list(parts) for parts in zip(*summed, strict=True))
             del summed
             limits, mask = _limits(deposits.lengths, spans, weights, keys), _mask(deposits.mask, masks, weights, keys)
             grad_values = ops.source_sums(_side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops), limits, mask)
@@ -192,7 +204,7 @@ class Step(torch.autograd.Function):
                 memory._ops_for(query, True).additive_step_backward,
                 grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, seen,
             )  # fmt: skip
-        deposits.leave(memory._root, (_past(query), grad_scores, spans, mask, _past(weights), grad_context))
+        deposits.leave(memory._root, Deposit(_past(query), grad_scores, _past(weights), grad_context, spans, mask))
         return grad_query, None, None, None, None
 
 
@@ -218,7 +230,7 @@ class Context(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_weights = past_autograd(memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, seen)
         wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
-        deposits.leave(memory._root, (None, None, spans, mask, _past(wide), grad_context))
+        deposits.leave(memory._root, Deposit(None, None, _past(wide), grad_context, spans, mask))
         return grad_weights, None, None, None, None
 
 

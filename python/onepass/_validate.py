@@ -199,6 +199,8 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a boolean tensor, True where a query attends; got {got}")
+    if mask.is_nested or mask.layout != torch.strided:
+        raise TypeError(f"mask must be a dense tensor; got {'a nested one' if mask.is_nested else mask.layout}")
     if mask.device != query.device:
         raise ValueError(f"mask must be on the device of query, {query.device}; got {mask.device}")
     full = [*query.shape[:-1], keys.shape[-2]]  # [B, (H,) T, S]
@@ -213,7 +215,7 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
     if not broadcasts and of_memory:
         raise ValueError(f"a mask of a memory belongs to its sources, [B, S] = {[full[0], full[-1]]}; got {_shape(given)}")
     if not broadcasts:
-        hint = " (a padding mask [B, S] is written mask[:, None, :])" if given.dim() == 2 else ""
+        hint = " (a padding mask [B, S] is written mask[:, None, :])" if given.dim() == 2 and not one_step else ""
         raise ValueError(f"mask must broadcast to {'[B, H, T, S]' if len(full) == 4 else '[B, T, S]'} = {full}; got {_shape(given)}{hint}")
     return mask.expand(full)
 

@@ -80,9 +80,9 @@ class AttentionMemory:
     """Keys and values of ``B`` sources, ready for many queries. Made by :func:`additive_memory`, :func:`multiplicative_memory` or a
     layer's ``memory``; goes to :meth:`attend`, or to the layer in place of the encoder states.
 
-    Gradients of keys, values and ``v`` are deferred to the end of each backward on the compiled kernels; under ``torch.compile`` and
-    ``torch.export``, and on the reference, every step computes its own, and so do those over a memory that compiled code has made. A memory
-    serves the grad mode that it was made in.
+    Gradients of keys, values and ``v`` are deferred to the end of each backward on the compiled kernels; under ``torch.compile``,
+    ``torch.export`` and ``torch.jit.trace``, and on the reference, every step computes its own, and so do those over a memory that such
+    code has made. A memory serves the grad mode that it was made in.
 
     Attributes: ``keys``, ``values``, ``lengths``, ``mask`` (expanded to ``[B, (H,) 1, S]``), ``v`` (None if multiplicative),
     ``scale``, ``dtype`` (None or ``torch.bfloat16``).
@@ -212,8 +212,8 @@ class AttentionMemory:
         return f"AttentionMemory({family}, keys={list(self.keys.shape)}, values={list(self.values.shape)}, dtype={self.dtype})"
 
     def _check(self, query: Tensor) -> None:
-        if not isinstance(query, Tensor):
-            raise TypeError(f"query must be a torch.Tensor; got {type(query).__name__}")
+        if not isinstance(query, Tensor) or query.is_nested:
+            check_kind("query", query, self.keys, "the memory's keys")
         keys, sizes = self.keys, query.shape
         if len(sizes) == keys.dim() - 1 and sizes == self._one_query and query.dtype is keys.dtype and query.device == keys.device:
             return
@@ -231,8 +231,8 @@ class AttentionMemory:
         )
 
     def _check_weights(self, weights: Tensor) -> None:
-        if not isinstance(weights, Tensor):
-            raise TypeError(f"weights must be a torch.Tensor; got {type(weights).__name__}")
+        if not isinstance(weights, Tensor) or weights.is_nested:
+            check_kind("weights", weights, self.keys, "the memory's keys")
         if weights.dtype != self.keys.dtype:
             raise TypeError(f"weights must have the dtype of the memory's keys, {self.keys.dtype}; got {weights.dtype}")
         if weights.device != self.keys.device:
@@ -274,10 +274,12 @@ class AttentionMemory:
         if spans is not None:
             spans = limits_of(self.lengths, check_spans(spans, rows, one_step), self.keys.shape[-2])
         if mask is not None:
-            copied = mask.clone() if isinstance(mask, Tensor) and self._with_grad else mask
-            mask = check_mask(copied, rows, self.keys, one_step)
-            if mask is not None and self.mask is not None:
+            mask = check_mask(mask, rows, self.keys, one_step)
+            assert mask is not None
+            if self.mask is not None:
                 mask = mask & self.mask
+            elif self._with_grad or are_recorded():
+                mask = mask.clone()
         return spans, mask
 
     def _ops_for(self, query: Tensor, backward: bool = False) -> Any:

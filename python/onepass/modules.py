@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
 from onepass import functional
-from onepass._validate import check_inputs
+from onepass._validate import check_inputs, check_kind
 from onepass.memory import AttentionMemory, additive_memory, multiplicative_memory
 
 
@@ -34,8 +34,8 @@ class _Attention(nn.Module):
 
     def _check(self, name: str, states: Tensor, width: int, query: Tensor | None = None) -> None:
         """Raise on what a projection would refuse in words of its own, and on a batch of another size than the ``query``'s."""
-        if not isinstance(states, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor; got {type(states).__name__}")
+        if not isinstance(states, Tensor) or states.is_nested:
+            check_kind(name, states, states, name)
         of_query = name == "query"
         if states.shape[-1:] != (width,) or not (states.dim() == 3 or (of_query and states.dim() == 2)):
             wanted = f"[B, T, {width}], or [B, {width}] for one step" if of_query else f"[B, S, {width}]"
@@ -166,7 +166,8 @@ class AdditiveAttention(_Attention):
             nn.init.zeros_(self.query_layer.bias)
 
     def reset_parameters(self) -> None:
-        """Initial values of ``v`` and ``g``; the projections, as any ``nn.Linear``, reset their own."""
+        """Initial values of ``v`` and ``g``. The projections, as any ``nn.Linear``, reset their own: the bias that starts at 0 with
+        ``normalize=True`` does so in the constructor alone."""
         bound = 1.0 / math.sqrt(self.v.shape[-1])
         nn.init.uniform_(self.v, -bound, bound)
         if self.g is not None:
