@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(HERE / "python/onepass/_version.py"))["__version__"]
 CSRC = pathlib.Path("csrc")
 CUDA = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/cuda/build.py")))
-TORCH = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/ops/build.py")))
+BUILD = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/build.py")))
 ISA_FLAGS = {
     "_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512.cpp": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
@@ -46,9 +46,9 @@ def extensions(folder: pathlib.Path) -> list[Extension]:
         return sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
 
     flags = [*FLAGS, f"-DONEPASS_FLAGS={chr(34)}{' '.join(FLAGS)}{chr(34)}"]
-    flags += [f"-DONEPASS_VERSION={chr(34)}{VERSION}{chr(34)}", f"-DONEPASS_TORCH={chr(34)}{TORCH.version(folder)}{chr(34)}"]
-    if (no_cuda := CUDA.why_not(TORCH.switch("ONEPASS_CUDA"))) is not None:
-        if TORCH.switch("ONEPASS_CUDA") == "1":
+    flags += [f"-DONEPASS_VERSION={chr(34)}{VERSION}{chr(34)}", f"-DONEPASS_TORCH={chr(34)}{BUILD.version_of_torch(folder)}{chr(34)}"]
+    if (no_cuda := CUDA.why_not(BUILD.switch("ONEPASS_CUDA"))) is not None:
+        if BUILD.switch("ONEPASS_CUDA") == "1":
             raise SystemExit(f"onepass: ONEPASS_CUDA=1, but the CUDA kernels cannot be built: {no_cuda}")
         print(f"onepass: the CUDA kernels are not built: {no_cuda}", file=sys.stderr)
     flags.append(f"-DONEPASS_CUDA={chr(34)}{no_cuda or ' '.join(CUDA.archs())}{chr(34)}")
@@ -74,7 +74,7 @@ class Build(build_ext):
 
     def build_extensions(self) -> None:
         self.failed: list[Extension] = []
-        self.pool = ThreadPoolExecutor(TORCH.jobs())
+        self.pool = ThreadPoolExecutor(BUILD.jobs())
         done, conditions = self.start_over_where_needed()
         compile_one = self.compiler._compile
 
@@ -122,7 +122,7 @@ class Build(build_ext):
         try:
             super().build_extension(ext)
         except Exception as problem:
-            required = TORCH.switch("ONEPASS_CUDA" if ext.name == "onepass._cuda" else "ONEPASS_CPU") == "1"
+            required = BUILD.switch("ONEPASS_CUDA" if ext.name == "onepass._cuda" else "ONEPASS_CPU") == "1"
             if required or isinstance(problem, CancelledError):
                 self.pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -133,10 +133,10 @@ class Build(build_ext):
 
 
 def main() -> None:
-    reason = TORCH.why_not(folder := TORCH.folder())
+    reason = BUILD.why_not(folder := BUILD.folder_of_torch())
     if reason is not None:
         for switch, kernels in (("ONEPASS_CPU", "the CPU kernels"), ("ONEPASS_CUDA", "the CPU kernels, which CUDA's go with,")):
-            if TORCH.switch(switch) == "1":
+            if BUILD.switch(switch) == "1":
                 raise SystemExit(f"onepass: {switch}=1, but {kernels} cannot be built: {reason}")
         print(f"onepass: the CPU kernels are not built: {reason}", file=sys.stderr)
     modules = [] if reason or folder is None else extensions(folder)

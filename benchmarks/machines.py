@@ -10,7 +10,7 @@ from .command import usage_errors
 from .comparison import best_of_onepass
 from .providers import mine, variant
 from .records import Record, Results, load
-from .report import FIGURES, SUMMARY, conditions, grids, notes
+from .report import SUMMARY, added, conditions, figure, grids, notes
 from .scaling_report import table
 from .workloads import Shape
 
@@ -59,7 +59,7 @@ def side_by_side(machines: Mapping[str, Results]) -> Iterator[list[str]]:
         having = [found[row] for found in figures if row in found]
         common = set(having[0]).intersection(*having)
         kernel, direction, dtype, device, metric = row
-        title, text = FIGURES.get(metric, (metric, "{:.3g}".format))
+        title, text = figure(metric)
         cells = (_span([found[row][shape] for shape in common], text) if row in found and common else "" for found in figures)
         yield [f"{kernel}, {direction}, {dtype} on {device}: {title}", *cells]
 
@@ -77,9 +77,8 @@ def _figures(results: Results) -> dict[Row, dict[Shape, float]]:
             groups.setdefault((record.kernel, record.direction, record.dtype, record.device), []).append(record)
     found: dict[Row, dict[Shape, float]] = {}
     for group, records in groups.items():
-        there = dict.fromkeys(metric for record in records for metric in record.metrics)
-        added = [metric for metric in there if metric not in FIGURES and not metric.endswith(" seconds")]  # by the family
-        for metric in ["over best peer", *added] if added else [*SUMMARY, "over one thread", "of budget"]:
+        own = added(records)
+        for metric in ["over best peer", *own] if own else [*SUMMARY, "over one thread", "of budget"]:
             if of_shapes := dict(_best(records, metric)):
                 found[(*group, metric)] = of_shapes
     return found

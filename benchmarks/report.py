@@ -45,10 +45,21 @@ def sizes(shape: Shape) -> str:
     return "x".join(str(size) for size in shape[1:] if size)
 
 
+def figure(metric: str) -> tuple[str, Callable[[float], str]]:
+    """A metric's title, and how a number of it is written."""
+    return FIGURES.get(metric, (metric, "{:.3g}".format))
+
+
+def added(records: Iterable[Record]) -> list[str]:
+    """The metrics that a family has of its own, but for parts of its times."""
+    found = dict.fromkeys(metric for record in records for metric in record.metrics if metric not in FIGURES)
+    return [metric for metric in found if not metric.endswith(" seconds")]
+
+
 def cell(record: Record | None, metric: str) -> str:
     if record is None or metric not in record.metrics:
         return ""
-    return FIGURES.get(metric, (metric, "{:.3g}".format))[1](record.metrics[metric])
+    return figure(metric)[1](record.metrics[metric])
 
 
 def place(record: Record) -> list[str]:
@@ -74,15 +85,13 @@ def pivots(records: Sequence[Record]) -> Iterator[Grid]:
         of_group.setdefault(record.shape, {})[record.provider] = record
     for (kernel, direction, dtype, device), shapes in groups.items():
         names = ordered(name for of_shape in shapes.values() for name in of_shape)
-        here = [record for of_shape in shapes.values() for record in of_shape.values()]
-        added = dict.fromkeys(metric for record in here for metric in record.metrics if metric not in FIGURES)  # by the family
-        summary = [*SUMMARY, *(metric for metric in added if not metric.endswith(" seconds"))]
+        summary = [*SUMMARY, *added(record for of_shape in shapes.values() for record in of_shape.values())]
         rows = []
         for shape, found in shapes.items():
             own = best_of_onepass(found.values())
             times = [f"{1e3 * found[name].median:.3g}" if name in found else "" for name in names]
             rows.append([shape.name, *times, *(cell(own, metric) for metric in summary)])
-        columns = ["shape", *names, *(FIGURES.get(metric, (metric,))[0] for metric in summary)]
+        columns = ["shape", *names, *(figure(metric)[0] for metric in summary)]
         note = f"{SIZES}: " + ", ".join(f"{shape.name} {sizes(shape)}" for shape in shapes)
         yield Grid(f"{kernel}, {direction}, {dtype} on {device}: milliseconds", columns, rows, note)
 
@@ -103,7 +112,7 @@ def everything(records: Sequence[Record]) -> Grid:
         ]
         for record in measured
     ]
-    titles = [FIGURES.get(metric, (metric,))[0] for metric in metrics]
+    titles = [figure(metric)[0] for metric in metrics]
     return Grid("Everything", [*PLACE, "dtype", "threads", "ms", "5 to 95 % of calls, ms", *titles], rows)
 
 

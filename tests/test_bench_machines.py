@@ -80,9 +80,13 @@ def test_what_a_family_adds_stands_in_the_place_of_shares() -> None:
 
 def test_the_page_has_every_table_and_says_who_is_missing() -> None:
     absent = Record("additive", "keras", BOTH, NMT, "float32", "cpu", 2, status=MISSING, reason="keras is not installed")
-    page = markdown({"zen": results(record("additive", "onepass cpu", NMT, 1.0, elements_per=1.0), absent)})
+    timed = record("additive", "onepass cpu", NMT, 0.25)
+    timed.metrics["elements/s"] = 1e9
+    page = markdown({"zen": results(timed, absent)})
     assert "\n## zen\n" in page
     assert "c0ffee" in page
+    assert "\nadditive, forward, float32 on cpu: milliseconds:\n" in page
+    assert "\n| NMT | 250 |" in page
     assert "without keras: keras is not installed" in page
 
 

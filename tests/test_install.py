@@ -114,7 +114,7 @@ def test_cuda_architectures(cuda_build: Callable[..., Any], tmp_path: pathlib.Pa
     assert cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS="80, ").archs() == ["80"]
     for bad in ("80 hopper", "9.0", "sm_90"):
         with pytest.raises(SystemExit, match=f"ONEPASS_CUDA_ARCHS takes numbers such as 80 .*; got {bad.split()[-1]}"):
-            cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS=bad).why_not("auto")
+            cuda_build(tmp_path, "13.0", ONEPASS_CUDA_ARCHS=bad).why_not("0")
 
 
 def test_the_compiler_of_the_host(cuda_build: Callable[..., Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_the_compiler_of_the_host(cuda_build: Callable[..., Any], tmp_path: path
 
 
 def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = types.SimpleNamespace(**runpy.run_path(str(ROOT / "csrc/ops/build.py")))
+    build = types.SimpleNamespace(**runpy.run_path(str(ROOT / "csrc/build.py")))
     for given, expected in (("", "auto"), ("0", "0"), ("1", "1"), ("auto", "auto")):
         monkeypatch.setenv("ONEPASS_CUDA", given)
         assert build.switch("ONEPASS_CUDA") == expected
@@ -193,10 +193,15 @@ def test_sdist_to_wheel_to_fresh_environment(source: pathlib.Path, tmp_path: pat
 
 
 def test_without_a_compiler(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """It installs, works on the reference, and says once what is missing."""
+    """It installs, works on the reference, and says once what is missing. What an earlier build left in the tree is not installed."""
     python = fresh_environment(tmp_path / "environment")
+    left = source / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/onepass"
+    left.mkdir(parents=True, exist_ok=True)
+    for name in ("_C", "_cuda", "_probe"):
+        (left / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("not of this build")
     said = pip(python, "install", source, CXX="/nonexistent/c++", CC="/nonexistent/cc", ONEPASS_CUDA_ARCHS="80")
     assert "install a C++20 compiler" in said
+    assert not list((tmp_path / "environment").glob(f"lib/*/site-packages/onepass/*{sysconfig.get_config_var('EXT_SUFFIX')}"))
     out = run(python, "-c", CHECK, tmp_path / "environment")
     assert out.startswith("1 onepass runs its plain torch reference")
     assert "were not built" in out
@@ -211,9 +216,9 @@ def test_without_a_compiler_but_told_to_build(source: pathlib.Path, tmp_path: pa
 
 def test_torch_is_found_from_an_isolated_build(source: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An isolated build hides the environment's packages, but not where they lie."""
-    build = runpy.run_path(str(source / "csrc/ops/build.py"))
+    build = runpy.run_path(str(source / "csrc/build.py"))
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
-    assert build["folder"]().name == "torch"
+    assert build["folder_of_torch"]().name == "torch"
 
 
 def test_sanitizers(tmp_path: pathlib.Path) -> None:

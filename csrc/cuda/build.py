@@ -21,8 +21,7 @@ def nvcc() -> str | None:
 
 def why_not(switch: str) -> str | None:
     """Why the CUDA kernels cannot be built here, or None; ``switch``: ONEPASS_CUDA."""
-    if unknown := [arch for arch in archs() if not re.fullmatch(r"\d{2,3}[af]?", arch)]:
-        raise SystemExit(f"onepass: ONEPASS_CUDA_ARCHS takes numbers such as {' '.join(ARCHS)}; got {' '.join(unknown)}")
+    archs()  # says what is wrong with them, whatever else is
     if switch == "0":
         return "ONEPASS_CUDA=0 when onepass was installed"
     compiler = nvcc()
@@ -39,7 +38,11 @@ def why_not(switch: str) -> str | None:
 
 
 def archs() -> list[str]:
-    return re.findall(r"[^ ,;]+", os.environ.get("ONEPASS_CUDA_ARCHS", "")) or list(ARCHS)
+    """What to build for, 90 for 9.0: of ONEPASS_CUDA_ARCHS, or all."""
+    given = re.findall(r"[^ ,;]+", os.environ.get("ONEPASS_CUDA_ARCHS", ""))
+    if unknown := [arch for arch in given if not re.fullmatch(r"\d{2,3}[af]?", arch)]:
+        raise SystemExit(f"onepass: ONEPASS_CUDA_ARCHS takes numbers such as {' '.join(ARCHS)}; got {' '.join(unknown)}")
+    return given or list(ARCHS)
 
 
 def code() -> list[str]:

@@ -171,7 +171,7 @@ def _unchanged(
     """What a call's backward needs, of a memory that holds what it held in the forward: with what the call sees."""
     assert memory._deposits is not None
     memory._deposits.check_versions()
-    return memory, memory._deposits, memory.lengths if spans is None else spans, memory.mask if mask is None else mask
+    return memory, memory._deposits, *memory._seen(spans, mask)
 
 
 class Step(torch.autograd.Function):

@@ -282,6 +282,10 @@ class AttentionMemory:
                 mask = mask.clone()
         return spans, mask
 
+    def _seen(self, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the ops take: of the call, or of the memory where the call gives none."""
+        return self.lengths if spans is None else spans, self.mask if mask is None else mask
+
     def _ops_for(self, query: Tensor, backward: bool = False) -> Any:
         """The ops of a step: the memory's backend's, or Triton's where CUDA has none for so many queries."""
         if self._backend == "cuda" and (query.shape[-2] if query.dim() == self.keys.dim() else 1) > self._most[backward]:
@@ -290,7 +294,7 @@ class AttentionMemory:
 
     def _forward(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
-        limits, mask = self.lengths if spans is None else spans, self.mask if mask is None else mask
+        limits, mask = self._seen(spans, mask)
         with torch._C._AutoDispatchBelowAutograd():
             if self._prepared is None:
                 context, weights = self._ops_for(query).multiplicative_step.default(
@@ -304,7 +308,7 @@ class AttentionMemory:
 
     def _forward_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         """The op of :meth:`context`, past autograd."""
-        limits, mask = self.lengths if spans is None else spans, self.mask if mask is None else mask
+        limits, mask = self._seen(spans, mask)
         with torch._C._AutoDispatchBelowAutograd():
             context: Tensor = self._ops.weighted_values.default(weights, self._step_values, limits, mask)
         return context
@@ -317,7 +321,7 @@ class AttentionMemory:
 
     def _undeferred(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
-        limits, mask = self.lengths if spans is None else spans, self.mask if mask is None else mask
+        limits, mask = self._seen(spans, mask)
         keys, values = self._kept(self.keys, self.values)
         context: Tensor
         weights: Tensor
@@ -330,10 +334,9 @@ class AttentionMemory:
         return context, weights
 
     def _undeferred_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
-        mask = self.mask if mask is None else mask
+        limits, mask = self._seen(spans, mask)
         values = self.values if self.dtype is None else self.values.to(self.dtype)
         if self._backend != "reference":
-            limits = self.lengths if spans is None else spans
             context: Tensor = self._ops.weighted_values(weights, values, limits, mask)
             return context
         one_step = weights.dim() < values.dim()

@@ -1,4 +1,4 @@
-"""Where setup.py finds torch, whose headers the CPU kernels are built against, and what the switches of the environment say."""
+"""What setup.py asks of its environment: switches, and torch, whose headers the kernels are built against."""
 
 import importlib.machinery
 import os
@@ -27,7 +27,7 @@ def jobs() -> int:
     return int(value)
 
 
-def folder() -> pathlib.Path | None:
+def folder_of_torch() -> pathlib.Path | None:
     """Where torch is installed, without importing it; also from an isolated build, which hides the environment's packages."""
     paths = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     spec = importlib.machinery.PathFinder.find_spec("torch", paths)
@@ -35,7 +35,7 @@ def folder() -> pathlib.Path | None:
     return found if found and (found / "include/torch/csrc/stable/library.h").exists() else None
 
 
-def version(torch: pathlib.Path) -> str:
+def version_of_torch(torch: pathlib.Path) -> str:
     return str(runpy.run_path(str(torch / "version.py"))["__version__"])
 
 
@@ -47,5 +47,5 @@ def why_not(torch: pathlib.Path | None) -> str | None:
         return f"no build for {platform.system()} yet"
     if torch is None:
         return f"no torch >= 2.10 in this environment: install it first, then `{AGAIN}`"
-    numbers = tuple(int(part) for part in version(torch).split("+")[0].split(".")[:2])
-    return None if numbers >= (2, 10) else f"torch {version(torch)} is there, 2.10 or newer is needed"
+    numbers = tuple(int(part) for part in version_of_torch(torch).split("+")[0].split(".")[:2])
+    return None if numbers >= (2, 10) else f"torch {version_of_torch(torch)} is there, 2.10 or newer is needed"
