@@ -389,6 +389,31 @@ def additive_step(
     return context.view(*query.shape[:-1], values.shape[-1]), weights.view(*query.shape[:-1], keys.shape[-2])
 
 
+def additive_step_scores(
+    query: Tensor,
+    keys: Tensor,
+    v: Tensor,
+    exponentials: Tensor,
+    sizes: Tensor,
+    weighting: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    return step_scores(query, keys, v, 1.0, lengths, mask)
+
+
+def multiplicative_step_scores(query: Tensor, keys: Tensor, scale: float, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    return step_scores(query, keys, None, scale, lengths, mask)
+
+
+def step_scores(
+    query: Tensor, keys: Tensor, v: Tensor | None, scale: float, lengths: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    rows = several(query, keys)
+    assert rows is not None
+    return attend(rows, keys, None, v, scale, lengths, mask)[1].view(*query.shape[:-1], keys.shape[-2])
+
+
 def multiplicative_step(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, lengths: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -399,10 +424,15 @@ def multiplicative_step(
 
 
 def step_score_gradients(
-    grad_context: Tensor | None, grad_weights: Tensor | None, values: Tensor, weights: Tensor, lengths: Tensor | None, mask: Tensor | None
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    values: Tensor,
+    weights: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
-    rows = several(weights, values)
-    return score_gradients(several(grad_context, values), several(grad_weights, values), values, rows, lengths, mask)
+    arriving, rows = several(grad_weights, values), several(weights, values)
+    return score_gradients(several(grad_context, values), arriving, values, rows, lengths, mask, of_weights=weights is None)
 
 
 def additive_step_backward(
@@ -414,7 +444,7 @@ def additive_step_backward(
     exponentials: Tensor,
     sizes: Tensor,
     weighting: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -422,7 +452,7 @@ def additive_step_backward(
     rows = several(query, keys)
     assert rows is not None
     grad_query, _, _ = tanh_sums(gradients, rows, keys, weighting, lengths, mask, only_query=True)
-    return grad_query.view(query.shape), gradients.view(weights.shape)
+    return grad_query.view(query.shape), gradients.view(*query.shape[:-1], keys.shape[-2])
 
 
 def multiplicative_step_backward(
@@ -432,13 +462,13 @@ def multiplicative_step_backward(
     keys: Tensor,
     values: Tensor,
     scale: float,
-    weights: Tensor,
+    weights: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     gradients = step_score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
     grad_query = sums(OVER_SOURCE, gradients, keys, lengths, mask, scale, query.dtype)
-    return grad_query.view(query.shape), gradients.view(weights.shape).mul_(scale)
+    return grad_query.view(query.shape), gradients.view(*query.shape[:-1], keys.shape[-2]).mul_(scale)
 
 
 def source_sums(weights: Tensor, rows: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -464,7 +494,7 @@ OPS: dict[str, Callable[..., Any]] = {
     function.__name__: tuned(function)
     for function in (
         additive_forward, additive_backward, additive_scores, additive_scores_backward, multiplicative_forward, multiplicative_backward,
-        additive_step, additive_step_backward, multiplicative_step, multiplicative_step_backward, source_sums, weighted_values,
-        weighted_values_backward, stack_steps,
+        additive_step, additive_step_scores, additive_step_backward, multiplicative_step, multiplicative_step_scores,
+        multiplicative_step_backward, source_sums, weighted_values, weighted_values_backward, stack_steps,
     )
 }  # fmt: skip

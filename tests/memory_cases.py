@@ -190,6 +190,16 @@ def loss_of(*outputs: Tensor | None) -> Tensor:
     return total  # type: ignore[no-any-return]
 
 
+def sparsemax(scores: Tensor) -> Tensor:
+    """Martins and Astudillo 2016, algorithm 1; zeros for a row of nothing."""
+    ranked = scores.sort(-1, descending=True).values
+    sums = ranked.masked_fill(ranked == -torch.inf, 0.0).cumsum(-1)
+    ranks = torch.arange(1, scores.shape[-1] + 1).to(scores)
+    support = (1 + ranks * ranked > sums).sum(-1, keepdim=True)
+    threshold = (sums.gather(-1, (support - 1).clamp(min=0)) - 1) / support.clamp(min=1)
+    return (scores - threshold).clamp(min=0.0)
+
+
 def _separate(attend: Attend, queries: Tensor) -> Tensor:
     return torch.stack([loss_of(attend(query)[0]) for query in queries.unbind(-2)]).sum()
 

@@ -175,6 +175,9 @@ def test_steps(family: str, hidden: str, dtype: torch.dtype, one_step: bool, bac
             saved = (*arguments[:3], *others[:-2], weights, *others[-2:])
             for grads in ((torch.randn_like(context), torch.randn_like(weights)), (None, torch.randn_like(weights))):
                 torch.library.opcheck(op(f"{name}_backward"), (*grads, *saved), test_utils=tests)
+            of_scores = (*saved[:-3], None, *saved[-2:])
+            torch.library.opcheck(op(f"{name}_backward"), (None, torch.randn_like(weights), *of_scores), test_utils=tests)
+            torch.library.opcheck(op(f"{name}_scores"), (*arguments[:2], *arguments[3:]), test_utils=tests)
         narrow = weights.detach().to(dtype).requires_grad_(True)
         torch.library.opcheck(op("weighted_values"), (narrow, case.values, *arguments[-2:]), test_utils=tests)
         torch.library.opcheck(op("weighted_values_backward"), (context.detach(), case.values, *arguments[-2:]), test_utils=tests)
@@ -193,6 +196,7 @@ def test_steps_traced(family: str, one_step: bool, backend: str) -> None:
     case = case.replace(**{name: tensor.requires_grad_() for name, tensor in case.inputs().items()})
     name, arguments = step_arguments(case, one_step, backend)
     torch.library.opcheck(op(name), arguments, test_utils="test_aot_dispatch_dynamic")
+    torch.library.opcheck(op(f"{name}_scores"), (*arguments[:2], *arguments[3:]), test_utils="test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("hidden", ["both", "all three"])

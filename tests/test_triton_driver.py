@@ -96,7 +96,8 @@ def calls(t: dict[str, Any], limits: Tensor | None, mask: Tensor | None) -> dict
         "additive_step_backward": (c, w, q, k, x, *none, w, *seen), "multiplicative_forward": (q, k, x, 0.5, *seen, False),
         "multiplicative_backward": (c, None, q, k, x, 0.5, w.new_empty(0), *seen), "multiplicative_step": (q, k, x, 0.5, *seen),
         "multiplicative_step_backward": (c, None, q, k, x, 0.5, w, *seen), "source_sums": (w, q, *seen), "weighted_values": (w, x, *seen),
-        "weighted_values_backward": (c, x, *seen),
+        "weighted_values_backward": (c, x, *seen), "additive_step_scores": (q, k, v, *none, *seen),
+        "multiplicative_step_scores": (q, k, 0.5, *seen),
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ class AdditiveContexts : public Contexts<R, AdditiveForward> {
   using Contexts<R, AdditiveForward>::Contexts;
 
   void stage(int i, Share share) const {
-    if (i > 0) return this->after_scores(i, share, this->args_.context.data == nullptr);
+    if (i > 0) return this->after_scores(i, share);
     const Range some = share.of(this->visible_.count, kWidth<R>);
     if (some.count == 0) return;
     additive_scores<R>(Scratch::mine(), this->args_, this->b_, this->h_, this->t0_, this->queries_,

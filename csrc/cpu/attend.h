@@ -264,10 +264,10 @@ class Contexts : public QueryBlock<R, Args> {
   int stages() const { return few() ? 2 : 3; }
 
  protected:
-  void after_scores(int stage, Share share, bool raw = false) const {
+  void after_scores(int stage, Share share) const {
     R* scores = this->scores_;
-    if (stage == 1 && !few()) return rows(scores, share.of(this->queries_, 1), raw, true);
-    const Range columns = share.of(raw ? 0 : this->args_.shape.D, kWidth<R>);
+    if (stage == 1 && !few()) return rows(scores, share.of(this->queries_, 1), true);
+    const Range columns = share.of(this->args_.scores_only ? 0 : this->args_.shape.D, kWidth<R>);
     if (few()) {
       if (share.index > 0 && columns.count == 0) return;
       if (share.count > 1) {
@@ -275,7 +275,7 @@ class Contexts : public QueryBlock<R, Args> {
         scores = Scratch::mine().take<R>(numbers);
         __builtin_memcpy(scores, this->scores_, static_cast<size_t>(numbers) * sizeof(R));
       }
-      rows(scores, {0, this->queries_}, raw, share.index == 0);
+      rows(scores, {0, this->queries_}, share.index == 0);
     }
     this->sum_columns(scores, this->args_.values, this->args_.context, columns);
   }
@@ -283,8 +283,9 @@ class Contexts : public QueryBlock<R, Args> {
  private:
   bool few() const { return this->queries_ == 1 || this->queries_ * this->stride_ <= 4096; }  // for which they would wait longer
 
-  void rows(R* scores, Range some, bool raw, bool writes) const {
+  void rows(R* scores, Range some, bool writes) const {
     const Tensor& weights = this->args_.weights;
+    const bool raw = this->args_.scores_only;
     writes = writes && weights.data != nullptr;
     const int64_t S = this->args_.shape.S;
     R* buffer = writes ? Scratch::mine().take<R>(S) : nullptr;

@@ -34,7 +34,8 @@ struct AdditiveForward {
   Tensor query, keys, values, v;  // v: [H, A], row stride unused
   Prepared memory;
   Visibility visibility;
-  Tensor context, weights;  // weights in the accumulator's dtype; without a context the raw scores, in the query's
+  Tensor context, weights;   // weights in the accumulator's dtype
+  bool scores_only = false;  // raw scores in the query's dtype in the place of weights, and no context
 };
 
 struct AdditiveBackward {
@@ -54,7 +55,7 @@ struct StepBackward {
   Tensor query, keys, values;
   Prepared memory;                 // additive
   Visibility visibility;
-  Tensor weights, grad_context, grad_weights;  // either gradient may be absent
+  Tensor weights, grad_context, grad_weights;  // as above
   Tensor grad_query, grad_scores;  // grad_scores [B, H, T, S] of the accumulator's dtype, times the scale
 };
 
@@ -79,6 +80,7 @@ struct MultiplicativeForward {
   Tensor query, keys, values;
   Visibility visibility;
   Tensor context, weights;  // weights may be absent
+  bool scores_only = false;
 };
 
 struct MultiplicativeBackward {

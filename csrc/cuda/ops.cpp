@@ -300,8 +300,9 @@ Two multiplicative_forward(TorchTensor query, TorchTensor keys, TorchTensor valu
 }
 
 Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad_weights, const TorchTensor& query,
-                  const TorchTensor& keys, const TorchTensor& values, const TorchTensor* v, double scale, const TorchTensor& weights,
+                  const TorchTensor& keys, const TorchTensor& values, const TorchTensor* v, double scale, const OptionalTensor& weights,
                   const OptionalTensor& lengths, const OptionalTensor& mask) {
+  ONEPASS_CHECK(weights.has_value(), "the CUDA kernels of steps have no backward of raw scores");
   Call call(query);
   Arguments in(query, keys);
   StepBackward args;
@@ -332,13 +333,13 @@ Two step_backward(const OptionalTensor& grad_context, const OptionalTensor& grad
 }
 
 Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
-                           TorchTensor values, TorchTensor, TorchTensor, TorchTensor v, TorchTensor weights, OptionalTensor lengths,
-                           OptionalTensor mask) {
+                           TorchTensor values, TorchTensor, TorchTensor, TorchTensor v, OptionalTensor weights,
+                           OptionalTensor lengths, OptionalTensor mask) {
   return step_backward(grad_context, grad_weights, query, keys, values, &v, 1.0, weights, lengths, mask);
 }
 
 Two multiplicative_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
-                                 TorchTensor values, double scale, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
+                                 TorchTensor values, double scale, OptionalTensor weights, OptionalTensor lengths, OptionalTensor mask) {
   return step_backward(grad_context, grad_weights, query, keys, values, nullptr, scale, weights, lengths, mask);
 }
 

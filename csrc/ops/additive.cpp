@@ -21,7 +21,6 @@ std::tuple<TorchTensor, TorchTensor> forward(TorchTensor query, TorchTensor keys
   args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
-  if (args.context.data == nullptr) args.context.data = &nothing;
   const Named named("additive_forward", s, args.visibility, args.query.dtype);
   kernels().additive_forward(args, executor());
   return {context, weights};
@@ -36,6 +35,7 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
   set_scored(in, args, query, keys, v);
   args.visibility = in.visibility(lengths, mask, s);
   args.weights = in.view("scores", scores);
+  args.scores_only = true;
   const Named named("additive_scores", s, args.visibility, args.query.dtype);
   kernels().additive_forward(args, executor());
   return scores;

@@ -11,9 +11,6 @@
 
 namespace onepass {
 
-// Where an empty tensor lies whose pointer is null but must not be: without a context, the additive forward gives scores alone.
-inline char nothing;
-
 inline const Kernels& kernels() {
   [[maybe_unused]] const Isa isa = active_isa();  // says what is wrong with ONEPASS_ISA, everywhere
 #if defined(__x86_64__)

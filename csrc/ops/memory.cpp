@@ -50,46 +50,84 @@ Prepared prepared(Arguments& in, const Shape& s, const TorchTensor& query, const
   return memory;
 }
 
-Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v, TorchTensor exponentials, TorchTensor sizes,
-                  TorchTensor weighting, OptionalTensor lengths, OptionalTensor mask) {
+// What the scores of both families are made of; those of a step's weights, or raw.
+void set_scored(Arguments& in, AdditiveForward& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v,
+                const TorchTensor& exponentials, const TorchTensor& sizes, const TorchTensor& weighting, const OptionalTensor& lengths,
+                const OptionalTensor& mask) {
+  const Shape& s = args.shape;
+  args.query = in.in("query", query, in.per_query(s, s.A));
+  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  args.v = in.in("v", v, in.width_of_v(s));
+  args.memory = prepared(in, s, query, exponentials, sizes, weighting);
+  args.visibility = in.visibility(lengths, mask, s);
+}
+
+void set_scored(Arguments& in, MultiplicativeForward& args, const TorchTensor& query, const TorchTensor& keys, double scale,
+                const OptionalTensor& lengths, const OptionalTensor& mask) {
+  const Shape& s = args.shape;
+  args.scale = scale;
+  args.query = in.in("query", query, in.per_query(s, s.A));
+  args.keys = in.in_memory("keys", keys, in.with_heads(s, s.S, s.A), query.scalar_type());
+  args.visibility = in.visibility(lengths, mask, s);
+}
+
+// What the scores' side of a memory is kept in.
+Dtype kept(const AdditiveForward& args) {
+  return args.memory.exponentials.dtype == Dtype::bf16 ? Dtype::bf16 : args.query.dtype;
+}
+Dtype kept(const MultiplicativeForward& args) { return args.keys.dtype; }
+
+// A step, from the arguments that make its scores on.
+template <class Args, class... Scored>
+Two step(const char* op, void (*kernel)(const Args&, const Executor&), const TorchTensor& query, const TorchTensor& keys,
+         const TorchTensor& values, const Scored&... scored) {
   Arguments in(query, keys);
-  AdditiveForward args;
+  Args args;
   args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
   const Shape& s = args.shape;
   TorchTensor context = empty(query, in.per_query(s, s.D));
   TorchTensor weights = empty(query, in.per_query(s, s.S), accumulator(query));
-  args.query = in.in("query", query, in.per_query(s, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
+  set_scored(in, args, query, keys, scored...);
   args.values = in.in_memory("values", values, in.with_heads(s, s.S, s.D), query.scalar_type());
-  args.v = in.in("v", v, in.width_of_v(s));
-  args.memory = prepared(in, s, query, exponentials, sizes, weighting);
-  args.visibility = in.visibility(lengths, mask, s);
   args.context = in.view("context", context);
   args.weights = in.view("weights", weights);
-  if (args.context.data == nullptr) args.context.data = &nothing;
-  const Named named("additive_step", s, args.visibility, args.query.dtype, args.values.dtype);
-  kernels().additive_forward(args, executor());
+  const Named named(op, s, args.visibility, args.query.dtype, args.values.dtype);
+  kernel(args, executor());
   return {context, weights};
+}
+
+template <class Args, class... Scored>
+TorchTensor step_scores(const char* op, void (*kernel)(const Args&, const Executor&), const TorchTensor& query, const TorchTensor& keys,
+                        const Scored&... scored) {
+  Arguments in(query, keys);
+  Args args;
+  args.shape = shape_of_step(query, keys, 0);
+  TorchTensor scores = empty(query, in.per_query(args.shape, args.shape.S));
+  set_scored(in, args, query, keys, scored...);
+  args.weights = in.view("scores", scores);
+  args.scores_only = true;
+  const Named named(op, args.shape, args.visibility, args.query.dtype, kept(args));
+  kernel(args, executor());
+  return scores;
+}
+
+Two additive_step(TorchTensor query, TorchTensor keys, TorchTensor values, TorchTensor v, TorchTensor exponentials, TorchTensor sizes,
+                  TorchTensor weighting, OptionalTensor lengths, OptionalTensor mask) {
+  return step("additive_step", kernels().additive_forward, query, keys, values, v, exponentials, sizes, weighting, lengths, mask);
+}
+
+TorchTensor additive_step_scores(TorchTensor query, TorchTensor keys, TorchTensor v, TorchTensor exponentials, TorchTensor sizes,
+                                 TorchTensor weighting, OptionalTensor lengths, OptionalTensor mask) {
+  return step_scores("additive_step_scores", kernels().additive_forward, query, keys, v, exponentials, sizes, weighting, lengths, mask);
 }
 
 Two multiplicative_step(TorchTensor query, TorchTensor keys, TorchTensor values, double scale, OptionalTensor lengths,
                         OptionalTensor mask) {
-  Arguments in(query, keys);
-  MultiplicativeForward args;
-  args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
-  args.scale = scale;
-  const Shape& s = args.shape;
-  TorchTensor context = empty(query, in.per_query(s, s.D));
-  TorchTensor weights = empty(query, in.per_query(s, s.S), accumulator(query));
-  args.query = in.in("query", query, in.per_query(s, s.A));
-  args.keys = in.in_memory("keys", keys, in.with_heads(s, s.S, s.A), query.scalar_type());
-  args.values = in.in_memory("values", values, in.with_heads(s, s.S, s.D), query.scalar_type());
-  args.visibility = in.visibility(lengths, mask, s);
-  args.context = in.view("context", context);
-  args.weights = in.view("weights", weights);
-  const Named named("multiplicative_step", s, args.visibility, args.query.dtype, args.values.dtype);
-  kernels().multiplicative_forward(args, executor());
-  return {context, weights};
+  return step("multiplicative_step", kernels().multiplicative_forward, query, keys, values, scale, lengths, mask);
+}
+
+TorchTensor multiplicative_step_scores(TorchTensor query, TorchTensor keys, double scale, OptionalTensor lengths, OptionalTensor mask) {
+  return step_scores("multiplicative_step_scores", kernels().multiplicative_forward, query, keys, scale, lengths, mask);
 }
 
 // What both families take in a step's backward; the outputs are made here.
@@ -99,7 +137,7 @@ struct Step {
   TorchTensor grad_query, grad_scores;
 
   Step(const OptionalTensor& grad_context, const OptionalTensor& grad_weights, const TorchTensor& query, const TorchTensor& keys,
-       const TorchTensor& values, const TorchTensor& weights, const OptionalTensor& lengths, const OptionalTensor& mask)
+       const TorchTensor& values, const OptionalTensor& weights, const OptionalTensor& lengths, const OptionalTensor& mask)
       : in(query, keys) {
     args.shape = shape_of_step(query, keys, values.size(values.dim() - 1));
     const Shape& s = args.shape;
@@ -120,7 +158,7 @@ struct Step {
 };
 
 Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
-                           TorchTensor values, TorchTensor exponentials, TorchTensor sizes, TorchTensor weighting, TorchTensor weights,
+                           TorchTensor values, TorchTensor exponentials, TorchTensor sizes, TorchTensor weighting, OptionalTensor weights,
                            OptionalTensor lengths, OptionalTensor mask) {
   Step step(grad_context, grad_weights, query, keys, values, weights, lengths, mask);
   step.args.memory = prepared(step.in, step.args.shape, query, exponentials, sizes, weighting);
@@ -130,7 +168,7 @@ Two additive_step_backward(OptionalTensor grad_context, OptionalTensor grad_weig
 }
 
 Two multiplicative_step_backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys,
-                                 TorchTensor values, double scale, TorchTensor weights, OptionalTensor lengths, OptionalTensor mask) {
+                                 TorchTensor values, double scale, OptionalTensor weights, OptionalTensor lengths, OptionalTensor mask) {
   Step step(grad_context, grad_weights, query, keys, values, weights, lengths, mask);
   step.args.scale = scale;
   const Named named = step.named("multiplicative_step_backward");
@@ -238,8 +276,10 @@ TorchTensor weighted_values_backward(TorchTensor grad_context, TorchTensor value
 STABLE_TORCH_LIBRARY_IMPL(onepass, CPU, library) {
   library.impl("additive_prepare", TORCH_BOX(&prepare));
   library.impl("additive_step", TORCH_BOX(&additive_step));
+  library.impl("additive_step_scores", TORCH_BOX(&additive_step_scores));
   library.impl("additive_step_backward", TORCH_BOX(&additive_step_backward));
   library.impl("multiplicative_step", TORCH_BOX(&multiplicative_step));
+  library.impl("multiplicative_step_scores", TORCH_BOX(&multiplicative_step_scores));
   library.impl("multiplicative_step_backward", TORCH_BOX(&multiplicative_step_backward));
   library.impl("stack_steps", TORCH_BOX(&stack_steps));
   library.impl("source_sums", TORCH_BOX(&source_sums));

@@ -131,6 +131,16 @@ def _multiplicative_step_like(query: Tensor, keys: Tensor, values: Tensor, *othe
     return _context_like(query, values), _weights_like(query, keys)
 
 
+@fake("additive_step_scores")
+def _additive_step_scores_like(query: Tensor, keys: Tensor, *others: Any) -> Tensor:
+    return query.new_empty((*query.shape[:-1], keys.shape[-2]))
+
+
+@fake("multiplicative_step_scores")
+def _multiplicative_step_scores_like(query: Tensor, keys: Tensor, *others: Any) -> Tensor:
+    return query.new_empty((*query.shape[:-1], keys.shape[-2]))
+
+
 def _step_backward_like(
     grad_context: Tensor | None, grad_weights: Tensor | None, query: Tensor, keys: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
@@ -245,6 +255,35 @@ def _multiplicative_step_backward(ops: Any, ctx: Any, grad_context: Tensor | Non
     return grad_query, grad_keys, grad_values, None, None, None
 
 
+def _additive_step_scores_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    query, keys, v, _, _, _, lengths, mask = inputs
+    _keep(ctx, query, keys, v, lengths, mask)
+
+
+def _additive_step_scores_backward(ops: Any, ctx: Any, grad_scores: Tensor | None) -> Grads:
+    if grad_scores is None:
+        return (None,) * 8
+    query, keys, v, lengths, mask = ctx.saved_tensors
+    rows = _rows_of(query, keys)
+    grad_query, grad_keys, grad_v = ops.additive_scores_backward(rows(grad_scores), rows(query), keys.to(query.dtype), v, lengths, mask)
+    return grad_query.view(query.shape), grad_keys.to(keys.dtype), grad_v, None, None, None, None, None
+
+
+def _multiplicative_step_scores_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    query, keys, scale, lengths, mask = inputs
+    _keep(ctx, query, keys, lengths, mask)
+    ctx.scale = scale
+
+
+def _multiplicative_step_scores_backward(ops: Any, ctx: Any, grad_scores: Tensor | None) -> Grads:
+    if grad_scores is None:
+        return (None,) * 5
+    query, keys, lengths, mask = ctx.saved_tensors
+    rows, wide = _rows_of(query, keys), grad_scores.to(_accumulator(query.dtype))
+    grad_query, wide = ops.multiplicative_step_backward(None, wide, query, keys, keys[..., :0], ctx.scale, None, lengths, mask)
+    return grad_query, ops.source_sums(rows(wide), rows(query), lengths, mask).to(keys.dtype), None, None, None
+
+
 def _weighted_values_setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     _keep(ctx, *inputs)
 
@@ -284,6 +323,8 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Grads], Callable[..., None]]] = {
     "multiplicative_forward": (_multiplicative_backward, _multiplicative_setup),
     "additive_step": (_additive_step_backward, _additive_step_setup),
     "multiplicative_step": (_multiplicative_step_backward, _multiplicative_step_setup),
+    "additive_step_scores": (_additive_step_scores_backward, _additive_step_scores_setup),
+    "multiplicative_step_scores": (_multiplicative_step_scores_backward, _multiplicative_step_scores_setup),
     "weighted_values": (_weighted_values_backward, _weighted_values_setup),
 }
 LAST = (

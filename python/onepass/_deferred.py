@@ -1,7 +1,7 @@
 """Gradients of attention memories: steps give their queries theirs at once, and leave what the memory's own are made of to its root.
 
-Two kinds of nodes do it: :class:`Root`, made with the memory, and one :class:`Step` (or :class:`Context`, for weights that are given)
-per call, which depends on the root through an empty tensor and so runs before it.
+Two kinds of nodes do it: :class:`Root`, made with the memory, and one :class:`Step` per call (:class:`Scores` of raw scores,
+:class:`Context` of weights that are given), which depends on the root through an empty tensor and so runs before it.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Deposit(NamedTuple):
-    """What one call leaves; of given weights there is no query, and no context where no gradient came through it. ``spans`` and ``mask``:
-    None for the memory's own."""
+    """What one call leaves; of given weights there is no query, of raw scores no weights, and no context where no gradient came through
+    it. ``spans`` and ``mask``: None for the memory's own."""
 
     query: Tensor | None
     grad_scores: Tensor | None
-    weights: Tensor
+    weights: Tensor | None
     grad_context: Tensor | None
     spans: Tensor | None
     mask: Tensor | None
@@ -160,6 +160,11 @@ def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
     return stacked
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """In the dtype that weights and gradients of scores are kept in."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
 def _past(tensor: Tensor) -> Tensor:
     """Without its graph, unless a graph of the gradients is asked for: there it refuses second derivatives."""
     return tensor if torch.is_grad_enabled() else tensor.detach()
@@ -172,6 +177,32 @@ def _unchanged(
     assert memory._deposits is not None
     memory._deposits.check_versions()
     return memory, memory._deposits, *memory._seen(spans, mask)
+
+
+def _query_gradient(
+    memory: "AttentionMemory",
+    grad_context: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    weights: Tensor | None,
+    spans: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """What a call's backward gives its query, all else left with the memory. Without weights, ``grad_weights`` is that of raw scores."""
+    memory, deposits, limits, seen = _unchanged(memory, spans, mask)
+    keys, values, ops = memory._step_keys, memory._step_values, memory._ops_for(query, True, weights is None)
+    grad_query: Tensor
+    if memory._prepared is None:
+        grad_query, grad_scores = past_autograd(
+            ops.multiplicative_step_backward, grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, seen
+        )
+    else:
+        grad_query, grad_scores = past_autograd(
+            ops.additive_step_backward, grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, seen
+        )
+    kept = None if weights is None else _past(weights)
+    deposits.leave(memory._root, Deposit(_past(query), grad_scores, kept, grad_context, spans, mask))
+    return grad_query
 
 
 class Step(torch.autograd.Function):
@@ -192,20 +223,27 @@ class Step(torch.autograd.Function):
         query, weights, spans, mask = ctx.saved_tensors
         if grad_context is None and grad_weights is None:
             return None, None, None, None, None
-        memory, deposits, limits, seen = _unchanged(ctx.memory, spans, mask)
-        keys, values = memory._step_keys, memory._step_values
-        if memory._prepared is None:
-            grad_query, grad_scores = past_autograd(
-                memory._ops_for(query, True).multiplicative_step_backward,
-                grad_context, grad_weights, query, keys, values, memory.scale, weights, limits, seen,
-            )  # fmt: skip
-        else:
-            grad_query, grad_scores = past_autograd(
-                memory._ops_for(query, True).additive_step_backward,
-                grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, seen,
-            )  # fmt: skip
-        deposits.leave(memory._root, Deposit(_past(query), grad_scores, _past(weights), grad_context, spans, mask))
-        return grad_query, None, None, None, None
+        return _query_gradient(ctx.memory, grad_context, grad_weights, query, weights, spans, mask), None, None, None, None
+
+
+class Scores(torch.autograd.Function):
+    """One call of :meth:`AttentionMemory.scores`, as :class:`Step`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, root: Tensor | None, memory: "AttentionMemory", spans: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        ctx.memory = memory
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, spans, mask)
+        return memory._forward_scores(query, spans, mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+        query, spans, mask = ctx.saved_tensors
+        if grad_scores is None:
+            return None, None, None, None, None
+        return _query_gradient(ctx.memory, None, _wide(grad_scores), query, None, spans, mask), None, None, None, None
 
 
 class Context(torch.autograd.Function):
@@ -229,11 +267,11 @@ class Context(torch.autograd.Function):
         grad_weights = None
         if ctx.needs_input_grad[0]:
             grad_weights = past_autograd(memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, seen)
-        wide = weights.float() if weights.dtype in (torch.bfloat16, torch.float16) else weights
-        deposits.leave(memory._root, Deposit(None, None, _past(wide), grad_context, spans, mask))
+        deposits.leave(memory._root, Deposit(None, None, _past(_wide(weights)), grad_context, spans, mask))
         return grad_weights, None, None, None, None
 
 
 # Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.
 step: Any = super(torch.autograd.Function, Step).apply
+scores: Any = super(torch.autograd.Function, Scores).apply
 context: Any = super(torch.autograd.Function, Context).apply

@@ -113,7 +113,8 @@ class AttentionMemory:
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
         compiling = torch.compiler.is_compiling()  # steps over what that makes defer nothing: they take the keys themselves
-        self._step_keys, self._step_values = self._kept(*((keys, values) if compiling else (keys.detach(), values.detach())))
+        self._step_keys = self._kept_keys(keys if compiling else keys.detach())
+        self._step_values = self._kept_values(values if compiling else values.detach())
         self._root: Tensor | None = None
         self._deposits: _deferred.Deposits | None = None
         transformed = are_recorded() or torch._C._are_functorch_transforms_active()
@@ -141,18 +142,23 @@ class AttentionMemory:
             memory's, spans outside ``[0, S]`` (which the Triton kernels take as the nearest number within).
         """
         self._check(query)
-        defers = self._defers(query)
-        if spans is not None or mask is not None:
-            spans, mask = self._visible(query, spans, mask)
-        if not defers:
-            context, weights = self._undeferred(query, spans, mask)
-        elif self._with_grad and (self._root is not None or query.requires_grad):
-            context, weights = _deferred.step(query, self._root, self, spans, mask)
-        else:
-            context, weights = self._forward(query, spans, mask)
+        context, weights = self._call(_deferred.step, self._forward, self._undeferred, query, spans, mask)
         if not need_weights:
             return context, None
         return context, weights if weights.dtype == query.dtype else weights.to(query.dtype)
+
+    def scores(self, query: Tensor, *, spans: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The raw scores of one query per source, or of several: for normalisers other than softmax, whose weights go to :meth:`context`.
+
+        Arguments and errors as in :meth:`attend`.
+
+        Returns:
+            ``[B, S]`` or ``[B, K, S]``, with heads ``[B, H, S]`` or ``[B, H, K, S]``; ``-inf`` where a position is not visible, as
+            :func:`onepass.additive_scores` has it. Gradients of keys and ``v`` are deferred as :meth:`attend`'s are.
+        """
+        self._check(query)
+        scores: Tensor = self._call(_deferred.scores, self._forward_scores, self._undeferred_scores, query, spans, mask)
+        return scores
 
     def context(self, weights: Tensor, *, spans: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The context of given weights, ``sum_s weights[s] values[s]`` over the visible positions: for weights that are changed after the
@@ -171,15 +177,8 @@ class AttentionMemory:
             As :meth:`attend`.
         """
         self._check_weights(weights)
-        defers = self._defers(weights)
-        if spans is not None or mask is not None:
-            spans, mask = self._visible(weights, spans, mask)
-        if not defers:
-            return self._undeferred_context(weights, spans, mask)
-        if self._with_grad and (self._root is not None or weights.requires_grad):
-            context: Tensor = _deferred.context(weights, self._root, self, spans, mask)
-            return context
-        return self._forward_context(weights, spans, mask)
+        context: Tensor = self._call(_deferred.context, self._forward_context, self._undeferred_context, weights, spans, mask)
+        return context
 
     def select(self, rows: Tensor) -> "AttentionMemory":
         """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``; nothing is prepared again."""
@@ -210,6 +209,17 @@ class AttentionMemory:
     def __repr__(self) -> str:
         family = "multiplicative" if self.v is None else "additive"
         return f"AttentionMemory({family}, keys={list(self.keys.shape)}, values={list(self.values.shape)}, dtype={self.dtype})"
+
+    def _call(self, deferred: Any, forward: Any, undeferred: Any, rows: Tensor, spans: Tensor | None, mask: Tensor | None) -> Any:
+        """One call, of queries or of weights that are given, in the one of three ways that the grad mode and who looks on leave to it."""
+        defers = self._defers(rows)
+        if spans is not None or mask is not None:
+            spans, mask = self._visible(rows, spans, mask)
+        if not defers:
+            return undeferred(rows, spans, mask)
+        if self._with_grad and (self._root is not None or rows.requires_grad):
+            return deferred(rows, self._root, self, spans, mask)
+        return forward(rows, spans, mask)
 
     def _check(self, query: Tensor) -> None:
         if not isinstance(query, Tensor) or query.is_nested:
@@ -286,11 +296,12 @@ class AttentionMemory:
         """What the ops take: of the call, or of the memory where the call gives none."""
         return self.lengths if spans is None else spans, self.mask if mask is None else mask
 
-    def _ops_for(self, query: Tensor, backward: bool = False) -> Any:
-        """The ops of a step: the memory's backend's, or Triton's where CUDA has none for so many queries."""
-        if self._backend == "cuda" and (query.shape[-2] if query.dim() == self.keys.dim() else 1) > self._most[backward]:
-            return ops_of(pick_backend("triton", query, self.keys))
-        return self._ops
+    def _ops_for(self, query: Tensor, backward: bool = False, scores: bool = False) -> Any:
+        """The ops of a step: the memory's backend's, or Triton's where CUDA has none for so many queries, or for raw scores."""
+        if self._backend != "cuda":
+            return self._ops
+        queries = query.shape[-2] if query.dim() == self.keys.dim() else 1
+        return ops_of(pick_backend("triton", query, self.keys)) if scores or queries > self._most[backward] else self._ops
 
     def _forward(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The op of a step, past autograd."""
@@ -306,6 +317,21 @@ class AttentionMemory:
                 )
         return context, weights
 
+    def _forward_scores(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The op of :meth:`scores`, past autograd."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._scores_op(query, self._step_keys, spans, mask)
+
+    def _scores_op(self, query: Tensor, keys: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
+        limits, mask = self._seen(spans, mask)
+        ops = self._ops_for(query, scores=True)
+        scores: Tensor
+        if self._prepared is None:
+            scores = ops.multiplicative_step_scores.default(query, keys, self.scale, limits, mask)
+        else:
+            scores = ops.additive_step_scores.default(query, keys, self.v, *self._prepared, limits, mask)
+        return scores
+
     def _forward_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         """The op of :meth:`context`, past autograd."""
         limits, mask = self._seen(spans, mask)
@@ -313,16 +339,19 @@ class AttentionMemory:
             context: Tensor = self._ops.weighted_values.default(weights, self._step_values, limits, mask)
         return context
 
-    def _kept(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What steps read, in the memory's dtype; but additive keys that are kept as exponentials, or by the reference."""
-        if self.dtype is None:
-            return keys, values
-        return keys.to(self.dtype) if self.v is None or self._backend in ("triton", "cuda") else keys, values.to(self.dtype)
+    def _kept_keys(self, keys: Tensor) -> Tensor:
+        """What steps read of the keys: in the memory's dtype, unless they are kept as exponentials, or by the reference."""
+        if self.dtype is None or (self.v is not None and self._backend not in ("triton", "cuda")):
+            return keys
+        return keys.to(self.dtype)
+
+    def _kept_values(self, values: Tensor) -> Tensor:
+        return values if self.dtype is None else values.to(self.dtype)
 
     def _undeferred(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
         limits, mask = self._seen(spans, mask)
-        keys, values = self._kept(self.keys, self.values)
+        keys, values = self._kept_keys(self.keys), self._kept_values(self.values)
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
@@ -333,9 +362,24 @@ class AttentionMemory:
             context, weights = self._by_reference(query, keys.to(query.dtype), values.to(query.dtype), spans, mask)
         return context, weights
 
+    def _undeferred_scores(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
+        keys = self._kept_keys(self.keys)
+        if self._backend != "reference":
+            return self._scores_op(query, keys, spans, mask)
+        mask = self._seen(spans, mask)[1]
+        one_step = query.dim() < keys.dim()
+        queries, keys = query.unsqueeze(-2) if one_step else query, keys.to(query.dtype)
+        if self.v is None:
+            visible = reference.visible_positions(keys, queries.shape[-2], self.lengths, mask, spans)
+            scores = reference.multiplicative_scores(queries, keys, self.scale, visible)
+            scores = scores if visible is None else scores.masked_fill(~visible, -torch.inf)
+        else:
+            scores = reference.additive_scores(queries, keys, self.v, lengths=self.lengths, mask=mask, spans=spans)
+        return scores.squeeze(-2) if one_step else scores
+
     def _undeferred_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         limits, mask = self._seen(spans, mask)
-        values = self.values if self.dtype is None else self.values.to(self.dtype)
+        values = self._kept_values(self.values)
         if self._backend != "reference":
             context: Tensor = self._ops.weighted_values(weights, values, limits, mask)
             return context

@@ -18,6 +18,9 @@ from onepass.memory import AttentionMemory, additive_memory, multiplicative_memo
 class _Attention(nn.Module):
     """What both layers share: heads, dropout on the weights, and the call of the function."""
 
+    _additive: bool
+    query_dim: int
+
     def __init__(self, dropout: float, num_heads: int, **split: int) -> None:
         super().__init__()
         if not 0.0 <= dropout < 1.0:
@@ -98,6 +101,29 @@ class _Attention(nn.Module):
             context, weights = self._function(query, keys, values, lengths, mask, spans, need_weights)
         return self._join(context), weights if need_weights else None
 
+    def scores(self, query: Tensor, memory: AttentionMemory, *, mask: Tensor | None = None, spans: Tensor | None = None) -> Tensor:
+        """The raw scores of ``query`` over what :meth:`memory` made, for normalisers other than softmax: as :meth:`AttentionMemory.scores`.
+
+        Returns ``[B, T, S]``, without T for one step; ``[B, H, T, S]`` with heads. The weights made of them go to ``memory.context``.
+        """
+        self._check("query", query, self.query_dim)
+        if not isinstance(memory, AttentionMemory):
+            raise TypeError(f"memory must be what memory(...) made of the encoder states; got {type(memory).__name__}")
+        query, dtype = self._over(memory, query)
+        return memory.scores(query, spans=spans, mask=mask).to(dtype)
+
+    def _project(self, query: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _over(self, memory: AttentionMemory, query: Tensor) -> tuple[Tensor, torch.dtype]:
+        """The projected query by heads, in the dtype of the memory's keys; and its own, which results have."""
+        if (memory.v is not None) != self._additive:
+            mine, other = ("an additive", "multiplicative") if self._additive else ("a multiplicative", "additive")
+            raise ValueError(f"{mine} layer takes a memory of its own; got one of {other} attention")
+        query = self._project(query)
+        heads = self._split(query)
+        return heads.to(memory.keys.dtype) if query.dtype.is_floating_point else heads, query.dtype
+
     def _attend_memory(
         self,
         query: Tensor,
@@ -110,9 +136,7 @@ class _Attention(nn.Module):
         """As :meth:`_attend`, over a memory."""
         if any(other is not None for other in others):
             raise ValueError("a memory has its own values and lengths: give them to memory(...), not to the call")
-        dtype, query = query.dtype, self._split(query)
-        if dtype.is_floating_point:
-            query = query.to(memory.keys.dtype)
+        query, dtype = self._over(memory, query)
         if self.dropout > 0.0 and self.training:
             _, weights = memory.attend(query, need_weights=True, spans=spans, mask=mask)
             assert weights is not None
@@ -142,6 +166,8 @@ class AdditiveAttention(_Attention):
     Parameters: ``query_layer`` (Linear), ``key_layer`` (Linear, no bias), ``v`` ``[A]`` (``[H, A / H]`` with heads), ``g`` ``[]``
     or ``[H]``.
     """
+
+    _additive = True
 
     def __init__(
         self,
@@ -195,12 +221,14 @@ class AdditiveAttention(_Attention):
         """
         self._check("query", query, self.query_dim)
         if isinstance(memory, AttentionMemory):
-            if memory.v is None:
-                raise ValueError("an additive layer takes a memory of its own; got one of multiplicative attention")
-            return self._attend_memory(self.query_layer(query), memory, (values, lengths), mask, spans, need_weights)
+            return self._attend_memory(query, memory, (values, lengths), mask, spans, need_weights)
         self._check("memory", memory, self.key_dim, query)
         keys = self.key_layer(memory)
-        return self._attend(self.query_layer(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
+        return self._attend(self._project(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
+
+    def _project(self, query: Tensor) -> Tensor:
+        projected: Tensor = self.query_layer(query)
+        return projected
 
     def _function(
         self,
@@ -260,6 +288,8 @@ class MultiplicativeAttention(_Attention):
     Parameters: ``query_layer`` (Linear from ``query_dim`` to ``key_dim``) for ``"general"``, else none.
     """
 
+    _additive = False
+
     def __init__(
         self,
         query_dim: int,
@@ -292,16 +322,15 @@ class MultiplicativeAttention(_Attention):
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`AdditiveAttention.forward`."""
         self._check("query", query, self.query_dim)
-        if not isinstance(memory, AttentionMemory):
-            self._check("memory", memory, self.key_dim, query)
-        if self.query_layer is not None:
-            query = self.query_layer(query)
         if isinstance(memory, AttentionMemory):
-            if memory.v is not None:
-                raise ValueError("a multiplicative layer takes a memory of its own; got one of additive attention")
             return self._attend_memory(query, memory, (values, lengths), mask, spans, need_weights)
+        self._check("memory", memory, self.key_dim, query)
+        query = self._project(query)
         keys = memory.to(query.dtype)
         return self._attend(query, keys, keys if values is None else values, lengths, mask, spans, need_weights)
+
+    def _project(self, query: Tensor) -> Tensor:
+        return query if self.query_layer is None else self.query_layer(query)
 
     def _function(
         self,

@@ -113,9 +113,13 @@ def additive_attention_of(inputs: Inputs, values: Tensor, v: Tensor, need_weight
 def multiplicative_attention_of(inputs: Inputs, values: Tensor, scale: float, need_weights: bool) -> tuple[Tensor, Tensor | None]:
     """:func:`multiplicative_attention` of arguments that are checked."""
     visible = visible_to(inputs)
-    scores = _over_seen(lambda rows, columns: rows @ columns.transpose(-1, -2), inputs.query, inputs.keys, visible)
-    context, weights = attend(scale * scores, values, visible, need_weights)
+    context, weights = attend(multiplicative_scores(inputs.query, inputs.keys, scale, visible), values, visible, need_weights)
     return inputs.output(context), None if weights is None else inputs.output(weights)
+
+
+def multiplicative_scores(query: Tensor, keys: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """``scale * q[t] . k[s]`` of what is visible; elsewhere they stand for nothing."""
+    return scale * _over_seen(lambda rows, columns: rows @ columns.transpose(-1, -2), query, keys, visible)
 
 
 def weighted_values(weights: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:

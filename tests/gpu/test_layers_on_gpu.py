@@ -28,6 +28,7 @@ from memory_cases import (
     with_masks,
 )
 from seq2seq_cases import each_decoder, make_model
+from test_step_scores import build_hidden, check_scores, scored
 from tolerance import check
 from torch import Tensor, nn
 
@@ -54,6 +55,16 @@ def test_masks_of_queries(family: str, per_head: bool, by_step: bool, gpu_backen
     leaves = with_leaves(moved(garbage(seen, torch.nan)))
     memory = remember(leaves.replace(mask=moved(case).mask), gpu_backend)
     check(there(masked_over_memory(memory, leaves, masks.to(HERE), by_step)), seen)
+
+
+@by_step_or_at_once
+@pytest.mark.parametrize("hidden", ["lengths", "spans, mask and both"])
+@each_family
+def test_scores(family: str, hidden: str, by_step: bool, gpu_backend: str) -> None:
+    """Raw scores over a memory, and their gradients."""
+    case, seen, mask = build_hidden(family, Dims(3, 3, 21, 20, 12, heads=2), torch.float32, hidden)
+    found = scored(moved(case), gpu_backend, by_step, moved(seen), None if mask is None else mask.to(HERE))
+    check_scores(there(found), seen)
 
 
 each_program = pytest.mark.parametrize("program", ["recurrent chain, every output", "beams and steps", "context and weights"])
