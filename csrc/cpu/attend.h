@@ -69,18 +69,14 @@ void softmax_row(R* row, const Visible& visible, int64_t query) {
     return;
   }
   for (int64_t i = n; i < whole; ++i) row[i] = -infinity;
-  if (!visible.alike())
-    for (int64_t i = 0; i < n; ++i)
-      if (!visible.sees(query, i)) row[i] = -infinity;
+  visible.hide(row, query, -infinity);
   Vec<R> top = splat<R>(-infinity);
   for (int64_t i = 0; i < whole; i += W) top = larger<R>(load<R>(row + i), top);
   const R largest = largest_lane<R>(top);
   for (int64_t i = 0; i < whole; i += W) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - largest));
   const R sum = sum_by_position<R>(visible, [&](int64_t i) { return load<R>(row + i); }, [&](int64_t i) { return row[i]; });
   for (int64_t i = 0; i < whole; i += W) store<R>(row + i, load<R>(row + i) / sum);
-  if (!visible.alike())
-    for (int64_t i = 0; i < n; ++i)
-      if (!visible.sees(query, i)) row[i] = 0;
+  visible.hide(row, query, R(0));
 }
 
 template <class R>
@@ -92,38 +88,41 @@ bool all_finite(const R* row, int64_t n) {
   return sum_lanes<R, 1>(poison)[0] == R(0);
 }
 
-// out[t] = sum over i of weights[t, i] * rows[i]. A row that only some of the queries see must not reach the others: where it is not
-// finite, 0 times it would: its numbers that are not are taken out, and added for its seers alone.
+// out[t] = sum over i of weights[t, i] * rows[i]. A row that only some of the queries see must not reach the others. Where it is not finite,
+// 0 times it would, and then no sum is finite that it is a term of: so where some are not, numbers of such rows that are not finite are
+// taken out, and added for their seers alone.
 template <class R>
 void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visible& visible, int64_t queries, const Rows<R>& rows,
                  R* const* out) {
   const int64_t width = rows.width;
+  const Positions positions{visible.first, visible.index};
+  weighted_sums<R>(weights, stride, 1, rows, visible.count, out, queries, Into::cache, positions);
+  bool finite = true;
+  for (int64_t t = 0; t < queries && finite && !visible.alike(); ++t) finite = all_finite<R>(out[t], width);
+  if (finite) return;
+
+  auto* suspect = scratch.take<int64_t>(visible.count);
+  R* buffer = rows.native() ? nullptr : scratch.take<R>(width);
   int64_t suspects = 0;
-  int64_t* suspect = nullptr;
-  Rows<R> safe = rows;
-  R* buffer = rows.native() || visible.alike() ? nullptr : scratch.take<R>(width);
-  if (!visible.alike()) {
-    suspect = scratch.take<int64_t>(visible.count);
-    for (int64_t i = 0; i < visible.count; ++i)
-      if (visible.mixed(queries, i) && !all_finite<R>(rows.row(i, buffer), width)) suspect[suspects++] = i;
-  }
+  for (int64_t i = 0; i < visible.count; ++i)
+    if (visible.mixed(queries, i) && !all_finite<R>(rows.row(i, buffer), width)) suspect[suspects++] = i;
+  if (suspects == 0) return;
   const auto poisons = [&](int64_t i, const auto& f) {  // f(column, number)
     const R* row = rows.row(i, buffer);
     for (int64_t c = 0; c < width; ++c)
       if (!std::isfinite(row[c])) f(c, row[c]);
   };
-  if (suspects > 0) {
-    const int size = size_of(rows.dtype);
-    safe.at = scratch.take<const void*>(visible.count);
-    for (int64_t i = 0; i < visible.count; ++i) safe.at[i] = rows.at[i];
-    for (int64_t k = 0; k < suspects; ++k) {
-      char* finite = scratch.take<char>(width * size);
-      __builtin_memcpy(finite, rows.at[suspect[k]], static_cast<size_t>(width * size));
-      poisons(suspect[k], [&](int64_t c, R) { __builtin_memset(finite + c * size, 0, static_cast<size_t>(size)); });
-      safe.at[suspect[k]] = finite;
-    }
+  const int size = size_of(rows.dtype);
+  Rows<R> safe = rows;
+  safe.at = scratch.take<const void*>(visible.count);
+  for (int64_t i = 0; i < visible.count; ++i) safe.at[i] = rows.at[i];
+  for (int64_t k = 0; k < suspects; ++k) {
+    char* copy = scratch.take<char>(width * size);
+    __builtin_memcpy(copy, rows.at[suspect[k]], static_cast<size_t>(width * size));
+    poisons(suspect[k], [&](int64_t c, R) { __builtin_memset(copy + c * size, 0, static_cast<size_t>(size)); });
+    safe.at[suspect[k]] = copy;
   }
-  weighted_sums<R>(weights, stride, 1, safe, visible.count, out, queries, Into::cache, {visible.first, visible.index});
+  weighted_sums<R>(weights, stride, 1, safe, visible.count, out, queries, Into::cache, positions);
   for (int64_t k = 0; k < suspects; ++k)
     poisons(suspect[k], [&](int64_t c, R poison) {
       for (int64_t t = 0; t < queries; ++t)
@@ -141,6 +140,11 @@ void scatter_row(void* to, Dtype dtype, const R* row, const Visible& visible, in
     for (int64_t s = 0; s < first; ++s) dense[s] = elsewhere;
     __builtin_memcpy(dense + first, row + seen.first, static_cast<size_t>(end - first) * sizeof(R));
     for (int64_t s = end; s < S; ++s) dense[s] = elsewhere;
+  } else if (visible.index == nullptr) {
+    for (int64_t s = 0; s < visible.first; ++s) dense[s] = elsewhere;
+    __builtin_memcpy(dense + visible.first, row, static_cast<size_t>(visible.count) * sizeof(R));
+    visible.hide(dense + visible.first, query, elsewhere);
+    for (int64_t s = visible.first + visible.count; s < S; ++s) dense[s] = elsewhere;
   } else {
     for (int64_t s = 0; s < S; ++s) dense[s] = elsewhere;
     for (int64_t i = visible.begin(query); i < visible.end(query); ++i)
@@ -163,6 +167,10 @@ void gather_row(R* row, const void* from, Dtype dtype, const Visible& visible, i
     for (int64_t i = seen.last; i < visible.count; ++i) row[i] = 0;
     return;
   }
+  if (visible.index == nullptr) {
+    read(row, visible.first, visible.count);
+    return visible.hide(row, query, R(0));
+  }
   const R* dense = static_cast<const R*>(from);
   if (!is_native<R>(dtype)) {
     const int64_t first = visible.position(0), end = visible.position(visible.count - 1) + 1;
@@ -177,17 +185,13 @@ template <class R>
 void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int64_t query) {
   constexpr int W = kWidth<R>;
   const int64_t n = visible.count;
-  if (!visible.alike())
-    for (int64_t i = 0; i < n; ++i)
-      if (!visible.sees(query, i)) grad[i] = 0;
+  visible.hide(grad, query, R(0));
   const auto vector = [&](int64_t i) {
     return i + W <= n ? load<R>(weights + i) * load<R>(grad + i) : load_first<R>(weights + i, n - i) * load_first<R>(grad + i, n - i);
   };
   const R mean = sum_by_position<R>(visible, vector, [&](int64_t i) { return weights[i] * grad[i]; });
   for (int64_t i = 0; i < n; ++i) grad[i] = weights[i] * (grad[i] - mean);
-  if (!visible.alike())
-    for (int64_t i = 0; i < n; ++i)
-      if (!visible.sees(query, i)) grad[i] = 0;
+  visible.hide(grad, query, R(0));
 }
 
 // dL/dscores of a query, times the scale, in place of what arrives at its weights through the context. `more`: what arrives at these

@@ -91,10 +91,17 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
       for (int j = 0; j < N; ++j) sum[i * N + j] = fma<R>(l, r[j], sum[i * N + j]);
     }
   }
-  if (c < n)
-    for (int i = 0; i < M; ++i)
-      for (int j = 0; j < N; ++j)
-        sum[i * N + j] = fma<R>(load_first<R>(left[i] + c, n - c), load_as<R>(right[j] + c, n - c), sum[i * N + j]);
+  if (c < n) {
+    Vec<R> r[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) r[j] = load_as<R>(right[j] + c, n - c);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const Vec<R> l = load_first<R>(left[i] + c, n - c);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) sum[i * N + j] = fma<R>(l, r[j], sum[i * N + j]);
+    }
+  }
   store_sums<R, M, N>(sum, out, stride, [](Vec<R> x) __attribute__((always_inline)) { return x; });
 }
 

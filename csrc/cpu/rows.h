@@ -82,9 +82,15 @@ ONEPASS_INLINE void with_element(Dtype dtype, const F& f) {
 
 // A vector's worth of halves as floats; the compiler's own conversions of vectors take twice as many instructions.
 #if defined(__AVX512F__)
-ONEPASS_INLINE __m256i halves_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-ONEPASS_INLINE Vec<float> widened(const Bf16* p) { return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves_at(p)), 16); }
-ONEPASS_INLINE Vec<float> widened(const F16* p) { return _mm512_cvtph_ps(halves_at(p)); }
+template <class Half>
+ONEPASS_INLINE Vec<float> widened(__m256i halves) {
+  if constexpr (std::is_same_v<Half, Bf16>) return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+  else return _mm512_cvtph_ps(halves);
+}
+template <class Half>
+ONEPASS_INLINE Vec<float> widened(const Half* p) {
+  return widened<Half>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 #elif defined(__AVX2__)
 ONEPASS_INLINE __m128i halves_at(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 ONEPASS_INLINE Vec<float> widened(const Bf16* p) { return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves_at(p)), 16); }
@@ -106,9 +112,14 @@ ONEPASS_INLINE Vec<R> load_as(const Element* p, int64_t n = kWidth<R>) {
   if constexpr (std::is_same_v<R, Element>) {
     return n == kWidth<R> ? load<R>(p) : load_first<R>(p, n);
   } else {
+    if (n == kWidth<R>) return widened(p);
+#if ONEPASS_MASKED && defined(__AVX512F__)
+    return widened<Element>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes(n)), p));
+#else
     Element first[kWidth<R>] = {};
-    __builtin_memcpy(first, p, n == kWidth<R> ? sizeof first : static_cast<size_t>(n) * sizeof(Element));
+    __builtin_memcpy(first, p, static_cast<size_t>(n) * sizeof(Element));
     return widened(first);
+#endif
   }
 }
 
@@ -127,10 +138,16 @@ template <class R>
 void write_row(void* to, const R* from, Dtype dtype, int64_t n) {
   if constexpr (sizeof(R) == 4) {
     auto* half = static_cast<uint16_t*>(to);
+    int64_t i = 0;
     if (dtype == Dtype::bf16)
-      for (int64_t i = 0; i < n; ++i) half[i] = to_bf16(from[i]);
-    else if (dtype == Dtype::f16)
-      for (int64_t i = 0; i < n; ++i) half[i] = to_f16(from[i]);
+      for (; i < n; ++i) half[i] = to_bf16(from[i]);
+    else if (dtype == Dtype::f16) {
+#if defined(__F16C__)
+      for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(half + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+      for (; i < n; ++i) half[i] = to_f16(from[i]);
+    }
   }
   if (dtype == Dtype::f32 || dtype == Dtype::f64) __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(R));
 }

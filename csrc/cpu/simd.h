@@ -87,17 +87,49 @@ ONEPASS_INLINE void finish_stores() {
 #endif
 }
 
-// The first n lanes; the others are zero, and untouched by the store.
+// Whether masked instructions move what is less than a vector. The sanitizers see through calls of memcpy, and not through these.
+#if defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+#define ONEPASS_MASKED 1
+#else
+#define ONEPASS_MASKED 0
+#endif
+
+#if ONEPASS_MASKED && defined(__AVX512F__)
+ONEPASS_INLINE uint32_t first_lanes(int64_t n) { return (uint32_t{1} << n) - 1; }
+#elif ONEPASS_MASKED
+ONEPASS_INLINE __m256i first_lanes(int64_t n, float) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+ONEPASS_INLINE __m256i first_lanes(int64_t n, double) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+#endif
+
+// The first n lanes, which may be all; the others are zero, and untouched by the store.
 template <class R>
 ONEPASS_INLINE Vec<R> load_first(const R* p, int64_t n) {
+#if ONEPASS_MASKED && defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) return _mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(n)), p);
+  else return _mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n)), p);
+#elif ONEPASS_MASKED
+  if constexpr (sizeof(R) == 4) return _mm256_maskload_ps(p, first_lanes(n, R{}));
+  else return _mm256_maskload_pd(p, first_lanes(n, R{}));
+#else
   Vec<R> x = {};
   __builtin_memcpy(&x, p, static_cast<size_t>(n) * sizeof(R));
   return x;
+#endif
 }
 
 template <class R>
 ONEPASS_INLINE void store_first(R* p, Vec<R> x, int64_t n) {
+#if ONEPASS_MASKED && defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_lanes(n)), x);
+  else _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(n)), x);
+#elif ONEPASS_MASKED
+  if constexpr (sizeof(R) == 4) _mm256_maskstore_ps(p, first_lanes(n, R{}), x);
+  else _mm256_maskstore_pd(p, first_lanes(n, R{}), x);
+#else
   __builtin_memcpy(p, &x, static_cast<size_t>(n) * sizeof(R));
+#endif
 }
 
 template <class R>

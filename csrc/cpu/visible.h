@@ -31,6 +31,18 @@ struct Visible {
     const auto within = [this](int64_t i) { return i < 0 ? 0 : i > count ? count : i; };  // one that holds nothing may lie anywhere
     return {within(begin(query)), within(end(query))};
   }
+  // Numbers of a query's row that it does not see become this one.
+  template <class R>
+  void hide(R* row, int64_t query, R number) const {
+    if (alike()) return;
+    const Span within = seen_of(query);
+    for (int64_t i = 0; i < within.first; ++i) row[i] = number;
+    if (seen != nullptr) {
+      const uint8_t* sees = seen + query * stride;
+      for (int64_t i = within.first; i < within.last; ++i) row[i] = sees[i] ? row[i] : number;
+    }
+    for (int64_t i = within.last; i < count; ++i) row[i] = number;
+  }
   bool sees_any(int64_t query) const {
     if (seen == nullptr) return end(query) > begin(query);
     for (int64_t i = begin(query); i < end(query); ++i)
@@ -108,6 +120,16 @@ inline bool shown(const Visibility& v, int64_t b, int64_t h, int64_t t, int64_t 
   return v.mask == nullptr || v.mask[b * v.mask_batch + h * v.mask_head + t * v.mask_step + s * v.mask_source] != 0;
 }
 
+// Whether each of n positions is shown to a query: 0 or 1.
+inline void mask_row(const Visibility& v, int64_t b, int64_t h, int64_t t, int64_t first, int64_t n, uint8_t* row) {
+  if (v.mask == nullptr) return static_cast<void>(__builtin_memset(row, 1, static_cast<size_t>(n)));
+  const uint8_t* mask = v.mask + b * v.mask_batch + h * v.mask_head + t * v.mask_step + first * v.mask_source;
+  if (v.mask_source == 1)
+    for (int64_t i = 0; i < n; ++i) row[i] = mask[i] != 0;
+  else
+    for (int64_t i = 0; i < n; ++i) row[i] = mask[i * v.mask_source] != 0;
+}
+
 // Of queries whose spans differ: what their spans hold together, and each one's window on it. No other position is looked at.
 inline Visible visible_in_spans(Scratch& scratch, const Visibility& v, int64_t S, int64_t b, int64_t h, int64_t t0, int64_t queries) {
   auto* spans = scratch.take<Span>(queries);
@@ -177,21 +199,31 @@ inline Visible visible_to(Scratch& scratch, const Visibility& v, int64_t S, int6
   if (!same || (v.firsts != nullptr && all.last != shortest)) return visible_in_spans(scratch, v, S, b, h, t0, queries);
   if (v.mask == nullptr && all.last == shortest) return {all.last - all.first, nullptr, nullptr, all.first};
 
-  const auto sees = [&](int64_t t, int64_t s) { return s < span_of(v, S, b, t0 + t).last && shown(v, b, h, t0 + t, s); };
-  auto* index = scratch.take<int32_t>(all.last - all.first);
+  const int64_t n = all.last - all.first;
+  auto* rows = scratch.take<uint8_t>(kinds * n);  // what each sees
+  auto* seers = scratch.take<int32_t>(n);
+  for (int64_t i = 0; i < n; ++i) seers[i] = 0;
+  for (int64_t t = 0; t < kinds; ++t) {
+    const int64_t own = span_of(v, S, b, t0 + t).last - all.first, shown_to = own < 0 ? 0 : own;
+    uint8_t* row = rows + t * n;
+    mask_row(v, b, h, t0 + t, all.first, shown_to, row);
+    for (int64_t i = shown_to; i < n; ++i) row[i] = 0;
+    for (int64_t i = 0; i < n; ++i) seers[i] += row[i];
+  }
+  auto* index = scratch.take<int32_t>(n + 1);
   int64_t count = 0;
   bool by_all = true;
-  for (int64_t s = all.first; s < all.last; ++s) {
-    int64_t seers = 0;
-    for (int64_t t = 0; t < kinds; ++t) seers += sees(t, s);
-    if (seers == 0) continue;
-    by_all = by_all && seers == kinds;
-    index[count++] = static_cast<int32_t>(s);
+  for (int64_t i = 0; i < n; ++i) {
+    index[count] = static_cast<int32_t>(all.first + i);
+    count += seers[i] != 0;
+    by_all = by_all && (seers[i] == 0 || seers[i] == kinds);
   }
-  if (by_all) return {count, count == all.last - all.first ? nullptr : index, nullptr, all.first};
-  auto* seen = scratch.take<uint8_t>(queries * count);
-  for (int64_t t = 0; t < queries; ++t)
-    for (int64_t i = 0; i < count; ++i) seen[t * count + i] = sees(t, index[i]);
+  const bool dense = count == n;
+  if (by_all) return {count, dense ? nullptr : index, nullptr, all.first};
+  if (dense) return {n, nullptr, rows, all.first, n};
+  auto* seen = scratch.take<uint8_t>(kinds * count);
+  for (int64_t t = 0; t < kinds; ++t)
+    for (int64_t i = 0; i < count; ++i) seen[t * count + i] = rows[t * n + index[i] - all.first];
   return {count, index, seen, 0, count};
 }
 

@@ -58,7 +58,7 @@ void run(int64_t B) {
   const Prepared memory{tensor(B, S, A), tensor(B, S, 2), tensor(1, 1, 3 * A + 8), A};
 
   const int64_t all = B * T * S * A, step = B * S * A;
-  count("additive_scores", B, all, [&] { kernels.additive_forward({s, query, keys, {}, v, {}, {}, {}, scores}, serial); });
+  count("additive_scores", B, all, [&] { kernels.additive_forward({s, query, keys, {}, v, {}, {}, {}, scores, true}, serial); });
   count("additive_forward", B, all, [&] { kernels.additive_forward({s, query, keys, values, v, {}, {}, context, weights}, serial); });
   count("additive_backward", B, all, [&] {
     kernels.additive_backward(

@@ -102,7 +102,7 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
            finite(grad_values, s, s.S, s.D);
   };
   kernels.additive_forward({s, query, keys, values, vector, {}, v, context, weights}, serial);
-  kernels.additive_forward({s, query, keys, {}, vector, {}, v, {}, scores}, serial);
+  kernels.additive_forward({s, query, keys, {}, vector, {}, v, {}, scores, true}, serial);
   kernels.additive_backward({s, query, keys, values, vector, v, weights, grad_context, grad_weights, scratch, partial, grad_query,
                              grad_keys, grad_values, grad_v},
                             serial);
@@ -136,6 +136,10 @@ bool run(const Kernels& kernels, const Shape& s, Dtype dtype, int visibility, fl
     ok = ok && all_finite();
     kernels.multiplicative_forward({s, 0.5, query, others, rows, v, context, weights}, serial);
     kernels.multiplicative_step_backward({s, 0.5, query, others, rows, {}, v, weights, grad_context, {}, grad_query, scratch}, serial);
+    const Tensor raw = b.tensor(s.B, s.H, s.T, s.S, dtype);
+    kernels.additive_forward({s, query, keys, {}, vector, memory, v, {}, raw, true}, serial);
+    kernels.multiplicative_forward({s, 0.5, query, others, {}, v, {}, raw, true}, serial);
+    kernels.additive_step_backward({s, 1.0, query, keys, rows, memory, v, {}, {}, grad_weights, grad_query, scratch}, serial);
     kernels.source_sums({s, v, weights, grad_context, grad_values}, serial);
     const Tensor given = b.tensor(s.B, s.H, s.T, s.S, dtype);
     kernels.weighted_values({s, given, rows, v, context}, serial);
