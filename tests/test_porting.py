@@ -170,7 +170,11 @@ def pooled(x: dict[str, Any]) -> Tensor:
     return softmax(scores.mT) @ x["encoder_states"]
 
 
-EXPECTED = [located, clipped, with_prior, with_prior, sparse, pointed, pooled]
+def plain(x: dict[str, Any]) -> Tensor:
+    return softmax(torch.tanh(pairs(x["query"], x["keys"])) @ x["v"]) @ x["values"]
+
+
+EXPECTED = [located, clipped, with_prior, with_prior, sparse, pointed, pooled, plain]
 
 
 @pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from cases import FAMILIES, Dims, build, call
+from memory_cases import assert_near, build_for_memory, each_family, remember, with_leaves
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -179,3 +181,25 @@ def test_vmap_keeps_the_check_of_lengths() -> None:
     lengths = torch.tensor([1, DIMS.source + 1])
     with pytest.raises(RuntimeError, match=r"lengths must lie in \[0, 5\]"):
         torch.vmap(lambda q: onepass.reference.additive_attention(q, case.keys, case.values, case.v, lengths=lengths)[0])(case.query[None])
+
+
+@each_family
+def test_batched_gradients(family: str, backend: str) -> None:
+    """Several upstream gradients at once, over steps and several queries: each as by itself."""
+    leaves = with_leaves(build_for_memory(family, Dims(2, 3, 7, 6, 4), torch.float64, hidden="lengths"))
+    memory = remember(leaves, backend)
+    steps = [memory.attend(query)[0] for query in leaves.query.unbind(1)]
+    several = torch.stack(steps, 1) + memory.attend(leaves.query)[0]
+    upstream = torch.stack([leaves.grad_context, 2 * leaves.grad_context.cos()])
+    inputs = list(leaves.inputs().values())
+    together = torch.autograd.grad(several, inputs, upstream, retain_graph=True, is_grads_batched=True)
+    one_by_one = [torch.autograd.grad(several, inputs, one, retain_graph=True) for one in upstream]
+    for number, got in enumerate(together):
+        assert_near({"grad": got}, {"grad": torch.stack([grads[number] for grads in one_by_one])})
+
+
+def test_a_reentrant_checkpoint_is_told_what_it_wants(backend: str) -> None:
+    leaves = with_leaves(build_for_memory("additive"))
+    memory = remember(leaves, backend)
+    with pytest.raises(RuntimeError, match=r"used with them disabled \(torch.utils.checkpoint does so unless use_reentrant=False\)"):
+        torch.utils.checkpoint.checkpoint(lambda query: memory.attend(query)[0], leaves.query, use_reentrant=True)

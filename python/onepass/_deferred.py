@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from onepass._autograd import past_autograd
 
@@ -155,7 +156,13 @@ def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
     several = rank in ranks
     if len(ranks) > 1:
         steps = [step if step.dim() == rank else step.unsqueeze(-2) for step in steps]
-    stacked: Tensor = steps[0] if several and len(steps) == 1 else ops.stack_steps(steps, several)
+    stacked: Tensor
+    if several and len(steps) == 1:
+        stacked = steps[0]
+    elif any(_functorch.is_legacy_batchedtensor(step) for step in steps):  # of is_grads_batched, whose loop over ops takes no lists
+        stacked = torch.cat(steps, -2) if several else torch.stack(steps, -2)
+    else:
+        stacked = ops.stack_steps(steps, several)
     steps.clear()
     return stacked
 

@@ -259,9 +259,10 @@ class AttentionMemory:
         carry all gradients: on the reference, in compiled, traced or transformed code, and where such code made the memory, which then
         has no root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
+            hint = " (torch.utils.checkpoint does so unless use_reentrant=False)" if self._with_grad else ""
             raise RuntimeError(
                 f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
-                f"with them {'disabled' if self._with_grad else 'enabled'}: make it in the mode of its steps"
+                f"with them {'disabled' if self._with_grad else 'enabled'}{hint}: make it in the mode of its steps"
             )
         if self._backend == "reference" or are_recorded():
             return False
