@@ -1,9 +1,13 @@
 """Contract 3: non-finite inputs give what the eager formula gives."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import DTYPES, FAMILIES, Case, Dims, build, call, results
 from tolerance import check
+
+import onepass
 
 DIMS = Dims(3, 5, 21, 18, 6)
 BAD = [torch.nan, torch.inf, -torch.inf]
@@ -79,3 +83,20 @@ def test_score_of_minus_infinity(dtype: torch.dtype, backend: str, isa: str) -> 
     assert context[0].isfinite().all()
     assert weights[1].isnan().all()
     assert context[1].isnan().all()
+
+
+@pytest.mark.parametrize("hidden_from", [0, 150])
+def test_what_one_query_does_not_see_does_not_reorder_the_others(
+    hidden_from: int, backend: str, set_threads: Callable[[int], None]
+) -> None:
+    """Sums that overflow behind an infinity stay that infinity, as eager's do, whatever queries come beside and on however many threads."""
+    values = torch.full((1, 8, 16), 3e38)
+    values[0, 0] = -torch.inf
+    mask = torch.ones(200, 8, dtype=torch.bool)
+    mask[hidden_from, 0] = False
+    expected = torch.full((200, 16), -torch.inf)
+    expected[hidden_from] = torch.inf
+    for count in (1, 2, 3):
+        set_threads(count)
+        memory = onepass.multiplicative_memory(torch.zeros(1, 8, 4), values, backend=backend)
+        assert torch.equal(memory.context(torch.ones(1, 200, 8), mask=mask)[0], expected)

@@ -250,3 +250,25 @@ def test_errors(mask: Callable[[], Any], error: type[Exception], message: str, b
     for ask in (lambda: memory.attend(torch.randn(2, 5), mask=mask()), lambda: memory.context(torch.rand(2, 7), mask=mask())):
         with pytest.raises(error, match=re.escape(message)):
             ask()
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["attend", "scores"])
+@each_family
+def test_a_hidden_number_changes_no_bit_of_the_gradient(family: str, raw: bool, backend: str, isa: str) -> None:
+    """Of the query that it is hidden from, though another query of the call sees it: not by how keys are computed together either."""
+    for seed in range(12):
+        case = build_for_memory(family, Dims(1, 2, 14, 16, 3), seed=seed)
+        mask = torch.ones(1, 2, 14, dtype=torch.bool)
+        mask[0, 0, seed % 8 + 3] = False
+        found = []
+        for number in (0.0, 3.0, 30.0, torch.inf, torch.nan):
+            keys = case.keys.clone()
+            keys[0, seed % 8 + 3] = number
+            query = case.query.clone().requires_grad_()
+            memory = remember(case.replace(keys=keys), backend)
+            result = memory.scores(query, mask=mask).masked_fill(~mask, 0.0) if raw else memory.attend(query, mask=mask)[0]
+            result[:, 0].square().sum().backward()
+            assert query.grad is not None
+            found.append({"query": query.grad[:, 0]})
+        for other in found[1:]:
+            assert_same_bits(other, found[0])

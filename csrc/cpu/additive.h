@@ -26,15 +26,21 @@ void additive_forward(const AdditiveForward& args, const Executor& executor) {
 }
 
 // One query against N keys of a memory: dq += g w over some of the channels, w as in gradient_step, times v if that is not finite. The next
-// keys are fetched meanwhile, or not.
+// keys are fetched meanwhile, or not. Keys that the query does not see (g is 0) have one that it sees in their place.
 template <class R, int N, bool Fetch, class Element>
 void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k, int64_t s, const R* g, const uint8_t* seen,
                     const ScoreContext<R>& c, Range some, R* dq) {
   constexpr int W = kWidth<R>;
   constexpr R kMerged = (Limits<R>::product / N - 1) / R(2.8853900817779268);
-  R least = k.size[s].largest, most = k.size[s].largest;
-  for (int i = 1; i < N; ++i) {
-    const R size = k.size[s + i].largest;
+  int any = 0;
+  while (seen != nullptr && any < N && seen[any] == 0) ++any;
+  if (any == N) return;
+  const Element* e[N];
+  R least = k.size[s + any].largest, most = least;
+  for (int i = 0; i < N; ++i) {
+    const int64_t taken = s + (seen == nullptr || seen[i] != 0 ? i : any);
+    const R size = k.size[taken].largest;
+    e[i] = k.e[taken];
     least = size < least ? size : least;
     most = size <= most ? most : size + R(0) * most;  // a NaN stays
   }
@@ -46,8 +52,8 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
       Vec<R> x[N], r[N], sum = load<R>(dq + a);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
-        if constexpr (Fetch) __builtin_prefetch(k.e[s + i] + N * c.channels.whole + a);
-        x[i] = query * load_as<R>(k.e[s + i] + a);
+        if constexpr (Fetch) __builtin_prefetch(e[i] + N * c.channels.whole + a);
+        x[i] = query * load_as<R>(e[i] + a);
         merging.d[i] = x[i] + R(1);
       }
       if constexpr (decltype(merged)::value) {
@@ -68,7 +74,7 @@ void query_gradient(const R* q, const R* eq, R q_size, const Keys<R, Element>& k
   } else if constexpr (N > 1) {
     for (int i = 0; i < N; ++i)
       query_gradient<R, 1, false>(q, eq, q_size, k, s + i, g + i, seen == nullptr ? nullptr : seen + i, c, some, dq);
-  } else if (seen == nullptr || *seen != 0) {
+  } else {
     const int64_t A = c.channels.count;
     const R* key = k.rows.row(s, k.buffer);
     const auto at = [A](const R* row, int64_t a) { return a + W <= A ? load<R>(row + a) : load_first<R>(row + a, A - a); };

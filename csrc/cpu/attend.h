@@ -89,45 +89,34 @@ bool all_finite(const R* row, int64_t n) {
 }
 
 // out[t] = sum over i of weights[t, i] * rows[i]. A row that only some of the queries see must not reach the others. Where it is not finite,
-// 0 times it would, and then no sum is finite that it is a term of: so where some are not, numbers of such rows that are not finite are
-// taken out, and added for their seers alone.
+// 0 times it would, and then no sum is finite that it is a term of: queries with such sums have theirs again, with zeros for those of these
+// rows that they do not see.
 template <class R>
 void sum_visible(Scratch& scratch, const R* weights, int64_t stride, const Visible& visible, int64_t queries, const Rows<R>& rows,
                  R* const* out) {
-  const int64_t width = rows.width;
+  const int64_t width = rows.width, n = visible.count;
   const Positions positions{visible.first, visible.index};
-  weighted_sums<R>(weights, stride, 1, rows, visible.count, out, queries, Into::cache, positions);
+  weighted_sums<R>(weights, stride, 1, rows, n, out, queries, Into::cache, positions);
   bool finite = true;
   for (int64_t t = 0; t < queries && finite && !visible.alike(); ++t) finite = all_finite<R>(out[t], width);
   if (finite) return;
 
-  auto* suspect = scratch.take<int64_t>(visible.count);
   R* buffer = rows.native() ? nullptr : scratch.take<R>(width);
+  auto* suspect = scratch.take<int64_t>(n);
   int64_t suspects = 0;
-  for (int64_t i = 0; i < visible.count; ++i)
+  for (int64_t i = 0; i < n; ++i)
     if (visible.mixed(queries, i) && !all_finite<R>(rows.row(i, buffer), width)) suspect[suspects++] = i;
-  if (suspects == 0) return;
-  const auto poisons = [&](int64_t i, const auto& f) {  // f(column, number)
-    const R* row = rows.row(i, buffer);
-    for (int64_t c = 0; c < width; ++c)
-      if (!std::isfinite(row[c])) f(c, row[c]);
-  };
-  const int size = size_of(rows.dtype);
-  Rows<R> safe = rows;
-  safe.at = scratch.take<const void*>(visible.count);
-  for (int64_t i = 0; i < visible.count; ++i) safe.at[i] = rows.at[i];
-  for (int64_t k = 0; k < suspects; ++k) {
-    char* copy = scratch.take<char>(width * size);
-    __builtin_memcpy(copy, rows.at[suspect[k]], static_cast<size_t>(width * size));
-    poisons(suspect[k], [&](int64_t c, R) { __builtin_memset(copy + c * size, 0, static_cast<size_t>(size)); });
-    safe.at[suspect[k]] = copy;
+  const void* zeros = scratch.zeros<char>(width * size_of(rows.dtype));
+  Rows<R> own = rows;
+  own.at = scratch.take<const void*>(n);
+  for (int64_t t = 0; t < queries && suspects > 0; ++t) {
+    if (all_finite<R>(out[t], width)) continue;
+    bool sees_all = true;
+    __builtin_memcpy(own.at, rows.at, static_cast<size_t>(n) * sizeof(void*));
+    for (int64_t k = 0; k < suspects; ++k)
+      if (!visible.sees(t, suspect[k])) own.at[suspect[k]] = zeros, sees_all = false;
+    if (!sees_all) weighted_sums<R>(weights + t * stride, stride, 1, own, n, out + t, 1, Into::cache, positions);
   }
-  weighted_sums<R>(weights, stride, 1, safe, visible.count, out, queries, Into::cache, positions);
-  for (int64_t k = 0; k < suspects; ++k)
-    poisons(suspect[k], [&](int64_t c, R poison) {
-      for (int64_t t = 0; t < queries; ++t)
-        if (visible.sees(t, suspect[k])) out[t][c] += weights[t * stride + suspect[k]] * poison;
-    });
 }
 
 // One row of a [.., T, S] tensor from its visible entries; the others become `elsewhere`.

@@ -221,10 +221,9 @@ inline Visible visible_to(Scratch& scratch, const Visibility& v, int64_t S, int6
   const bool dense = count == n;
   if (by_all) return {count, dense ? nullptr : index, nullptr, all.first};
   if (dense) return {n, nullptr, rows, all.first, n};
-  auto* seen = scratch.take<uint8_t>(kinds * count);
-  for (int64_t t = 0; t < kinds; ++t)
-    for (int64_t i = 0; i < count; ++i) seen[t * count + i] = rows[t * n + index[i] - all.first];
-  return {count, index, seen, 0, count};
+  for (int64_t t = 0; t < kinds; ++t)  // in place: nothing is written beyond what is read
+    for (int64_t i = 0; i < count; ++i) rows[t * count + i] = rows[t * n + index[i] - all.first];
+  return {count, index, rows, 0, count};
 }
 
 }  // namespace onepass::ONEPASS_ISA
