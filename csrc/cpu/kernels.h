@@ -55,7 +55,7 @@ struct StepBackward {
   Tensor query, keys, values;
   Prepared memory;                 // additive
   Visibility visibility;
-  Tensor weights, grad_context, grad_weights;  // as above
+  Tensor weights, grad_context, grad_weights;  // as in AdditiveBackward
   Tensor grad_query, grad_scores;  // grad_scores [B, H, T, S] of the accumulator's dtype, times the scale
 };
 
@@ -79,8 +79,8 @@ struct MultiplicativeForward {
   double scale;
   Tensor query, keys, values;
   Visibility visibility;
-  Tensor context, weights;  // weights may be absent
-  bool scores_only = false;
+  Tensor context, weights;   // weights may be absent
+  bool scores_only = false;  // as in AdditiveForward
 };
 
 struct MultiplicativeBackward {

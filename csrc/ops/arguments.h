@@ -213,7 +213,7 @@ inline Shape shape_of_step(const TorchTensor& query, const TorchTensor& keys, in
 template <class Args>
 void set_scored(Arguments& in, Args& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v) {
   const Shape& s = args.shape;
-  args.query = in.in("query", query, in.with_heads(s, s.T, s.A));
+  args.query = in.in("query", query, in.per_query(s, s.A));
   args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
   args.v = in.in("v", v, in.width_of_v(s));
 }

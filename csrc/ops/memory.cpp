@@ -50,16 +50,13 @@ Prepared prepared(Arguments& in, const Shape& s, const TorchTensor& query, const
   return memory;
 }
 
-// What the scores of both families are made of; those of a step's weights, or raw.
+// What the scores of a step are made of, in both families.
 void set_scored(Arguments& in, AdditiveForward& args, const TorchTensor& query, const TorchTensor& keys, const TorchTensor& v,
                 const TorchTensor& exponentials, const TorchTensor& sizes, const TorchTensor& weighting, const OptionalTensor& lengths,
                 const OptionalTensor& mask) {
-  const Shape& s = args.shape;
-  args.query = in.in("query", query, in.per_query(s, s.A));
-  args.keys = in.in("keys", keys, in.with_heads(s, s.S, s.A));
-  args.v = in.in("v", v, in.width_of_v(s));
-  args.memory = prepared(in, s, query, exponentials, sizes, weighting);
-  args.visibility = in.visibility(lengths, mask, s);
+  set_scored(in, args, query, keys, v);
+  args.memory = prepared(in, args.shape, query, exponentials, sizes, weighting);
+  args.visibility = in.visibility(lengths, mask, args.shape);
 }
 
 void set_scored(Arguments& in, MultiplicativeForward& args, const TorchTensor& query, const TorchTensor& keys, double scale,
@@ -71,13 +68,13 @@ void set_scored(Arguments& in, MultiplicativeForward& args, const TorchTensor& q
   args.visibility = in.visibility(lengths, mask, s);
 }
 
-// What the scores' side of a memory is kept in.
+// The dtype of what scores read of a memory.
 Dtype kept(const AdditiveForward& args) {
   return args.memory.exponentials.dtype == Dtype::bf16 ? Dtype::bf16 : args.query.dtype;
 }
 Dtype kept(const MultiplicativeForward& args) { return args.keys.dtype; }
 
-// A step, from the arguments that make its scores on.
+// A step; `scored` are the arguments that its scores are made of besides.
 template <class Args, class... Scored>
 Two step(const char* op, void (*kernel)(const Args&, const Executor&), const TorchTensor& query, const TorchTensor& keys,
          const TorchTensor& values, const Scored&... scored) {

@@ -49,7 +49,8 @@ def additive_memory(
         mask: boolean, True where queries attend: ``[B, S]`` or ``[B, 1, S]``, with heads also ``[B, H, 1, S]``.
         dtype: how exponentials and values are kept: None as they are, or ``torch.bfloat16``, which halves what a step reads. Each
             exponential ``e^(2k)`` then moves by at most ``2^-8`` of itself, so a key by ``2^-9`` and a score by ``2^-9 sum |v|``;
-            each value by ``2^-8`` of itself. Not for float64. Where gradients are not deferred, those of what is stored so are rounded too.
+            each value by ``2^-8`` of itself. Not for float64. Where gradients are not deferred, those of what is stored so are rounded too,
+            and those of queries are taken at the keys as they were given.
             The Triton kernels keep the keys themselves, each moved by at most ``2^-8`` of itself; the reference keeps them as they are.
         backend: as in :func:`onepass.additive_attention`.
 
@@ -373,7 +374,6 @@ class AttentionMemory:
         if self.v is None:
             visible = reference.visible_positions(keys, queries.shape[-2], self.lengths, mask, spans)
             scores = reference.multiplicative_scores(queries, keys, self.scale, visible)
-            scores = scores if visible is None else scores.masked_fill(~visible, -torch.inf)
         else:
             scores = reference.additive_scores(queries, keys, self.v, lengths=self.lengths, mask=mask, spans=spans)
         return scores.squeeze(-2) if one_step else scores

@@ -118,8 +118,9 @@ def multiplicative_attention_of(inputs: Inputs, values: Tensor, scale: float, ne
 
 
 def multiplicative_scores(query: Tensor, keys: Tensor, scale: float, visible: Tensor | None) -> Tensor:
-    """``scale * q[t] . k[s]`` of what is visible; elsewhere they stand for nothing."""
-    return scale * _over_seen(lambda rows, columns: rows @ columns.transpose(-1, -2), query, keys, visible)
+    """``scale * q[t] . k[s]``; ``-inf`` where not visible."""
+    scores = scale * _over_seen(lambda rows, columns: rows @ columns.transpose(-1, -2), query, keys, visible)
+    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
 
 
 def weighted_values(weights: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
