@@ -65,11 +65,11 @@ class Function(Family):
         return (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()
 
     def cost(self, workload: Workload, direction: str) -> Cost:
-        """An element of B T S A of additive attention takes 4 multiply-adds forward, a reciprocal shared by several included, and 7
-        backward: one for x = e^(2q + 2k), two for the reciprocal, one for r - r^2, three sums. A product takes one. The reciprocal itself,
-        for which a GPU has a unit, is not among the 7: a CPU takes some 3.5 more (``profiling/floors.py``)."""
+        """An element of B T S A of additive attention takes 3 multiply-adds forward, one for 1 + e^(2q + 2k) and two to merge it with
+        others, and 7 backward: one for x = e^(2q + 2k), two for the reciprocal, one for r - r^2, three sums. A product takes one. The
+        reciprocals themselves, for which a GPU has a unit, are not counted: a CPU's backward takes one more (``profiling/floors.py``)."""
         _, B, T, S, _, D = workload.shape
-        one, both = (1, 3) if self.name == "multiplicative" else (4, 11)
+        one, both = (1, 3) if self.name == "multiplicative" else (3, 10)
         products = 0 if self.name == "scores" else B * T * S * D
         inputs = sum(x.nbytes for x in workload.inputs)
         result = workload.tensors["upstream"].nbytes

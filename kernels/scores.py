@@ -2,8 +2,9 @@
 et al. 2015, equation 8).
 
 Additive scores use ``tanh(q + k) = 1 - 2r`` with ``r = 1 / (1 + e^(2q) e^(2k))``: exponentials are taken of rows, not of pairs, and four
-reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d = u + u e^(2q) e^(2k)`` the merging is
-``1/d0 + 1/d1 = (d0 + d1) / (d0 d1)``. Where such a product could leave float32, the tile is computed without merging.
+reciprocals merge into one. With ``u = 1 / v`` folded into the denominators ``d = u + u e^(2q) e^(2k)`` they merge one after another:
+``1 / d0 + 1 / d1 = (d0 + d1) / (d0 d1)``, ``n / p + 1 / d = (n d + p) / (p d)``. Where such a product could leave float32, the tile is
+computed without merging.
 """
 
 import triton
@@ -57,8 +58,8 @@ def channels(x, N: tl.constexpr):
 def add_reciprocals(sums, d0, d1, d2, d3, UNIT: tl.constexpr):
     """``sums + 1 / d0 + 1 / d1 + 1 / d2 + 1 / d3``."""
     d01 = d0 * d1
-    d23 = d2 * d3
-    return tl.fma(tl.fma(d0 + d1, d23, (d2 + d3) * d01), reciprocal(d01 * d23, UNIT), sums)
+    d012 = d01 * d2
+    return tl.fma(tl.fma(tl.fma(d0 + d1, d2, d01), d3, d012), reciprocal(d012 * d3, UNIT), sums)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ except ImportError:
     _triton = "0"
 
 CLOCK = 1.8e9  # Hz, near enough for predictions that are compared with each other
-SLOTS = 4.2  # issue slots of an additive score's channel
+SLOTS = 4.0  # issue slots of an additive score's channel
 TOGETHER = 256  # positions whose terms are added up one by one
 WARPS = 8  # that share a processor at least: what registers and shared memory of the tiles for float32 and narrower leave room for
 TRITON = tuple(int(number) for number in re.findall(r"\d+", _triton)[:2])  # (3, 9) for 3.9.1

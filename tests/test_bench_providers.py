@@ -188,10 +188,10 @@ def test_the_training_step_changes_nothing() -> None:
 def test_limits_of_a_decoding_step() -> None:
     family, workload = FAMILIES["additive decoding"], small("additive decoding")
     cost = family.cost(workload, FORWARD)
-    assert (cost.multiply_adds, cost.bytes) == (2 * 5 * (4 * 16 + 16), 4 * 2 * 5 * (16 + 16))
+    assert (cost.multiply_adds, cost.bytes) == (2 * 5 * (3 * 16 + 16), 4 * 2 * 5 * (16 + 16))
     slow = {"fma": 1.0, "read": 1.0}  # arithmetic is the longer
-    found = family.metrics(workload, FORWARD, {"onepass cpu": [1000.0, 1600.0, 3000.0], "read": [1.0]}, slow)
-    assert found["onepass cpu"]["limit seconds"] == cost.multiply_adds == 800
+    found = family.metrics(workload, FORWARD, {"onepass cpu": [1000.0, 1280.0, 3000.0], "read": [1.0]}, slow)
+    assert found["onepass cpu"]["limit seconds"] == cost.multiply_adds == 640
     assert found["onepass cpu"]["of the limit"] == 0.5
     assert "read" not in found
     assert family.metrics(workload, FORWARD, {"onepass cpu": [1.0], "read": [1.0]}, {}) == {}

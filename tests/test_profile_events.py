@@ -123,10 +123,10 @@ def call(op: str, **changed: Any) -> Call:
 
 
 def test_arithmetic() -> None:
-    assert floors.slots(call("additive_forward")) == 64 * (4 * 16 + 32)
-    assert floors.slots(call("additive_backward")) == 64 * (10.5 * 16 + 2 * 32)
+    assert floors.slots(call("additive_forward")) == 64 * (3 * 16 + 32)
+    assert floors.slots(call("additive_backward")) == 64 * (8 * 16 + 2 * 32)
     assert floors.slots(call("additive_backward", device="cuda")) == 64 * (7 * 16 + 2 * 32)
-    assert floors.slots(call("additive_step_backward")) == 64 * (8.5 * 16 + 32)
+    assert floors.slots(call("additive_step_backward")) == 64 * (6 * 16 + 32)
     assert floors.slots(call("multiplicative_forward", pairs=None)) == 64 * (16 + 32)
     assert floors.slots(call("stack_steps")) == 0
 
@@ -149,8 +149,8 @@ def test_floors(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(floors, "probe", lambda: SimpleNamespace(ceilings=ceilings))
     floors.ceilings_of.cache_clear()
-    assert floors.floor(call("additive_forward"), 1) == floors.Floor(64 * 96 / 1e9, "arithmetic")
-    assert floors.floor(call("additive_forward", dtype="float64"), 1) == floors.Floor(64 * 96 / 0.5e9, "arithmetic")
+    assert floors.floor(call("additive_forward"), 1) == floors.Floor(64 * 80 / 1e9, "arithmetic")
+    assert floors.floor(call("additive_forward", dtype="float64"), 1) == floors.Floor(64 * 80 / 0.5e9, "arithmetic")
     copied = call("stack_steps", S=0, A=0, pairs=0)
     assert floors.floor(copied, 1) == floors.Floor(2 * 4 * 8 * 32 / 4e9, "read bandwidth")
     assert sizes == [(1, 8192), (1, 4096)]  # each size once, a page at least

@@ -20,7 +20,7 @@ from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import TRITON, WARPS, Device
 
 NVIDIA = ("80", "90", "100", "120")
-SLOTS = {"additive_forward: attend": 4.5, "additive_backward: tanh_gradients": 10.0}  # of an element on sm_90, where T, S >= 64
+SLOTS = {"additive_forward: attend": 4.1, "additive_backward: tanh_gradients": 10.0}  # of an element on sm_90, where T, S >= 64
 MOVED = [
     "additive_forward: attend", "additive_backward: weight_gradients", "additive_backward: tanh_gradients", "additive_backward: sums",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ template <class R>
 struct Slice {
   const R* const* rows;  // as given, from the first channel of the slice
   R* e;
-  R* largest;  // magnitude in each row; NaN if an element is not finite
+  R* largest;  // magnitude in each row; infinite or NaN if an element is
   R least_of_all, largest_of_all;
   int64_t count, width;
 
@@ -19,20 +19,19 @@ struct Slice {
         int64_t width)
       : e(scratch.take<R>(n * padded<R>(width))), largest(scratch.take<R>(n)), least_of_all(R(__builtin_inf())), largest_of_all(0),
         count(n), width(width) {
-    constexpr int W = kWidth<R>;
+    constexpr int W = kWidth<R>, kAhead = 4;  // rows that are fetched before they are wanted
     tensor.data = static_cast<char*>(tensor.data) + column * size_of(tensor.dtype);
     rows = row_pointers<R>(scratch, tensor, b, h, first, n, width, index);
     for (int64_t i = 0; i < n; ++i) {
-      Vec<R> top = {}, poison[1] = {};
-      const R* next = rows[i + 1 < n ? i + 1 : i];
+      Vec<R> top = {};
+      const R* next = rows[i + kAhead < n ? i + kAhead : i];
       for (int64_t c = 0; c < width; c += W) {
         __builtin_prefetch(next + c);
         const Vec<R> value = at(i, c);
-        top = larger<R>(absolute<R>(value), top);
-        poison[0] = fma<R>(value, Vec<R>{}, poison[0]);
+        top = larger_magnitude<R>(absolute<R>(value), top);
         store<R>(e + c * n + i * W, exp_normal<R>(value + value));
       }
-      largest[i] = largest_lane<R>(top) + sum_lanes<R, 1>(poison)[0];
+      largest[i] = largest_magnitude<R>(top);
       least_of_all = largest[i] < least_of_all ? largest[i] : least_of_all;
       largest_of_all = largest[i] <= largest_of_all ? largest_of_all : largest[i] + R(0) * largest_of_all;  // a NaN stays
     }

@@ -1,8 +1,8 @@
 // Additive scores: v . tanh(q + k) = sum v - 2 sum v r, r = 1 / (1 + x), x = e^(2q) e^(2k).
 //
-// Exponentials are taken once per query and once per key. Reciprocals merge: with u = 1 / v and d = u (1 + x),
-//   1/d1 + 1/d2 = (d1 + d2) / (d1 d2),   n1/D1 + n2/D2 = (n1 D2 + n2 D1) / (D1 D2),
-// so eight channels cost eight multiply-adds for d, 17 operations to merge, and one reciprocal: 3.6 operations per element and channel.
+// Exponentials are taken once per query and once per key. With u = 1 / v and d = u (1 + x), reciprocals merge one after another:
+//   1 / d1 + 1 / d2 = (d1 + d2) / (d1 d2),   n / p + 1 / d = (n d + p) / (p d),
+// so a channel costs three operations, and eight share one reciprocal: 3.3 operations an element.
 //
 // Exactness: a pair (t, s) takes one of three ways, by the sizes of its own two rows only, so no other position can change its bits:
 //   merged  the product of eight d cannot overflow
@@ -36,7 +36,7 @@ constexpr int64_t kConverted = 4 * 1024;  // and the first, of keys that are onl
 constexpr int64_t kNear = 2 << 20;       // bytes of all keys of a memory of which second-level caches keep enough
 constexpr int64_t kFew = 8;         // channels up to which it always is, none included
 
-// The size of a row: its largest magnitude (NaN if an element is not finite), and the largest sum of positive parts of the channels
+// The size of a row: its largest magnitude (infinite or NaN if an element is), and the largest sum of positive parts of the channels
 // that are merged.
 template <class R>
 struct Size {
@@ -114,50 +114,37 @@ void make_weighting(const void* given, Dtype dtype, const Channels<R>& channels,
   __builtin_memcpy(scalars, values, sizeof values);
 }
 
-// e = e^(2x), and where `times` is given e * times too; returns the row's size. `next`: the row after, fetched meanwhile.
-template <class R>
-Size<R> exponentiate(const R* x, const R* next, const Channels<R>& channels, R* e, const R* times = nullptr, R* product = nullptr) {
+// e = e^(2x), and with Times e * times too; returns the row's size. `next`: a row to come, fetched meanwhile.
+template <class R, bool Times>
+Size<R> exponentiate(const R* x, const R* next, const Channels<R>& channels, R* e, const R* times, R* product) {
   constexpr int W = kWidth<R>;
-  Vec<R> largest = {}, merged = {}, poison = {};
-  const auto vector = [&](Vec<R> value, int64_t a) {
+  Vec<R> largest = {}, merged = {};
+  const auto vector = [&](Vec<R> value, int64_t a, bool merges) __attribute__((always_inline)) {
     __builtin_prefetch(next + a);
-    largest = larger<R>(absolute<R>(value), largest);
-    poison = fma<R>(value, Vec<R>{}, poison);
+    largest = larger_magnitude<R>(absolute<R>(value), largest);
     const Vec<R> power = exp_normal<R>(value + value);
     store<R>(e + a, power);
-    if (times != nullptr) store<R>(product + a, a < channels.merged ? power * load<R>(times + a) : power);
+    if constexpr (Times) store<R>(product + a, merges ? power * load<R>(times + a) : power);
   };
-  channels.groups([&](auto group, int64_t a) {
+  channels.groups([&](auto group, int64_t a) __attribute__((always_inline)) {
     constexpr int G = decltype(group)::value;
     Vec<R> sum = {};
 #pragma GCC unroll 8
     for (int i = 0; i < G; ++i) {
       const Vec<R> value = load<R>(x + a + i * W);
       sum += larger<R>(value, Vec<R>{});
-      vector(value, a + i * W);
+      vector(value, a + i * W, true);
     }
     merged = larger<R>(sum, merged);
   });
   for (int64_t a = channels.merged; a < channels.count; a += W)
-    vector(a + W <= channels.count ? load<R>(x + a) : load_first<R>(x + a, channels.count - a), a);
-  Vec<R> poisons[1] = {poison};
-  return {largest_lane<R>(largest) + sum_lanes<R, 1>(poisons)[0], largest_lane<R>(merged)};
+    vector(a + W <= channels.count ? load<R>(x + a) : load_first<R>(x + a, channels.count - a), a, false);
+  return {largest_magnitude<R>(largest), largest_lane<R>(merged)};
 }
 
 template <class R>
-struct Ratio {
-  Vec<R> n, d;
-};
-
-// The sum of 1 / d[i] over G vectors as one ratio.
-template <class R, int G>
-ONEPASS_INLINE Ratio<R> merge(const Vec<R>* d) {
-  if constexpr (G == 2) {
-    return {d[0] + d[1], d[0] * d[1]};
-  } else {
-    const Ratio<R> low = merge<R, G / 2>(d), high = merge<R, G / 2>(d + G / 2);
-    return {fma<R>(low.n, high.d, low.d * high.n), low.d * high.d};
-  }
+Size<R> exponentiate(const R* x, const R* next, const Channels<R>& channels, R* e) {
+  return exponentiate<R, false>(x, next, channels, e, nullptr, nullptr);
 }
 
 template <class R>
@@ -173,6 +160,7 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Elem
   constexpr int W = kWidth<R>;
   const int64_t whole = c.channels.whole;
   const R* weight = Merged ? c.weighting.merged : c.weighting.scaled;
+  constexpr int kAbreast = kRegisters == 32 ? SS : 1;  // keys whose ratios grow side by side
   Vec<R> sum[TT * SS] = {};
   int64_t a = 0;
   if constexpr (Merged) {
@@ -181,18 +169,24 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Elem
 #pragma GCC unroll 4
       for (int t = 0; t < TT; ++t)
 #pragma GCC unroll 4
-        for (int s = 0; s < SS; ++s) {
-          Vec<R> d[G];
+        for (int s = 0; s < SS; s += kAbreast) {
+          Vec<R> n[kAbreast], p[kAbreast];
 #pragma GCC unroll 8
           for (int i = 0; i < G; ++i) {
             const int64_t at = first + i * W;
-            if constexpr (Fetch) {
-              if (t == 0) __builtin_prefetch(ek[s] + SS * whole + at);
+            const Vec<R> q = load<R>(eq + t * whole + at), w = load<R>(weight + at);
+#pragma GCC unroll 4
+            for (int j = 0; j < kAbreast; ++j) {
+              if constexpr (Fetch) {
+                if (t == 0) __builtin_prefetch(ek[s + j] + SS * whole + at);
+              }
+              const Vec<R> d = fma<R>(q, load_as<R>(ek[s + j] + at), w);
+              if (i > 0) n[j] = i == 1 ? p[j] + d : fma<R>(n[j], d, p[j]);
+              p[j] = i == 0 ? d : p[j] * d;
             }
-            d[i] = fma<R>(load<R>(eq + t * whole + at), load_as<R>(ek[s] + at), load<R>(weight + at));
           }
-          const Ratio<R> ratio = merge<R, G>(d);
-          sum[t * SS + s] = add_ratio<R>(sum[t * SS + s], ratio.n, ratio.d);
+#pragma GCC unroll 4
+          for (int j = 0; j < kAbreast; ++j) sum[t * SS + s + j] = add_ratio<R>(sum[t * SS + s + j], n[j], p[j]);
         }
     });
     a = c.channels.merged;
@@ -376,8 +370,8 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
   const Queries<R> q{row_pointers<R>(scratch, args.query, b, h, t0, queries, A), scratch.take<R>(queries * whole),
                      scratch.take<R>(queries * whole), scratch.take<Size<R>>(queries)};
   for (int64_t t = 0; t < queries; ++t)
-    q.size[t] = exponentiate<R>(q.rows[t], q.rows[t + 1 < queries ? t + 1 : t], channels, q.e + t * whole, c.weighting.merged,
-                                q.merged + t * whole);
+    q.size[t] = exponentiate<R, true>(q.rows[t], q.rows[t + 1 < queries ? t + 1 : t], channels, q.e + t * whole, c.weighting.merged,
+                                      q.merged + t * whole);
 
   constexpr int TT = kRegisters == 32 ? 4 : 2, SS = kRegisters == 32 ? 4 : 2;
   const bool far = prepared && args.shape.B * args.memory.exponentials.batch * size_of(args.memory.exponentials.dtype) > kNear;

@@ -198,7 +198,22 @@ ONEPASS_INLINE Vec<R> absolute(Vec<R> x) {
 // The larger lanes; of a NaN and a number, the number b where a is NaN.
 template <class R>
 ONEPASS_INLINE Vec<R> larger(Vec<R> a, Vec<R> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) return _mm512_max_ps(a, b);
+  else return _mm512_max_pd(a, b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(R) == 4) return _mm256_max_ps(a, b);
+  else return _mm256_max_pd(a, b);
+#else
   return a > b ? a : b;
+#endif
+}
+
+// The larger of two lanes that are not negative: an infinity before any number, a NaN before an infinity.
+template <class R>
+ONEPASS_INLINE Vec<R> larger_magnitude(Vec<R> a, Vec<R> b) {
+  const Int<R> x = (Int<R>)a, y = (Int<R>)b;
+  return (Vec<R>)(x > y ? x : y);
 }
 
 template <class R, int... I>
@@ -224,26 +239,26 @@ ONEPASS_INLINE V exact_sum(V total, V low) {
   return low - low == V{} ? total + low : total;
 }
 
-// Halve two vectors into one: lane i becomes the sum of lanes i and i ^ H, of b where i has the bit H, else of a. A blend, one
-// permutation and one addition.
-template <class R, int H, int... I>
-ONEPASS_INLINE Vec<R> halve(Vec<R> a, Vec<R> b, std::integer_sequence<int, I...>) {
+// Halve two vectors into one: lane i combines the lanes i and i ^ H, of b where i has the bit H, else of a. A blend, one permutation and
+// one combination.
+template <class R, int H, class F, int... I>
+ONEPASS_INLINE Vec<R> halve(Vec<R> a, Vec<R> b, const F& combine, std::integer_sequence<int, I...>) {
   constexpr int W = kWidth<R>;
-  return pick<R, (I & H ? I + W : I)...>(a, b) + pick<R, (I & H ? (I ^ H) + W : I ^ H)...>(a, b);
+  return combine(pick<R, (I & H ? I + W : I)...>(a, b), pick<R, (I & H ? (I ^ H) + W : I ^ H)...>(a, b));
 }
 
-template <class R, int H, int N>
-ONEPASS_INLINE Vec<R> sum_lanes_from(Vec<R>* x) {
+template <class R, int H, int N, class F>
+ONEPASS_INLINE Vec<R> combine_lanes(Vec<R>* x, const F& combine) {
   constexpr auto lanes = std::make_integer_sequence<int, kWidth<R>>{};
   if constexpr (H == kWidth<R>) {
     return x[0];
   } else if constexpr (N == 1) {
-    x[0] = halve<R, H>(x[0], x[0], lanes);
-    return sum_lanes_from<R, 2 * H, 1>(x);
+    x[0] = halve<R, H>(x[0], x[0], combine, lanes);
+    return combine_lanes<R, 2 * H, 1>(x, combine);
   } else {
 #pragma GCC unroll 8
-    for (int i = 0; i < N / 2; ++i) x[i] = halve<R, H>(x[2 * i], x[2 * i + 1], lanes);
-    return sum_lanes_from<R, 2 * H, N / 2>(x);
+    for (int i = 0; i < N / 2; ++i) x[i] = halve<R, H>(x[2 * i], x[2 * i + 1], combine, lanes);
+    return combine_lanes<R, 2 * H, N / 2>(x, combine);
   }
 }
 
@@ -251,14 +266,18 @@ ONEPASS_INLINE Vec<R> sum_lanes_from(Vec<R>* x) {
 // vector is summed by the same tree, whatever N is.
 template <class R, int N>
 ONEPASS_INLINE Vec<R> sum_lanes(Vec<R>* x) {
-  return sum_lanes_from<R, 1, N>(x);
+  return combine_lanes<R, 1, N>(x, [](Vec<R> a, Vec<R> b) __attribute__((always_inline)) { return a + b; });
+}
+
+// Their largest, none of them a NaN.
+template <class R>
+ONEPASS_INLINE R largest_lane(Vec<R> x) {
+  return combine_lanes<R, 1, 1>(&x, [](Vec<R> a, Vec<R> b) __attribute__((always_inline)) { return larger<R>(a, b); })[0];
 }
 
 template <class R>
-ONEPASS_INLINE R largest_lane(Vec<R> x) {
-  R m = x[0];
-  for (int i = 1; i < kWidth<R>; ++i) m = x[i] > m ? x[i] : m;
-  return m;
+ONEPASS_INLINE R largest_magnitude(Vec<R> x) {
+  return combine_lanes<R, 1, 1>(&x, [](Vec<R> a, Vec<R> b) __attribute__((always_inline)) { return larger_magnitude<R>(a, b); })[0];
 }
 
 }  // namespace onepass::ONEPASS_ISA

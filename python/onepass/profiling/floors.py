@@ -10,13 +10,13 @@ from onepass._info import probe
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Fused multiply-adds' worth of issue slots for one (b, h, t, s): so many per channel of A and of D. An additive element takes one for
-# 1 + e^(2q) e^(2k), an eighth of a reciprocal and of what merges eight. Its gradient takes what `onepass bench` counts as well: x, two
-# for what shares a reciprocal, r - r^2 and three sums, of which a step, whose keys wait for the others, does one.
+# 1 + e^(2q) e^(2k) and two to merge it with others; the reciprocal that many share is not counted. Its gradient takes what `onepass bench`
+# counts as well: x, two for what shares a reciprocal, r - r^2 and three sums, of which a step, whose keys wait for the others, does one.
 SLOTS = {
-    "additive_forward": (4, 1),
-    "additive_scores": (4, 0),
-    "additive_step": (4, 1),
-    "additive_step_scores": (4, 0),
+    "additive_forward": (3, 1),
+    "additive_scores": (3, 0),
+    "additive_step": (3, 1),
+    "additive_step_scores": (3, 0),
     "additive_backward": (7, 2),
     "additive_scores_backward": (7, 0),
     "additive_step_backward": (5, 1),
@@ -29,7 +29,7 @@ SLOTS = {
     "weighted_values": (0, 1),
     "weighted_values_backward": (0, 1),
 }
-RECIPROCALS = 3.5  # more per channel of A in the additive backwards of a CPU, which has no unit for them as a GPU has
+RECIPROCALS = 1  # more per channel of A in the additive backwards of a CPU, which has no unit for them as a GPU has
 BOTH_WAYS = ("additive_backward", "additive_scores_backward", "multiplicative_backward", "additive_prepare", "stack_steps")
 
 
