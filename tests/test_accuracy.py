@@ -125,6 +125,19 @@ def test_v_whose_sum_overflows(width: int, dtype: torch.dtype, backend: str, isa
         check({name: result if name == "d_v" else result / power for name, result in found.items()}, unit)
 
 
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("below", [3, 12, 25, 28])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_v_near_the_largest_number(dtype: torch.dtype, below: int, backend: str, isa: str) -> None:
+    """Where reciprocals merge, their product depends on ``v`` over its largest element, and not on how large that is."""
+    case = build("scores", Dims(2, 5, 7, 256), dtype)
+    case = case.replace(query=0.3 * case.query - 3, keys=0.3 * case.keys, v=torch.tensor([1.0, -0.9], dtype=dtype).repeat(128))
+    power = 2.0 ** (math.frexp(torch.finfo(dtype).max)[1] - 8 - below)
+    found = results(case.replace(v=case.v * power, grad_weights=case.grad_weights / power), backend)
+    large = {name: result * power if name == "d_v" else result / power if name == "scores" else result for name, result in found.items()}
+    check(large, case)
+
+
 @pytest.mark.parametrize("span", RANGES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,7 +9,8 @@ magnitudes; ``tol(x)`` is the floor of ``x``.
   it is ``sum_a v_a - sum_a 2 v_a r_a``, as ``tanh = 1 - 2 r``: a sum of terms ``|v_a|`` and ``2 |v_a| r_a = |v_a| (1 - tanh)``, so
   ``tol = eps sum_a |v_a| (2 - tanh)``: of ``eps sum_a |v_a|`` one to three, two where tanh is 0. Not one: where tanh is near -1, the
   terms are three times as large as what they leave. What rounds ``r_a`` is not granted again, as it differs from channel to channel
-  and averages out; where one channel of ``v`` outweighs each of the others thirtyfold it does not, and the bound does not hold. Where
+  and averages out; where one channel of ``v`` outweighs each of the others thirtyfold, or all hold the same numbers, it does not, and the
+  bound does not hold. Where
   ``max|q| + max|k| < 1/16`` a score must be relatively accurate: ``tol = eps sum_a |v_a tanh|``.
 - score, multiplicative: ``tol = eps |scale| sum_a |q_a k_a|``.
 - weight: scores that are off by at most d move ``w`` to at most ``w e^2d / (1 - w + w e^2d)`` (its own score up, all others

@@ -93,7 +93,7 @@ void make_weighting(const void* given, Dtype dtype, const Channels<R>& channels,
   const bool finite = all_finite<R>(v, A) && largest <= std::numeric_limits<R>::max() / (4 * static_cast<R>(A));
   int exponent = 0;
   if (finite && largest > 0) std::frexp(largest, &exponent);
-  const R unit = std::ldexp(R(1), exponent > 100 ? 100 : exponent < -100 ? -100 : exponent);
+  const R unit = std::ldexp(R(1), exponent < -100 ? -100 : exponent);
   Vec<R> sums[1] = {};
   for (int64_t a = 0; a < whole; a += W) {
     const Vec<R> x = load<R>(v + a);
