@@ -8,7 +8,15 @@
 #include <utility>
 
 #if defined(__AVX2__)
+#if !defined(__clang__)  // gcc 12 warns of its own header, wherever it is used
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 #include <arm_neon.h>
 #endif
