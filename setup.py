@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(HERE / "python/onepass/_version.py"))["__version__"]
-CSRC = pathlib.Path("csrc")
+CSRC, SCHEMAS = pathlib.Path("csrc"), pathlib.Path("python/onepass/schemas.inc")
 CUDA = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/cuda/build.py")))
 BUILD = types.SimpleNamespace(**runpy.run_path(str(HERE / "csrc/build.py")))
 ISA_FLAGS = {
@@ -52,7 +52,7 @@ def extensions(folder: pathlib.Path) -> list[Extension]:
             raise SystemExit(f"onepass: ONEPASS_CUDA=1, but the CUDA kernels cannot be built: {no_cuda}")
         print(f"onepass: the CUDA kernels are not built: {no_cuda}", file=sys.stderr)
     flags.append(f"-DONEPASS_CUDA={chr(34)}{no_cuda or ' '.join(CUDA.archs())}{chr(34)}")
-    headers = sorted(str(path) for path in CSRC.rglob("*") if path.suffix in (".h", ".inc", ".cuh"))
+    headers = sorted(str(path) for path in (*CSRC.rglob("*"), SCHEMAS) if path.suffix in (".h", ".inc", ".cuh"))
 
     def torch_ops(name: str, files: list[str], includes: list[str], folders: list[str], libraries: list[str]) -> Extension:
         return Extension(

@@ -30,7 +30,7 @@ def build() -> tuple[Path, Path]:
     torch = Path(spec.origin).parent
     ours = CPP / "stand_in_gpu.cpp"
     suffixes = (".h", ".cuh", ".cu", ".cpp", ".py")
-    files = [torch / "version.py", ours, CPP / "torch_cuda.cpp"]
+    files = [torch / "version.py", ours, CPP / "torch_cuda.cpp", SOURCES.parents[1] / "python/onepass/schemas.inc"]
     files += sorted(path for path in SOURCES.parent.rglob("*") if path.suffix in suffixes)
     compiler = os.environ.get("CXX", "c++")
     said = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout

@@ -73,6 +73,16 @@ def test_auto_says_once_that_it_takes_the_reference(nothing_compiled: str) -> No
             call(build(family), "auto")
 
 
+def test_libraries_that_python_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library of other sources, as after an update without a build, is not taken; where there is none, Python defines the ops."""
+    monkeypatch.setattr(_library, "SCHEMAS", ("stack_steps(Tensor[] steps) -> Tensor",))
+    with pytest.raises(ImportError, match=r"onepass::\* was built from other sources than its Python"):
+        _library._library("onepass", None)
+    library = _library._library("onepass_of_a_test", "not built")
+    assert str(torch.ops.onepass_of_a_test.stack_steps.default._schema) == "onepass_of_a_test::stack_steps(Tensor[] steps) -> Tensor"
+    library._destroy()  # type: ignore[no-untyped-call]
+
+
 @pytest.fixture
 def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Triton is installed and compiles: ``TRITON_INTERPRET`` is not set."""

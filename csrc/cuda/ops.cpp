@@ -7,6 +7,7 @@
 
 #include "../ops/arguments.h"
 #include "../ops/named.h"
+#include "../ops/schemas.h"
 #include "additive_backward.h"
 #include "additive_forward.h"
 #include "score_gradients.h"
@@ -351,6 +352,12 @@ std::tuple<int64_t, int64_t> versions() {
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY(onepass_cuda, library) {
+  for (const char* schema : kSchemas) library.def(schema);
+  library.def("versions() -> (int runtime, int driver)");
+  library.def("finds_streams() -> bool");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(onepass_cuda, CUDA, library) {
   library.impl("additive_forward", TORCH_BOX(&forward));

@@ -32,6 +32,8 @@ def lines(measure: bool = True) -> list[str]:
         return [*out, "probe       not built: no instruction set and no ceilings to show"]
     build = found.build()
     out.append(f"built       by {build['compiler']} against torch {build['torch']} ({build['flags']})")
+    if _library.error is None:
+        out.append(f"library     {_library.path_of('_C')}")
     archs = ", ".join(map(_backends.shown, _library.cuda_archs))
     out.append(f"cuda        kernels for compute capabilities {archs}" if archs else f"cuda        {_library.cuda_error}")
     try:

@@ -1,5 +1,6 @@
-"""The ops ``onepass::*``: defined here, implemented for CPU tensors by ``onepass/_C`` and for GPU tensors in Triton, ``onepass.kernels``.
-The same ops as ``onepass_cuda::*`` are those of the CUDA kernels, ``onepass/_cuda``; what these lack is Triton's there too.
+"""The ops ``onepass::*``: implemented for CPU tensors by ``onepass/_C`` and for GPU tensors in Triton, ``onepass.kernels``. The same ops as
+``onepass_cuda::*`` are those of the CUDA kernels, ``onepass/_cuda``; what these lack is Triton's there too. The libraries define the ops,
+so that a process without Python has them; where a library is not there, they are defined here.
 
 Where ``TRITON_INTERPRET=1``, Triton runs its kernels on CPU tensors, to look for errors in them, and they take the place of ``_C``.
 """
@@ -20,11 +21,9 @@ IN_CUDA = {  # the ops that onepass/_cuda has
     "additive_forward", "additive_backward", "additive_scores", "additive_scores_backward", "additive_step", "additive_step_backward",
     "multiplicative_forward", "multiplicative_step", "multiplicative_step_backward",
 }  # fmt: skip
+OF_CPU = {"additive_prepare"}  # those that the CPU kernels alone have
 NAMESPACES = ("onepass", "onepass_cuda")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-_ops = torch.library.Library("onepass", "DEF")  # type: ignore[no-untyped-call]
-_cuda_ops = torch.library.Library("onepass_cuda", "DEF")  # type: ignore[no-untyped-call]
 
 
 def ops_of(backend: str) -> Any:
@@ -32,24 +31,38 @@ def ops_of(backend: str) -> Any:
     return torch.ops.onepass_cuda if backend == "cuda" else torch.ops.onepass
 
 
-def _define() -> None:
+def _library(namespace: str, error: str | None) -> torch.library.Library:
+    """A namespace whose ops are defined: by its compiled library, unless an error is why there is none."""
+    library = torch.library.Library(namespace, "DEF" if error else "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in SCHEMAS:
-        _ops.define(schema)  # type: ignore[no-untyped-call]
-        _cuda_ops.define(schema)  # type: ignore[no-untyped-call]
-    for schema in ("versions() -> (int runtime, int driver)", "finds_streams() -> bool"):
-        _cuda_ops.define(schema)  # type: ignore[no-untyped-call]
+        if error:
+            library.define(schema)  # type: ignore[no-untyped-call]
+        elif not _has(namespace, schema):
+            raise ImportError(f"onepass's library of {namespace}::* was built from other sources than its Python: install onepass again")
+    return library
+
+
+def _has(namespace: str, schema: str) -> bool:
+    wanted = torch._C.parse_schema(f"{namespace}::{schema}")
+    return any(str(found) == str(wanted) for found in torch._C._jit_get_schemas_for_operator(wanted.name))
 
 
 def _load(name: str, kernels: str, not_built: str) -> str | None:
     """Load ``onepass/name`` into torch; the reason in words if that cannot be."""
-    spec = importlib.util.find_spec(f"onepass.{name}")
-    if spec is None or spec.origin is None:
+    path = path_of(name)
+    if path is None:
         return _not_built(kernels, not_built)
     try:
-        torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as problem:
-        return f"the {kernels} kernels in {pathlib.Path(spec.origin).name} do not load into torch {torch.__version__}: {problem}"
+        return f"the {kernels} kernels in {pathlib.Path(path).name} do not load into torch {torch.__version__}: {problem}"
     return None
+
+
+def path_of(name: str) -> str | None:
+    """Where the library ``onepass/name`` lies."""
+    spec = importlib.util.find_spec(f"onepass.{name}")
+    return None if spec is None else spec.origin
 
 
 def _not_built(kernels: str, why: str) -> str:
@@ -102,7 +115,7 @@ def _register_triton() -> str | None:
     missing = None if importlib.util.find_spec("triton") else "triton is not installed (`pip install triton`)"
     for schema in SCHEMAS:
         name = schema[: schema.index("(")]
-        if name == "additive_prepare":  # only the CPU kernels prepare
+        if name in OF_CPU:
             continue
         if missing is None:
             for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
@@ -120,8 +133,8 @@ def _refuses(name: str, missing: str) -> Callable[..., Any]:
     return call
 
 
-_define()
 error = _load_cpu()
 cuda_error = _load_cuda()
+_ops, _cuda_ops = _library("onepass", error), _library("onepass_cuda", cuda_error)
 cuda_archs = () if cuda_error else tuple(cuda_build().split())
 triton_error = _register_triton()
