@@ -16,7 +16,7 @@ struct Constants<float> {
   static constexpr float smallest = -87.3f;                        // exp of less is not a normal number
   static constexpr int mantissa_bits = 23;
   static constexpr int bias = 127;
-  // of r^2, r^3, ... in e^r, |r| <= ln2 / 2, off by 3e-9 of it at most and by 1e-8 of e^r - 1
+  // of r^2, r^3, ... in e^r, |r| <= ln2 / 2, off by 3e-9 of it at most and by 2e-8 of e^r - 1
   static constexpr float series[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558b0p-5f, 0x1.12399cp-7f, 0x1.6a4eccp-10f};
 };
 
