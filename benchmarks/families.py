@@ -59,10 +59,10 @@ class Function(Family):
         return _with_gradients(context, inputs, upstream, weights @ values.abs(), of_scores, of_values)
 
     def of_scores(self, weights: Tensor, upstream: Tensor, values: Tensor) -> Tensor:
-        """Of the terms of a query's or a key's gradient, what does not depend on the other: here the magnitude of the score's gradient, as
-        the rest of a term, 1 - tanh^2, is not known."""
-        product = upstream @ values.mT
-        return (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()
+        """Of the terms of a query's or a key's gradient, what does not depend on the other: here the magnitudes of both terms of the
+        score's gradient, which is a difference. The rest of a term, 1 - tanh^2, is not known."""
+        product = (upstream @ values.mT).abs()
+        return weights * (product + (weights * product).sum(-1, keepdim=True))
 
     def cost(self, workload: Workload, direction: str) -> Cost:
         """An element of B T S A of additive attention takes 3 multiply-adds forward, one for 1 + e^(2q + 2k) and two to merge it with
