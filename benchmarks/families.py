@@ -55,14 +55,14 @@ class Function(Family):
         context, weights = function(*inputs, need_weights=True)
         assert weights is not None
         weights, values = weights.detach(), inputs[2].detach()
-        of_scores, of_values = self.of_scores(weights, upstream, values), weights.mT @ upstream.abs()
-        return _with_gradients(context, inputs, upstream, weights @ values.abs(), of_scores, of_values)
-
-    def of_scores(self, weights: Tensor, upstream: Tensor, values: Tensor) -> Tensor:
-        """Of the terms of a query's or a key's gradient, what does not depend on the other: here the magnitudes of both terms of the
-        score's gradient, which is a difference. The rest of a term, 1 - tanh^2, is not known."""
-        product = (upstream @ values.mT).abs()
-        return weights * (product + (weights * product).sum(-1, keepdim=True))
+        of_values = weights.mT @ upstream.abs()
+        if self.name == "multiplicative":
+            terms = _terms_of_scores(weights, upstream.abs() @ values.abs().mT)
+            return _with_gradients(context, inputs, upstream, weights @ values.abs(), terms, of_values)
+        product = upstream @ values.mT
+        of_scores = (weights * (product - (weights * product).sum(-1, keepdim=True))).abs()
+        terms = _terms_of_scores(weights, product.abs())
+        return _with_gradients(context, inputs, upstream, weights @ values.abs(), of_scores, of_values, terms)
 
     def cost(self, workload: Workload, direction: str) -> Cost:
         """An element of B T S A of additive attention takes 3 multiply-adds forward, one for 1 + e^(2q + 2k) and two to merge it with
@@ -90,15 +90,26 @@ def elements(workload: Workload) -> int:
     return B * T * S * A
 
 
+def _terms_of_scores(weights: Tensor, product: Tensor) -> Tensor:
+    """The magnitudes of what makes up the gradients of scores, differences of weighted products."""
+    return weights * (product + (weights * product).sum(-1, keepdim=True))
+
+
 def _with_gradients(
-    result: Tensor, inputs: list[Tensor], upstream: Tensor, size: Tensor, of_scores: Tensor, of_values: Tensor | None = None
-) -> list[Exact]:
-    """``of_scores``: as of :meth:`Function.of_scores`. One rounding of the sums of such magnitudes is the least that any order of summation
-    may be off by."""
+    result: Tensor, inputs: list[Tensor], upstream: Tensor, size: Tensor, of_scores: Tensor, of_values: Tensor | None = None,
+    terms: Tensor | None = None,
+) -> list[Exact]:  # fmt: skip
+    """One rounding of the sums of such magnitudes is the least that any order of summation may be off by. ``of_scores``: of the terms of a
+    query's or a key's gradient, what does not depend on the other: of multiplicative attention the magnitudes of what makes up a score's
+    gradient ``g``. An additive one is ``sum g v (1 - tanh^2)``: a rounding of ``1 - tanh^2`` for each ``|g|``, which ``of_scores`` then is,
+    and one of ``g`` for what makes it up, ``terms``."""
     query, keys, *rest = (x.detach().abs() for x in inputs)
     v = rest[-1] if rest and rest[-1].dim() == 1 else None
     if v is not None:
         sizes = [of_scores.sum(-1)[..., None] * v, of_scores.sum(-2)[..., None] * v]
+        if terms is not None:
+            of_terms = torch.autograd.grad(reference.additive_scores(inputs[0], inputs[1], v), inputs[:2], terms)
+            sizes = [one + other for one, other in zip(sizes, of_terms, strict=True)]
     else:
         sizes = [of_scores @ keys, of_scores.mT @ query]
     if of_values is not None:
@@ -126,11 +137,6 @@ class Multiplicative(Function):
 
     def fitted(self, shape: Shape) -> Shape:
         return shape._replace(D=shape.A)
-
-    def of_scores(self, weights: Tensor, upstream: Tensor, values: Tensor) -> Tensor:
-        """The magnitudes of all products that make up the score's gradient: the terms are these times the other's."""
-        product = upstream.abs() @ values.abs().mT
-        return weights * (product + (weights * product).sum(-1, keepdim=True))
 
 
 class Scores(Function):

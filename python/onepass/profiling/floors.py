@@ -29,7 +29,7 @@ SLOTS = {
     "weighted_values": (0, 1),
     "weighted_values_backward": (0, 1),
 }
-MOVE = {"additive_prepare", "stack_steps"}  # those that have no such products
+WITHOUT_PAIRS = {"additive_prepare", "stack_steps"}  # ops that have no such arithmetic
 RECIPROCALS = 1  # more per channel of A in the additive backwards of a CPU, which has no unit for them as a GPU has
 BOTH_WAYS = ("additive_backward", "additive_scores_backward", "multiplicative_backward", "additive_prepare", "stack_steps")
 
