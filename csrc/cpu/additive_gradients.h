@@ -113,15 +113,16 @@ struct Merging {
 // e^(2q) comes out of the sum for dq, and for dk e^(2k): `factored` is dq over e^(2q).
 template <class R, int Q>
 ONEPASS_INLINE void gradient_step(const Vec<R>* eq, Vec<R> ek, const Vec<R>* r, const R* g, Vec<R>* factored, Vec<R>& dk, Vec<R>& fast) {
-  Vec<R> of_key = {};
+  Vec<R> of_key = {}, of_all = {};
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
     const Vec<R> gr = splat<R>(g[i]) * r[i], grr = gr * r[i];
-    fast += gr;
+    of_all = i == 0 ? gr : of_all + gr;
     factored[i] = fma<R>(ek, grr, factored[i]);
     of_key = i == 0 ? eq[i] * grr : fma<R>(eq[i], grr, of_key);
   }
   dk = fma<R>(ek, of_key, dk);
+  fast += of_all;  // not one by one: the next key waits for it
 }
 
 // Where pairs merge, a gradient of a score is divided by d^2, and then multiplied by e^(2q) and e^(2k) one after the other.

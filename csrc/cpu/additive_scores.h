@@ -160,33 +160,43 @@ ONEPASS_INLINE void score_tile(const ScoreContext<R>& c, const R* eq, const Elem
   constexpr int W = kWidth<R>;
   const int64_t whole = c.channels.whole;
   const R* weight = Merged ? c.weighting.merged : c.weighting.scaled;
-  constexpr int kAbreast = kRegisters == 32 ? SS : 1;  // keys whose ratios grow side by side
+  // Ratios that grow side by side: those of four keys, or of two queries with two keys, where a sum may have to leave its register.
+  constexpr int kWanted = kRegisters == 32 ? 1 : 2, kT = TT < kWanted ? TT : kWanted, kS = kRegisters == 32 || SS < 2 ? SS : 2;
   Vec<R> sum[TT * SS] = {};
   int64_t a = 0;
   if constexpr (Merged) {
     c.channels.groups([&](auto group, int64_t first) __attribute__((always_inline)) {
       constexpr int G = decltype(group)::value;
 #pragma GCC unroll 4
-      for (int t = 0; t < TT; ++t)
+      for (int t = 0; t < TT; t += kT)
 #pragma GCC unroll 4
-        for (int s = 0; s < SS; s += kAbreast) {
-          Vec<R> n[kAbreast], p[kAbreast];
+        for (int s = 0; s < SS; s += kS) {
+          Vec<R> n[kT][kS], p[kT][kS];
 #pragma GCC unroll 8
           for (int i = 0; i < G; ++i) {
             const int64_t at = first + i * W;
-            const Vec<R> q = load<R>(eq + t * whole + at), w = load<R>(weight + at);
+            const Vec<R> w = load<R>(weight + at);
 #pragma GCC unroll 4
-            for (int j = 0; j < kAbreast; ++j) {
+            for (int j = 0; j < kS; ++j) {
               if constexpr (Fetch) {
                 if (t == 0) __builtin_prefetch(ek[s + j] + SS * whole + at);
               }
-              const Vec<R> d = fma<R>(q, load_as<R>(ek[s + j] + at), w);
-              if (i > 0) n[j] = i == 1 ? p[j] + d : fma<R>(n[j], d, p[j]);
-              p[j] = i == 0 ? d : p[j] * d;
+              const Vec<R> k = load_as<R>(ek[s + j] + at);
+#pragma GCC unroll 2
+              for (int u = 0; u < kT; ++u) {
+                const Vec<R> d = fma<R>(load<R>(eq + (t + u) * whole + at), k, w);
+                if (i > 0) n[u][j] = i == 1 ? p[u][j] + d : fma<R>(n[u][j], d, p[u][j]);
+                p[u][j] = i == 0 ? d : p[u][j] * d;
+              }
             }
           }
+#pragma GCC unroll 2
+          for (int u = 0; u < kT; ++u)
 #pragma GCC unroll 4
-          for (int j = 0; j < kAbreast; ++j) sum[t * SS + s + j] = add_ratio<R>(sum[t * SS + s + j], n[j], p[j]);
+            for (int j = 0; j < kS; ++j) {
+              Vec<R>& of_pair = sum[(t + u) * SS + s + j];
+              of_pair = add_ratio<R>(of_pair, n[u][j], p[u][j]);
+            }
         }
     });
     a = c.channels.merged;
