@@ -306,11 +306,12 @@ def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor
 
 
 def additive_scores_backward(
-    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
+    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, of_query: bool = True
 ) -> tuple[Tensor, ...]:
     # What arrives where nothing is visible does not count.
     gradients = score_gradients(None, grad_scores.to(accumulator(query.dtype)), keys, None, lengths, mask, of_weights=True, by_source=True)
-    return tanh_sums(gradients, query, keys, v, lengths, mask)
+    grad_query, *others = tanh_sums(gradients, query, keys, v, lengths, mask)
+    return grad_query if of_query else query.new_empty(0), *others
 
 
 def multiplicative_backward(

@@ -106,6 +106,24 @@ def test_weights_not_kept(hidden: str, dtype: torch.dtype, backend: str) -> None
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_query_not_asked_for(hidden: str, dtype: torch.dtype, backend: str) -> None:
+    """Gradients of additive scores without the query's: those of keys and v are the same, also of gradients in float32 of half-width
+    scores, and where what arrives at hidden positions is NaN."""
+    case = build("scores", DIMS[2], dtype, hidden=hidden)
+    name, (arriving, query, keys, v, lengths, mask) = backward_arguments(case, True)
+    for given in (arriving, arriving.to(torch.float64 if dtype == torch.float64 else torch.float32)):
+        rest = (query, keys, v, lengths, mask)
+        torch.library.opcheck(op(name), (given, *rest, False), test_utils=("test_schema", "test_faketensor"))
+        asked, unasked = op(name)(given, *rest), op(name)(given, *rest, False)
+        assert unasked[0].shape == (0,)
+        poisoned = op(name)(given.masked_fill(~case.visible(), torch.nan), *rest, False)
+        for want, got, beside in zip(asked[1:], unasked[1:], poisoned[1:], strict=True):
+            assert torch.equal(want, got)
+            assert torch.equal(want, beside)
+
+
 @pytest.mark.of_cpp
 @pytest.mark.parametrize("family", FORWARD)
 def test_direct_callers_meet_checks(family: str) -> None:

@@ -189,7 +189,8 @@ template <class R>
 void additive_backward(const AdditiveBackward& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const int64_t heads = shape.B * shape.H;
-  by_blocks<ScoreGradients<R, AdditiveBackward>>(args, executor, query_block(shape, executor.threads, kMostQueries));
+  if (args.weights.data != nullptr || args.grad_weights.data != nullptr)
+    by_blocks<ScoreGradients<R, AdditiveBackward>>(args, executor, query_block(shape, executor.threads, kMostQueries));
 
   // Channels of a task: slices that stay in the second-level cache, tasks enough to share. By the shape alone: how pairs are computed
   // depends on the slice.

@@ -317,7 +317,8 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
   const Seers seers(scratch, visible, shape.T);
   const int64_t n = visible.count, whole = padded<R>(width);
   clear_unseen<R>(args.grad_keys, b, h, shape.S, visible, column, width);
-  clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
+  const bool of_query = args.grad_query.data != nullptr;
+  if (of_query) clear_unseen<R>(args.grad_query, b, h, shape.T, Visible{seers.count, seers.index, nullptr}, column, width);
   const Slice<R> q(scratch, args.query, b, h, seers.index, 0, seers.count, column, width);
   const Factors<R> v(scratch, args.v, h, column, width);
   const bool many_keys = n > kGradientKeys, many_queries = seers.count > 4 * kGradientTiles;
@@ -393,13 +394,13 @@ void score_inputs_gradient(const AdditiveBackward& args, int64_t b, int64_t h, i
     write(args.grad_keys, part.index, part.first, part.count, dk.total);
     scratch.rewind(before);
   }
-  for (int64_t c = 0; c < whole; c += W)
+  for (int64_t c = 0; c < whole && of_query; c += W)
     for (int64_t t = 0; t < seers.count; ++t) {
       const int64_t at = c * seers.count + t * W;
       const bool merged = q.largest[t] <= MergeLimits<R>::kSize;  // else no pair did, and e^(2q) may be anything
       store<R>(sums.plain.total + at, merged ? fma<R>(load<R>(q.e + at), sums.factored.at(at), sums.plain.at(at)) : sums.plain.at(at));
     }
-  write(args.grad_query, seers.index, 0, seers.count, sums.plain.total);
+  if (of_query) write(args.grad_query, seers.index, 0, seers.count, sums.plain.total);
   R* partial = reinterpret_cast<R*>(args.partial_v.at(b, h, 0)) + column;
   const R total = exact_sum(sums.total, sums.low);
   for (int64_t c = 0; c < whole; c += W) {

@@ -43,9 +43,9 @@ struct AdditiveBackward {
   Tensor query, keys, values, v;
   Visibility visibility;
   Tensor weights, grad_context, grad_weights;  // either gradient may be absent; without weights, grad_weights is dL/dscores
-  Tensor grad_scores;                          // [B, H, T, S] of the accumulator's dtype, scratch
+  Tensor grad_scores;                          // [B, H, T, S] of the accumulator's dtype, scratch; or given, if those three are absent
   Tensor partial_v;                            // [B, H, 1, A] of the accumulator's dtype, scratch
-  Tensor grad_query, grad_keys, grad_values, grad_v;
+  Tensor grad_query, grad_keys, grad_values, grad_v;  // those of query and values may be absent
 };
 
 // A step's share of the backward: what arrives at its query. Its share of the gradients of keys, values and v waits for all steps.

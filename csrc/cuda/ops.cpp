@@ -205,7 +205,7 @@ Three tanh_gradients(Call& call, Arguments& in, const Shape& s, const Tensor& gr
 }
 
 Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths,
-                      OptionalTensor mask) {
+                      OptionalTensor mask, bool of_query) {
   Call call(query);
   Arguments in(query);
   const Shape s = shape_of_call(query, keys, 0);
@@ -214,7 +214,8 @@ Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor ke
   const TorchTensor wide = grad_scores.scalar_type() == summed ? grad_scores : torch::stable::to(grad_scores, summed);
   const Tensor gradients = in.in("grad_scores", wide, in.with_heads(s, s.T, s.S), summed);
   const Named named = call.named("additive_scores_backward", s, visibility, dtype_of("query", query));
-  return tanh_gradients(call, in, s, gradients, query, keys, v, visibility);
+  auto [grad_query, grad_keys, grad_v] = tanh_gradients(call, in, s, gradients, query, keys, v, visibility);
+  return {of_query ? grad_query : empty(query, {0}), grad_keys, grad_v};
 }
 
 Four backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys, TorchTensor values,

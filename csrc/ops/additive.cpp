@@ -1,4 +1,6 @@
 // The ops onepass::additive_*.
+#include <utility>
+
 #include "cpu.h"
 #include "named.h"
 
@@ -42,19 +44,22 @@ TorchTensor scores(TorchTensor query, TorchTensor keys, TorchTensor v, OptionalT
 }
 
 Grads3 score_gradients(const char* op, Arguments& in, AdditiveBackward& args, const TorchTensor& query, const TorchTensor& keys,
-                       const TorchTensor& v, const OptionalTensor& lengths, const OptionalTensor& mask) {
+                       const TorchTensor& v, const OptionalTensor& lengths, const OptionalTensor& mask, bool of_query = true) {
   const Shape& s = args.shape;
-  TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
+  TorchTensor grad_query = empty(query, of_query ? in.with_heads(s, s.T, s.A) : Sizes{0});
   TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
   TorchTensor grad_v = empty(query, in.width_of_v(s));
-  TorchTensor grad_scores = empty(query, in.with_heads(s, s.T, s.S), accumulator(query));
   TorchTensor partial_v = empty(query, {s.B, s.H, 1, s.A}, accumulator(query));
   set_scored(in, args, query, keys, v);
   args.visibility = in.visibility(lengths, mask, s);
-  args.grad_query = in.view("grad_query", grad_query);
+  // What arrives at scores is taken as it lies, where nobody reads what some query does not see.
+  const bool as_given = args.weights.data == nullptr && args.grad_weights.dtype == dtype_of("grad_scores", accumulator(query)) &&
+                        args.visibility.mask == nullptr && args.visibility.lengths_step == 0;
+  TorchTensor grad_scores = empty(query, as_given ? Sizes{0} : in.with_heads(s, s.T, s.S), accumulator(query));
+  args.grad_scores = as_given ? std::exchange(args.grad_weights, {}) : in.view("grad_scores", grad_scores);
+  if (of_query) args.grad_query = in.view("grad_query", grad_query);
   args.grad_keys = in.view("grad_keys", grad_keys);
   args.grad_v = in.view("grad_v", grad_v);
-  args.grad_scores = in.view("grad_scores", grad_scores);
   args.partial_v = in.view("partial_v", partial_v);
   const Named named(op, s, args.visibility, args.query.dtype);
   kernels().additive_backward(args, executor());
@@ -78,13 +83,13 @@ Grads4 backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchT
 }
 
 Grads3 scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor keys, TorchTensor v, OptionalTensor lengths,
-                       OptionalTensor mask) {
+                       OptionalTensor mask, bool of_query) {
   Arguments in(query);
   AdditiveBackward args;
   args.shape = shape_of_call(query, keys, 0);
   const ScalarType wide = accumulator(query), dtype = grad_scores.scalar_type() == wide ? wide : query.scalar_type();
   args.grad_weights = in.in("grad_scores", grad_scores, in.with_heads(args.shape, args.shape.T, args.shape.S), dtype);
-  return score_gradients("additive_scores_backward", in, args, query, keys, v, lengths, mask);
+  return score_gradients("additive_scores_backward", in, args, query, keys, v, lengths, mask, of_query);
 }
 
 }  // namespace

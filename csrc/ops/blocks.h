@@ -38,10 +38,11 @@ class Blocks {
 
   bool serve(size_t bytes) const { return torch_from_blob != nullptr && bytes >= kLeast && bytes <= limit_; }
 
-  // At least `bytes`, which become the block's size: the newest that fits, of which at most a fifth is left unused.
+  // At least `bytes`, which become the block's size: the newest that fits, of which at most a fifth is left unused. A new one of several
+  // huge pages begins with these and ends with small ones, or part of the last would lie idle.
   void* take(size_t& bytes) {
-    const size_t unit = bytes >= 2 * kHuge ? kHuge : kPage;
-    bytes = (bytes + unit - 1) / unit * unit;
+    bytes = (bytes + kPage - 1) / kPage * kPage;
+    const size_t huge = bytes >= 2 * kHuge ? bytes / kHuge * kHuge : 0;
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // a fork may have left it locked for good
     if (lock) {
       for (size_t i = kept_.size(); i-- > 0;) {
@@ -53,10 +54,10 @@ class Blocks {
         return block.data;
       }
     }
-    void* data = std::aligned_alloc(unit, bytes);
-    if (data == nullptr) throw std::bad_alloc();
+    void* data = nullptr;
+    if (posix_memalign(&data, huge > 0 ? kHuge : kPage, bytes) != 0) throw std::bad_alloc();
 #if defined(__linux__)
-    if (unit == kHuge) madvise(data, bytes, MADV_HUGEPAGE);
+    if (huge > 0) madvise(data, huge, MADV_HUGEPAGE);
 #endif
     return data;
   }

@@ -73,9 +73,9 @@ def _additive_scores_like(query: Tensor, keys: Tensor, v: Tensor, lengths: Tenso
 
 @fake("additive_scores_backward")
 def _additive_scores_backward_like(
-    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None
+    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, of_query: bool = True
 ) -> tuple[Tensor, ...]:
-    return _contiguous_like(query, keys, v)
+    return _contiguous_like(query if of_query else query.new_empty(0), keys, v)
 
 
 @fake("multiplicative_forward")

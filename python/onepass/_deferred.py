@@ -113,7 +113,7 @@ class Root(torch.autograd.Function):
             if v is None:
                 grad_keys = ops.source_sums(grad_scores, query, limits, mask)
             else:
-                _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask)
+                _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask, False)
             del query, grad_scores
         if summed and wants_values:
             weights, contexts, spans, masks = (list(parts) for parts in zip(*summed, strict=True))
