@@ -41,9 +41,7 @@ def bench(
     Status 1: a result of onepass is wrong, or, with --compare, something of it got slower by more than the noise."""
     if (html or pictures) and importlib.util.find_spec("matplotlib") is None:
         raise typer.BadParameter("--html and --pictures need `pip install matplotlib`")
-    for path in filter(None, (json, html)):
-        if not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.parent}")
+    check_files(json, html, pictures)
     from rich.console import Console
 
     from . import catalogue, report
@@ -78,6 +76,17 @@ def bench(
         console.print("interrupted: the above is what was measured until then", style="bold yellow")
         raise typer.Exit(130)
     raise typer.Exit(any(mine(record.provider) and record.status in (WRONG, FAILED) for record in results.records))
+
+
+def check_files(json: Path | None, html: Path | None, pictures: Path | None) -> None:
+    """Before the work, not after it."""
+    for path in filter(None, (json, html)):
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder; a file is wanted")
+        if not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}")
+    if pictures and any(place.exists() and not place.is_dir() for place in (pictures, *pictures.parents)):
+        raise typer.BadParameter(f"{pictures} is no folder")
 
 
 @contextmanager

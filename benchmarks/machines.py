@@ -27,7 +27,8 @@ before it was timed. Side by side stand the least and the most of the shapes tha
   counted as 4.
 - *of the limit*: the same of a decoding step, whose keys and values are read from where they lie.
 - *of budget*: peak memory over what README grants, of additive attention without its factor of 1.2; above 1 only where that is less than
-  1.6 MB.
+  1.6 MB, and in training loops measured before 2026-12.
+- A peer whose result is off by more than the check allows has no time there and is not *best*; the end of a machine's tables names it.
 """
 
 Row = tuple[str, str, str, str, str]  # kernel, direction, dtype, device, metric

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from .providers import FLOATS, FUNCTIONS, mine, providers
+from .providers import FLOATS, FUNCTIONS, PROVIDERS, mine, providers
 from .records import Record
 from .study import Study
 from .workloads import FAMILIES, Family, Shape, Workload
@@ -34,7 +34,7 @@ def speed(study: Study, workload: Workload) -> Job:
 def memory(study: Study, workload: Workload) -> Job:
     direction = FAMILIES[workload.family].directions[-1]
     title = f"memory, {workload.family}, S {workload.shape.S}"
-    return Job(title, len(study.only & providers(workload)[0].keys()), partial(study.peaks, workload, direction))
+    return Job(title, len(study.with_peaks(workload)), partial(study.peaks, workload, direction))
 
 
 def threads(study: Study, workload: Workload) -> Iterator[Job]:
@@ -61,6 +61,9 @@ def jobs(
 ) -> list[Job]:
     """Raises ``ValueError`` for names that nothing has."""
     chosen = [_known(FAMILIES, name, "family") for name in families] if families else [f for f in FAMILIES.values() if f.quick or not quick]
+    for family in chosen if families else ():
+        if not any(found.name in study.only and family.name in found.families for found in PROVIDERS):
+            raise ValueError(f"no provider that is asked for has {family.name}")
     formats = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
     kinds = [_known(formats, name, "dtype") for name in dtypes]
     taken = {family.name: list(_shapes(family, shapes, quick, bars)) for family in chosen}
@@ -83,7 +86,7 @@ def jobs(
 def _shapes(family: Family, asked: Sequence[str] | None, quick: bool, bars: bool) -> Iterator[Shape]:
     if asked:
         for name in asked:
-            yield from _sized(family, name) if name[0].isdigit() else (shape for shape in family.shapes if shape.name == name)
+            yield from _sized(family, name) if name[:1].isdigit() else (shape for shape in family.shapes if shape.name == name)
     elif quick:
         yield min(family.shapes, key=lambda shape: shape.B * shape.T * shape.S * (shape.A + shape.D))
     else:

@@ -93,7 +93,7 @@ def mine(name: str) -> bool:
 
 
 def variant(name: str) -> bool:
-    """Whether it does other work than those without a comma in their names: over copies, or in fewer bits."""
+    """Whether it does other work than those without a comma in their names: over copies, in fewer bits, or by another formula."""
     return "," in name
 
 
@@ -141,7 +141,24 @@ def eager_multiplicative(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return torch.softmax(query @ keys.transpose(1, 2), -1) @ values
 
 
+def identity_scores(query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
+    """The same by onepass's identity, in plain torch: wrong where an exponential overflows or ``1 - 2r`` cancels."""
+    x = torch.exp(2 * query).unsqueeze(2) * torch.exp(2 * keys).unsqueeze(1)
+    return v.sum() - 2 * (v / (1 + x)).sum(-1)
+
+
+def identity_additive(query: Tensor, keys: Tensor, values: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(identity_scores(query, keys, v), -1) @ values
+
+
+def fused_multiplicative(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """SDPA with a dimension of heads: without one torch takes its formula in the place of a fused kernel."""
+    heads = query.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)
+    return torch.nn.functional.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)
+
+
 FORMULAE: dict[str, Formula] = {"additive": eager_additive, "multiplicative": eager_multiplicative, "scores": eager_scores}
+IDENTITY: dict[str, Formula] = {"additive": identity_additive, "scores": identity_scores}
 
 
 def _backend(name: str) -> None:
@@ -169,10 +186,14 @@ def compiled(workload: Workload, direction: str) -> Run:
     return differentiated(torch.compile(FORMULAE[workload.family], dynamic=False), workload, direction)
 
 
+@provider("torch.compile, identity", IDENTITY, compiles=True)
+def compiled_identity(workload: Workload, direction: str) -> Run:
+    return differentiated(torch.compile(IDENTITY[workload.family], dynamic=False), workload, direction)
+
+
 @provider("SDPA", {"multiplicative"})
 def sdpa(workload: Workload, direction: str) -> Run:
-    attention = torch.nn.functional.scaled_dot_product_attention
-    return differentiated(lambda query, keys, values: attention(query, keys, values, scale=1.0), workload, direction)
+    return differentiated(fused_multiplicative, workload, direction)
 
 
 @provider("FlexAttention", {"multiplicative"}, compiles=True)
@@ -183,19 +204,39 @@ def flex(workload: Workload, direction: str) -> Run:
     return differentiated(lambda *inputs: attention(*(x.unsqueeze(1) for x in inputs), scale=1.0).squeeze(1), workload, direction)
 
 
-@provider("jax.jit", FORMULAE, needs={"jax": "pip install jax"}, devices=("cpu",), dtypes=(torch.float32,), compiles=True)
-def jax_jit(workload: Workload, direction: str) -> Run:
+JAX: dict[str, Any] = {"needs": {"jax": "pip install jax"}, "devices": ("cpu",), "dtypes": (torch.float32,), "compiles": True}
+
+
+def jax_function(family: str, identity: bool = False) -> Callable[..., Any]:
     jax = importlib.import_module("jax")
     jnp = jax.numpy
 
     def function(query: Any, keys: Any, *rest: Any) -> Any:
-        if workload.family == "multiplicative":
+        if family == "multiplicative":
             scores = query @ keys.transpose(0, 2, 1)
+        elif identity:
+            x = jnp.exp(2 * query)[:, :, None] * jnp.exp(2 * keys)[:, None]
+            scores = rest[-1].sum() - 2 * (rest[-1] / (1 + x)).sum(-1)
         else:
             scores = jnp.tanh(query[:, :, None] + keys[:, None]) @ rest[-1]
-        return scores if workload.family == "scores" else jax.nn.softmax(scores, -1) @ rest[0]
+        return scores if family == "scores" else jax.nn.softmax(scores, -1) @ rest[0]
 
-    arrays = [jnp.asarray(tensor.detach().numpy()) for tensor in workload.inputs]
-    upstream = jnp.asarray(workload.tensors["upstream"].numpy())
+    return function
+
+
+def in_jax(function: Callable[..., Any], workload: Workload, direction: str) -> Run:
+    jax = importlib.import_module("jax")
+    arrays = [jax.numpy.asarray(tensor.detach().numpy()) for tensor in workload.inputs]
+    upstream = jax.numpy.asarray(workload.tensors["upstream"].numpy())
     run = jax.jit((lambda *a: jax.vjp(function, *a)[1](upstream)) if direction == BOTH else function)
     return lambda: jax.block_until_ready(run(*arrays))
+
+
+@provider("jax.jit", FORMULAE, **JAX)
+def jax_jit(workload: Workload, direction: str) -> Run:
+    return in_jax(jax_function(workload.family), workload, direction)
+
+
+@provider("jax.jit, identity", IDENTITY, **JAX)
+def jax_identity(workload: Workload, direction: str) -> Run:
+    return in_jax(jax_function(workload.family, identity=True), workload, direction)

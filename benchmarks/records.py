@@ -2,6 +2,7 @@
 
     {"schema": 1, "made": ISO time, "commit": of the sources or null, "device": name, "machine": text, "threads": all of them,
      "versions": {package: version}, "ceilings": {device and dtype: {name: per second}},    see ceilings.py
+     "conditions": {what else may matter: text},
      "records": [{
        "kernel": family, "provider": name, "direction": "forward" | "forward + backward",
        "shape": {"name", "B", "T", "S", "A", "D"}, "dtype": name, "device": "cpu" | "cuda", "threads": number,
@@ -11,12 +12,16 @@
 
 A record's key is its first seven fields. Metrics: "elements/s", "FLOP/s", "bytes/s" (of what cannot be avoided: workloads.Cost), "of
 ceiling", "over eager", "over best peer" (medians of the rounds' ratios), "over one thread", "compile seconds" (the first call, less a
-later one), "peak bytes" (beyond inputs and results), "of budget" (of the peak that onepass promises), and what a family adds.
+later one), "peak bytes" (beyond inputs and results), "of budget" (of the peak that onepass promises, with the inputs that the promise
+counts), and what a family adds.
 """
 
 import json
+import os
+import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -76,6 +81,7 @@ class Results:
     versions: dict[str, str]
     ceilings: dict[str, dict[str, float]] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    conditions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @classmethod
@@ -83,7 +89,7 @@ class Results:
         found = {name: version for name in PACKAGES if (version := _version(name)) is not None}
         versions = {"onepass": onepass.__version__, **found}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(now, _commit(), device_name(device), machine(), torch.get_num_threads(), versions)
+        return cls(now, _commit(), device_name(device), machine(), torch.get_num_threads(), versions, conditions=conditions())
 
     def add(self, record: Record) -> None:
         """Under its key; to a record that is there already it adds its metrics."""
@@ -126,6 +132,21 @@ def machine() -> str:
     probe = _info.probe()
     isa = f", {probe.isa()}" if probe is not None else ""
     return f"{platform.system()} {platform.machine()}{isa}, Python {platform.python_version()}"
+
+
+SWITCHES = ("ONEPASS_", "TRITON_", "TORCH", "OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "XLA_", "LD_PRELOAD", "GLIBC_")
+
+
+def conditions() -> dict[str, str]:
+    """The command, the processor's own numbers, how the kernels were compiled, and the variables that torch and its peers heed, folders
+    aside."""
+    probe = _info.probe()
+    names = ("cpu family", "model\t", "stepping", "cache size")
+    numbers = dict.fromkeys(line for line in _lines("/proc/cpuinfo") if line.startswith(names))
+    found = {"command": shlex.join(["python", "-m", "onepass", *sys.argv[1:]]), "processor": ", ".join(" ".join(line.split()) for line in numbers)}
+    if probe is not None:
+        found["built"] = ", ".join(f"{name} {value}" for name, value in probe.build().items())
+    return found | {name: value for name, value in sorted(os.environ.items()) if name.startswith(SWITCHES) and "_DIR" not in name}
 
 
 def caption(results: Results) -> str:

@@ -25,7 +25,6 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "compile seconds": ("compile s", lambda x: f"{x:.1f}"),
     "peak bytes": ("peak MiB", lambda x: f"{x / 2**20:.1f}"),
     "of budget": ("of budget", lambda x: f"{x:.2f}"),
-    "of budget with inputs": ("with inputs", lambda x: f"{x:.2f}"),
     "over one thread": ("over one thread", lambda x: f"{x:.2f}x"),
 }
 SUMMARY = ("over best peer", "over eager", "of ceiling")
@@ -120,7 +119,7 @@ def grids(results: Results) -> list[Grid]:
     """Times of every kernel, then memory, then threads."""
     found = list(pivots(compared(results)))
     if peaks := [record for record in results.records if "peak bytes" in record.metrics]:
-        shown = [metric for metric in ("peak bytes", "of budget", "of budget with inputs") if any(metric in r.metrics for r in peaks)]
+        shown = [metric for metric in ("peak bytes", "of budget") if any(metric in r.metrics for r in peaks)]
         rows = [[*place(r), *(cell(r, metric) for metric in shown)] for r in peaks]
         found.append(Grid("peak memory beyond inputs and results", [*PLACE, *(FIGURES[metric][0] for metric in shown)], rows))
     if scaled := [record for record in results.records if "over one thread" in record.metrics and record.threads > 1]:

@@ -10,7 +10,7 @@ from torch import Tensor
 import onepass
 from onepass import _backends
 
-from .providers import EAGER, FORMULAE, Formula, provider
+from .providers import EAGER, FORMULAE, Formula, fused_multiplicative, provider
 from .stepwise import RECORDED, STEPS
 from .workloads import Run, Workload
 
@@ -77,7 +77,8 @@ def many(workload: Workload, direction: str, begin: Begin) -> Run:
 
 Loop = Callable[[Workload, str, Begin], Run]
 LOOPS: dict[str, Loop] = {"steps": training, "decoding": decoding}
-ALL_LOOPS: dict[str, Loop] = {**LOOPS, "beams": copies, "overhead": many}
+WITH_BEAMS: dict[str, Loop] = {**LOOPS, "beams": together}
+ALL_LOOPS: dict[str, Loop] = {**WITH_BEAMS, "overhead": many}
 
 
 def register(
@@ -95,8 +96,17 @@ def register(
         return loops[kind](workload, direction, begin_of(function))
 
 
-def over_tensors(attention: Formula) -> Begin:
-    return lambda *tensors: lambda query: attention(query.unsqueeze(1), *tensors).squeeze(1)
+def over_tensors(step: Formula) -> Begin:
+    return lambda *tensors: lambda query: step(query, *tensors)
+
+
+def step_of(attention: Formula) -> Formula:
+    """Of one query, or of several."""
+
+    def step(query: Tensor, *tensors: Tensor) -> Tensor:
+        return attention(query, *tensors) if query.dim() == 3 else attention(query.unsqueeze(1), *tensors).squeeze(1)
+
+    return step
 
 
 def over_memory(function: str, backend: str, dtype: torch.dtype | None = None) -> Begin:
@@ -107,9 +117,12 @@ def over_memory(function: str, backend: str, dtype: torch.dtype | None = None) -
     return begin
 
 
+def _eager(function: str) -> Begin:
+    return over_tensors(step_of(FORMULAE[function]))
+
+
 def _compiled(function: str) -> Begin:
-    step = torch.compile(lambda query, *tensors: FORMULAE[function](query.unsqueeze(1), *tensors).squeeze(1), dynamic=False)
-    return lambda *tensors: lambda query: step(query, *tensors)
+    return over_tensors(torch.compile(step_of(FORMULAE[function]), dynamic=False))
 
 
 def _backend(name: str) -> None:
@@ -118,7 +131,7 @@ def _backend(name: str) -> None:
 
     begin_of = functools.partial(over_memory, backend=name)
     more: dict[str, Any] = {"more_reasons": reasons, "optional": name == "reference"}
-    register(f"onepass {name}", begin_of, {**ALL_LOOPS, "beams": together}, **more)
+    register(f"onepass {name}", begin_of, ALL_LOOPS, **more)
     register(f"onepass {name}, copies", begin_of, {"beams": copies}, **more)
     functions = {"cpu": tuple(MEMORIES), "cuda": ("multiplicative",), "triton": ("multiplicative",)}.get(name)
     if functions:  # those that keep it as `as_kept` says
@@ -128,7 +141,7 @@ def _backend(name: str) -> None:
 
 for backend in _backends.NAMES:
     _backend(backend)
-register(EAGER, lambda function: over_tensors(FORMULAE[function]), ALL_LOOPS)
-register("torch.compile", _compiled, compiles=True)
-sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=1.0)
-register("SDPA", lambda function: over_tensors(sdpa), functions=("multiplicative",))
+register(EAGER, _eager, ALL_LOOPS)
+register(f"{EAGER}, copies", _eager, {"beams": copies})
+register("torch.compile", _compiled, WITH_BEAMS, compiles=True)
+register("SDPA", lambda function: over_tensors(step_of(fused_multiplicative)), WITH_BEAMS, functions=("multiplicative",))

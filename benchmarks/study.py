@@ -92,7 +92,7 @@ class Study:
                 metrics["of ceiling"] = ceilings.share(cost, median, rates)
             if EAGER in runs:
                 metrics["over eager"] = timing.ratio(seconds, name, EAGER)
-            peers = [peer for peer in runs if not mine(peer)]
+            peers = [peer for peer in runs if not mine(peer) and not variant(peer)]
             if mine(name) and peers:
                 metrics["over best peer"] = timing.ratio(seconds, name, min(peers, key=lambda peer: statistics.median(seconds[peer])))
             if name in firsts:
@@ -101,18 +101,19 @@ class Study:
             metrics.update(more.get(name, {}))
             yield Record.of(workload, name, direction, seconds=seconds[name], quantiles=quantiles, metrics=metrics)
 
-    def peaks(self, workload: Workload, direction: str) -> Iterator[Record]:
-        """Peak memory of each provider."""
+    def with_peaks(self, workload: Workload) -> list[str]:
+        """Whose peak memory is measured: of all but peers' variants."""
         there, _ = providers(workload)
-        for name in filter(self.only.__contains__, there):
+        return [name for name in there if name in self.only and (mine(name) or not variant(name))]
+
+    def peaks(self, workload: Workload, direction: str) -> Iterator[Record]:
+        for name in self.with_peaks(workload):
             record = Record.of(workload, name, direction)
             try:
                 peak = memory.peak(name, workload, direction)
                 record.metrics["peak bytes"] = peak
                 if mine(name) and (budget := FAMILIES[workload.family].budget(workload, direction)):
-                    record.metrics["of budget"] = peak / budget
-                    if inputs := FAMILIES[workload.family].budgeted_inputs(workload):
-                        record.metrics["of budget with inputs"] = (peak + inputs) / budget
+                    record.metrics["of budget"] = (peak + FAMILIES[workload.family].budgeted_inputs(workload)) / budget
             except UnavailableError as reason:
                 record = replace(record, status=MISSING, reason=str(reason))
             except RuntimeError as problem:

@@ -104,7 +104,7 @@ class Family:
         return None
 
     def budgeted_inputs(self, workload: Workload) -> int:
-        """Bytes of inputs that the budget has room for too."""
+        """Bytes of inputs that the budget counts, which a measured peak does not."""
         return 0
 
     def outputs_apart(self, workload: Workload, direction: str) -> int:

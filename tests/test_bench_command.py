@@ -132,6 +132,11 @@ def test_what_got_slower_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--family", "dot"], "no family 'dot'"),
         (["--provider", "numpy"], "no provider numpy"),
         (["--json", "no/such/folder/results.json"], "there is no folder"),
+        (["--json", "."], "is a folder"),
+        (["--pictures", __file__], "is no folder"),
+        (["--pictures", f"{__file__}/deeper"], "is no folder"),
+        (["--shapes", ""], "no shape ''"),
+        (["--family", "additive steps", "--provider", "jax.jit"], "no provider that is asked for has additive steps"),
         (["--load", __file__], "holds no results"),
     ],
 )
