@@ -143,7 +143,8 @@ def conditions() -> dict[str, str]:
     probe = _info.probe()
     names = ("cpu family", "model\t", "stepping", "cache size")
     numbers = dict.fromkeys(line for line in _lines("/proc/cpuinfo") if line.startswith(names))
-    found = {"command": shlex.join(["python", "-m", "onepass", *sys.argv[1:]]), "processor": ", ".join(" ".join(line.split()) for line in numbers)}
+    command = shlex.join(["python", "-m", "onepass", *sys.argv[1:]])
+    found = {"command": command, "processor": ", ".join(" ".join(line.split()) for line in numbers)}
     if probe is not None:
         found["built"] = ", ".join(f"{name} {value}" for name, value in probe.build().items())
     return found | {name: value for name, value in sorted(os.environ.items()) if name.startswith(SWITCHES) and "_DIR" not in name}
