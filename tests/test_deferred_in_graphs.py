@@ -341,7 +341,7 @@ def test_frozen_parts_of_a_model(kind: str, frozen: str, backend: str) -> None:
 
 
 DISTRIBUTED = """
-import sys; rank, backend, meeting, out = int(sys.argv[1]), *sys.argv[2:]
+import gc, sys; rank, backend, meeting, out = int(sys.argv[1]), *sys.argv[2:]
 import torch; from onepass import _library; from memory_cases import Decoder
 _library.error = "these tests run the reference" if backend == "reference" else _library.error
 torch.set_num_threads(1)
@@ -352,6 +352,7 @@ for batch in torch.load(f"{out}/batches.pt")[rank]:
     model(batch).square().sum().backward()
 torch.save({name: leaf.grad for name, leaf in model.module.named_parameters()}, f"{out}/grads{rank}.pt")
 torch.distributed.barrier()
+del model; gc.collect()  # it holds the group, whose threads must not outlive the interpreter
 torch.distributed.destroy_process_group()
 """
 
