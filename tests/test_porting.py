@@ -94,6 +94,8 @@ def cases() -> list[Case]:
          loaded(onepass.MultiplicativeAttention(Q, K, "general"), query_layer__weight=kernel.T), [kernel]),
         ("both sides projected", lambda q, m: softmax(0.3 * torch.tanh(q @ w_q.T) @ torch.tanh(m @ w_k.T).mT) @ m,
          lambda q, m: multiplicative_attention(torch.tanh(q @ w_q.T), torch.tanh(m @ w_k.T), m, scale=0.3, lengths=LENGTHS)[0], [w_q, w_k]),
+        ("OpenNMT-py", lambda q, m: softmax((torch.tanh(pairs(q @ w_q.T + b_q, m @ w_k.T)) @ v.T).squeeze(-1)) @ m,
+         loaded(additive(Q, K, A), **projections, query_layer__bias=b_q, v=v[0]), [w_q, w_k, b_q, v]),
         ("scaled", lambda q, m: softmax(0.3 * torch.tanh(pairs(q @ w_q.T, m @ w_k.T)) @ v[0]) @ m,
          lambda q, m: additive_attention(q @ w_q.T, m @ w_k.T, m, 0.3 * v[0], lengths=LENGTHS)[0], [w_q, w_k, v]),
         ("weights alone", lambda q, m: softmax(torch.tanh(pairs(q @ w_q.T, m @ w_k.T)) @ v[0]),
@@ -133,19 +135,31 @@ def given() -> dict[str, Any]:
     """What the page's code has."""
     torch.manual_seed(2)
     keys, values, prior = parameter(B, S, A), parameter(B, S, K), torch.rand(B, S, dtype=torch.float64) + 0.1
+    w1, of_query, of_coverage = parameter(A, K), parameter(A, A), parameter(K, 1)
     return {
         "torch": torch, "additive_attention": additive_attention, "additive_scores": additive_scores, "sparsemax": sparsemax,
         "multiplicative_attention": multiplicative_attention, "multiplicative_memory": multiplicative_memory,
         "query": parameter(B, T, A), "keys": keys, "values": values, "v": parameter(A), "lengths": LENGTHS, "prior": prior,
-        "encoder_states": parameter(B, S, K), "w1": parameter(A, K), "w2": parameter(T, A),
+        "encoder_states": parameter(B, S, K), "w1": w1, "w2": parameter(T, A),
         "chosen": (torch.arange(S) % 3 == 1).repeat(B, 1), "previous_weights": softmax(torch.zeros(B, 1, S, dtype=torch.float64))[:, 0],
         "memory": multiplicative_memory(keys, values, lengths=LENGTHS),
+        "of_query": of_query, "of_coverage": of_coverage, "coverage": torch.rand(B, S, dtype=torch.float64),
+        "linear_query": lambda x: x @ of_query.T, "linear_context": lambda x: x @ w1.T, "linear_cover": lambda x: x @ of_coverage.T,
         "convolution": lambda weights: weights.unsqueeze(-1) * torch.linspace(0, 1, A, dtype=torch.float64),
     }  # fmt: skip
 
 
 def located(x: dict[str, Any]) -> Tensor:
     return softmax(torch.tanh(pairs(x["query"], x["keys"] + x["feature"])) @ x["v"]) @ x["values"]
+
+
+def beams(x: dict[str, Any]) -> Tensor:
+    return torch.cat([located({**x, "query": x["query"][:, k : k + 1], "feature": x["features"][:, k]}) for k in range(T)], 1)
+
+
+def covered(x: dict[str, Any]) -> Tensor:
+    bank = torch.tanh(x["encoder_states"] + x["coverage"][..., None] * x["of_coverage"][:, 0])
+    return softmax(torch.tanh(pairs(x["query"] @ x["of_query"].T, bank @ x["w1"].T)) @ x["v"]) @ bank
 
 
 def clipped(x: dict[str, Any]) -> Tensor:
@@ -174,7 +188,7 @@ def plain(x: dict[str, Any]) -> Tensor:
     return softmax(torch.tanh(pairs(x["query"], x["keys"])) @ x["v"]) @ x["values"]
 
 
-EXPECTED = [located, clipped, with_prior, with_prior, sparse, pointed, pooled, plain]
+EXPECTED = [located, beams, covered, clipped, with_prior, with_prior, sparse, pointed, pooled, plain]
 
 
 @pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)
@@ -185,6 +199,8 @@ def test_code(number: int) -> None:
     names = given()
     if EXPECTED[number] is located:
         names["query"] = names["query"][:, :1]
+    if EXPECTED[number] is beams:
+        names["previous_weights"] = softmax(torch.randn(B, T, S, dtype=torch.float64))
     exec(blocks[number], names)
     found = names["context"] if "context" in names else names["weights"] @ names["values"]
     expected = EXPECTED[number](names)

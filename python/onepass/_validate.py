@@ -163,7 +163,7 @@ def _check_lengths(lengths: Tensor | None, query: Tensor, of_memory: bool) -> Te
     if lengths.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"lengths must be int64 or int32; got {lengths.dtype}")
     if lengths.device != query.device:
-        raise ValueError(f"lengths must be on the device of query, {query.device}; got {lengths.device}")
+        raise ValueError(f"lengths must be on the device of {'keys' if of_memory else 'query'}, {query.device}; got {lengths.device}")
     batch, steps = query.shape[0], query.shape[-2]
     if of_memory and list(lengths.shape) != [batch]:
         raise ValueError(f"lengths of a memory belong to its sources, [B] = [{batch}]; got {_shape(lengths)}")
@@ -202,7 +202,7 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
     if mask.is_nested or mask.layout != torch.strided:
         raise TypeError(f"mask must be a dense tensor; got {'a nested one' if mask.is_nested else mask.layout}")
     if mask.device != query.device:
-        raise ValueError(f"mask must be on the device of query, {query.device}; got {mask.device}")
+        raise ValueError(f"mask must be on the device of {'keys' if of_memory else 'query'}, {query.device}; got {mask.device}")
     full = [*query.shape[:-1], keys.shape[-2]]  # [B, (H,) T, S]
     given = mask
     if one_step and mask.dim() == 2:
