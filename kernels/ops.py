@@ -306,7 +306,7 @@ def values_gradient(weights: Tensor, grad_context: Tensor | None, values: Tensor
 
 
 def additive_scores_backward(
-    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, of_query: bool = True
+    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, of_query: bool
 ) -> tuple[Tensor, ...]:
     # What arrives where nothing is visible does not count.
     gradients = score_gradients(None, grad_scores.to(accumulator(query.dtype)), keys, None, lengths, mask, of_weights=True, by_source=True)

@@ -73,6 +73,23 @@ assert small.data_ptr() != place and torch.equal(small, exact[..., :1100])
 """)
 
 
+@keeps
+def test_sizes_that_grow(run: Run) -> None:
+    """A block of 4 MiB or more has room for what grows to the next 2 MiB, and takes no memory for it before."""
+    run("""
+many = torch.randn(4, 256, 8)
+scores(many, keys[:, :64])
+before = resident()
+first = scores(many, keys[:, :1100])    # 4.3 MiB
+assert resident() - before < 5 << 20
+place = first.data_ptr(); del first
+for size in range(1101, 1536, 60):
+    grown = scores(many, keys[:, :size])
+    assert grown.data_ptr() == place and torch.equal(grown, onepass.additive_scores(many, keys[:, :size], v, backend="cpu"))
+    del grown
+""")
+
+
 def test_no_more_than_the_limit_is_kept(run: Run) -> None:
     """64 results of 8 MiB and more, all different in size: no more than the limit stays when they are gone."""
     run(

@@ -1,5 +1,6 @@
 """The ops under the functions: their schemas, fakes and autograd are what torch expects of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def backward_arguments(case: Case, keep_weights: bool, context: bool = True, wei
     lengths, mask = common(case)
     saved = op(FORWARD[case.family])(*forward_arguments(case, keep_weights))
     if case.family == "scores":
-        return "additive_scores_backward", (case.grad_weights, case.query, case.keys, case.v, lengths, mask)
+        return "additive_scores_backward", (case.grad_weights, case.query, case.keys, case.v, lengths, mask, True)
     grads = (case.grad_context if context else None, case.grad_weights.to(saved[1].dtype) if weights else None)
     if case.family == "additive":
         return "additive_backward", (*grads, case.query, case.keys, case.values, case.v, saved[1], lengths, mask)
@@ -106,22 +107,35 @@ def test_weights_not_kept(hidden: str, dtype: torch.dtype, backend: str) -> None
         torch.testing.assert_close(got, want)
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "of one row": lambda x: x[..., :1, :].expand_as(x),
+}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("hidden", [*HIDDEN, "spans of all"])
 def test_query_not_asked_for(hidden: str, dtype: torch.dtype, backend: str) -> None:
     """Gradients of additive scores without the query's: those of keys and v are the same, also of gradients in float32 of half-width
-    scores, and where what arrives at hidden positions is NaN."""
-    case = build("scores", DIMS[2], dtype, hidden=hidden)
-    name, (arriving, query, keys, v, lengths, mask) = backward_arguments(case, True)
+    scores, in whatever layout, and where what arrives at hidden positions is NaN."""
+    case = build("scores", DIMS[2], dtype, hidden="none" if hidden == "spans of all" else hidden)
+    name, (arriving, *rest, _) = backward_arguments(case, True)
+    visible = case.visible()
+    if hidden == "spans of all":  # the same for every query, as an expanded tensor
+        rest[3] = torch.tensor([2, 31]).expand(*case.query.shape[:2], 2)
+        visible = ((torch.arange(case.keys.shape[-2]) >= 2) & (torch.arange(case.keys.shape[-2]) < 31)).expand(visible.shape)
     for given in (arriving, arriving.to(torch.float64 if dtype == torch.float64 else torch.float32)):
-        rest = (query, keys, v, lengths, mask)
         torch.library.opcheck(op(name), (given, *rest, False), test_utils=("test_schema", "test_faketensor"))
-        asked, unasked = op(name)(given, *rest), op(name)(given, *rest, False)
-        assert unasked[0].shape == (0,)
-        poisoned = op(name)(given.masked_fill(~case.visible(), torch.nan), *rest, False)
-        for want, got, beside in zip(asked[1:], unasked[1:], poisoned[1:], strict=True):
-            assert torch.equal(want, got)
-            assert torch.equal(want, beside)
+        _, *asked = op(name)(given, *rest, True)
+        unasked, *others = op(name)(given, *rest, False)
+        poisoned = op(name)(given.masked_fill(~visible, torch.nan), *rest, False)[1:]
+        assert unasked.shape == (0,)
+        assert all(map(torch.equal, others, asked))
+        assert all(map(torch.equal, poisoned, asked))
+        for layout in LAYOUTS.values():
+            laid, plain = (op(name)(x, *rest, False)[1:] for x in (layout(given), layout(given).contiguous()))
+            assert all(map(torch.equal, laid, plain))
 
 
 @pytest.mark.of_cpp

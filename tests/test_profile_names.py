@@ -38,6 +38,7 @@ def arguments_of(op: str, heads: bool, dtype: torch.dtype = torch.float32) -> li
         "query": query, "keys": keys, "values": values, "v": v, "weights": of(T, S, dtype=dtype if "weighted" in op else wide),
         "grad_context": of(T, D), "grad_weights": None, "grad_scores": of(T, S), "scale": 1.0, "rows": of(T, D),
         "steps": [of(T, D)] * 3, "several": heads, "half": False, "keep_weights": True, "lengths": None, "mask": None,
+        "of_query": True,
     }  # fmt: skip
     if "step" in op and "additive" in op:
         prepared = torch.ops.onepass.additive_prepare(keys, v, None, None, False)

@@ -92,7 +92,7 @@ def calls(t: dict[str, Any], limits: Tensor | None, mask: Tensor | None) -> dict
     seen = limits, mask
     return {
         "additive_forward": (q, k, x, v, *seen), "additive_backward": (c, w, q, k, x, v, w, *seen), "additive_scores": (q, k, v, *seen),
-        "additive_scores_backward": (w.to(q.dtype), q, k, v, *seen), "additive_step": (q, k, x, v, *none, *seen),
+        "additive_scores_backward": (w.to(q.dtype), q, k, v, *seen, True), "additive_step": (q, k, x, v, *none, *seen),
         "additive_step_backward": (c, w, q, k, x, *none, w, *seen), "multiplicative_forward": (q, k, x, 0.5, *seen, False),
         "multiplicative_backward": (c, None, q, k, x, 0.5, w.new_empty(0), *seen), "multiplicative_step": (q, k, x, 0.5, *seen),
         "multiplicative_step_backward": (c, None, q, k, x, 0.5, w, *seen), "source_sums": (w, q, *seen), "weighted_values": (w, x, *seen),

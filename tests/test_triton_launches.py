@@ -39,7 +39,7 @@ def arguments(op: str, lengths: Tensor | None, mask: Tensor | None) -> list[obje
         "weighted_values": [weights, values],
         "weighted_values_backward": [context, values],
     }
-    return [*first[op], lengths, mask, *([False] if op == "multiplicative_forward" else [])]
+    return [*first[op], lengths, mask, *([False] if op in ("multiplicative_forward", "additive_scores_backward") else [])]
 
 
 @pytest.mark.parametrize("hidden", ["none", "lengths", "lengths per query", "spans", "mask"])
@@ -75,7 +75,7 @@ def test_terms_added_one_by_one(source: int, processors: int) -> None:
     """No program of the gradients of additive scores has so many positions that roundings add up."""
     query, keys, v, scores = (torch.empty(sizes, device="meta") for sizes in ((B, 3, A), (B, source, A), (A,), (B, 3, source)))
     with recorded(Device(processors)) as launches:
-        OPS["additive_scores_backward"](scores, query, keys, v, None, None)
+        OPS["additive_scores_backward"](scores, query, keys, v, None, None, True)
     (launch,) = (launch for launch in launches if launch.name == "tanh_gradients")
     assert launch.passed["per_group"] <= 256
 

@@ -39,10 +39,10 @@ class Blocks {
   bool serve(size_t bytes) const { return torch_from_blob != nullptr && bytes >= kLeast && bytes <= limit_; }
 
   // At least `bytes`, which become the block's size: the newest that fits, of which at most a fifth is left unused. A new one of several
-  // huge pages begins with these and ends with small ones, or part of the last would lie idle.
+  // huge pages has room for another, as results grow; its end is of small pages, which take no memory before they are used.
   void* take(size_t& bytes) {
-    bytes = (bytes + kPage - 1) / kPage * kPage;
-    const size_t huge = bytes >= 2 * kHuge ? bytes / kHuge * kHuge : 0;
+    const size_t unit = bytes >= 2 * kHuge ? kHuge : kPage, huge = unit == kHuge ? bytes / kHuge * kHuge : 0;
+    bytes = (bytes + unit - 1) / unit * unit;
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // a fork may have left it locked for good
     if (lock) {
       for (size_t i = kept_.size(); i-- > 0;) {
@@ -55,7 +55,7 @@ class Blocks {
       }
     }
     void* data = nullptr;
-    if (posix_memalign(&data, huge > 0 ? kHuge : kPage, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&data, unit, bytes) != 0) throw std::bad_alloc();
 #if defined(__linux__)
     if (huge > 0) madvise(data, huge, MADV_HUGEPAGE);
 #endif

@@ -73,7 +73,7 @@ def _additive_scores_like(query: Tensor, keys: Tensor, v: Tensor, lengths: Tenso
 
 @fake("additive_scores_backward")
 def _additive_scores_backward_like(
-    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, of_query: bool = True
+    grad_scores: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, of_query: bool
 ) -> tuple[Tensor, ...]:
     return _contiguous_like(query if of_query else query.new_empty(0), keys, v)
 
@@ -198,7 +198,7 @@ def _scores_backward(ops: Any, ctx: Any, grad_scores: Tensor | None) -> Grads:
     if grad_scores is None:
         return (None,) * 5
     query, keys, v, lengths, mask = ctx.saved_tensors
-    return (*past_autograd(ops.additive_scores_backward, grad_scores, query, keys, v, lengths, mask), None, None)
+    return (*past_autograd(ops.additive_scores_backward, grad_scores, query, keys, v, lengths, mask, True), None, None)
 
 
 def _multiplicative_setup(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
@@ -265,7 +265,8 @@ def _additive_step_scores_backward(ops: Any, ctx: Any, grad_scores: Tensor | Non
         return (None,) * 8
     query, keys, v, lengths, mask = ctx.saved_tensors
     rows = _rows_of(query, keys)
-    grad_query, grad_keys, grad_v = ops.additive_scores_backward(rows(grad_scores), rows(query), keys.to(query.dtype), v, lengths, mask)
+    narrow = keys.to(query.dtype)
+    grad_query, grad_keys, grad_v = ops.additive_scores_backward(rows(grad_scores), rows(query), narrow, v, lengths, mask, True)
     return grad_query.view(query.shape), grad_keys.to(keys.dtype), grad_v, None, None, None, None, None
 
 
