@@ -1,6 +1,9 @@
 """Contract 7: a named backend never falls back; ``auto`` takes the best that serves, and says so if that is the reference."""
 
 import importlib.util
+import inspect
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -132,3 +135,25 @@ def test_reasons(nothing_compiled: str) -> None:
     assert _backends.not_supported_reasons("reference", torch.device("meta")) == []
     assert _backends.not_supported_reasons("cpu", torch.device("cpu")) == [nothing_compiled]
     assert len(_backends.not_supported_reasons("cpu", torch.device("meta"))) == 2
+
+
+def test_import_and_calls_leave_the_compiler_alone() -> None:
+    """torch's compiler, and Triton and sympy with it, would take longer to import than torch."""
+    calls = """
+        import sys, torch, onepass
+        query, keys = torch.ones(2, 3, 8, requires_grad=True), torch.ones(2, 5, 8)
+        onepass.additive_attention(query, keys, keys, torch.ones(8))[0].sum().backward()
+        layer = onepass.MultiplicativeAttention(8, 8)
+        layer(query[:, 0], layer.memory(keys))[0].sum().backward()
+        print(*sorted({"torch._dynamo", "torch._inductor", "triton", "sympy"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", inspect.cleandoc(calls)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == (["triton"] if _library.INTERPRETED else [])
+
+
+def test_constants_of_graphs_are_marked_as_torch_marks_them() -> None:
+    def marked() -> None: ...
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked).items() <= vars(_backends._capability).items()
+    assert len(vars(marked)) == 1

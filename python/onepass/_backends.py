@@ -100,7 +100,9 @@ def _asked_once(question: Answer) -> Answer:
     def answer(*arguments: Any) -> Any:
         return kept(*arguments)
 
-    return torch.compiler.assume_constant_result(answer)  # type: ignore[no-any-return, no-untyped-call]
+    # What torch.compiler.assume_constant_result does; calling that would import the compiler, which takes longer than torch itself.
+    answer._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return answer  # type: ignore[return-value]
 
 
 @_asked_once
