@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from memory_cases import (
 )
 from tolerance import check
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import onepass
 
@@ -292,6 +294,14 @@ def test_select(family: str, heads: int, hidden: str, rows: Tensor, backend: str
 
 
 @each_family
+def test_select_what_is_not_there(family: str, backend: str) -> None:
+    memory = remember(build_for_memory(family), backend)
+    for row in (memory.keys.shape[0], -1):
+        with pytest.raises(IndexError, match=rf"rows must lie in \[0, B\) = \[0, {memory.keys.shape[0]}\); got \[0, {row}\]"):
+            memory.select(torch.tensor([0, row]))
+
+
+@each_family
 def test_select_of_a_selection(family: str, backend: str) -> None:
     """Beam search: selections of selections, whose steps all count in the gradients of the first keys."""
     case = build_for_memory(family, Dims(4, 3, 11, 9, 5), torch.float64, hidden="both")
@@ -414,14 +424,59 @@ def test_lengths_made_in_inference_mode(family: str, backend: str) -> None:
     assert_same_bits(attended(case.replace(lengths=lengths), backend, True), attended(case, backend, True))
 
 
+def loaded(memory: onepass.AttentionMemory, weights_only: bool) -> onepass.AttentionMemory:
+    file = io.BytesIO()
+    torch.save(memory, file)
+    file.seek(0)
+    found: onepass.AttentionMemory = torch.load(file, weights_only=weights_only)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}], ids=["as it is", "half"])
+@pytest.mark.parametrize("heads", [0, 2])
 @each_family
-def test_no_copies(family: str, backend: str) -> None:
-    memory = remember(build_for_memory(family), backend)
+def test_copies(family: str, heads: int, options: dict[str, Any], backend: str) -> None:
+    """A memory without gradients is copied, pickled and loaded, also where nothing but weights is; one with gradients says why not."""
+    case = build_for_memory(family, Dims(3, 2, 5, 8, 4, heads), hidden="both")
+    with torch.no_grad():
+        memory = remember(case, backend, **options)
+        expected = memory.attend(case.query, need_weights=True)
+        memories = [
+            copy.copy(memory), copy.deepcopy(memory), pickle.loads(pickle.dumps(memory)), loaded(memory, False), loaded(memory, True),
+        ]  # fmt: skip
+        for found in memories:
+            for got, want in zip(found.attend(case.query, need_weights=True), expected, strict=True):
+                assert torch.equal(got, want)
+    memory = remember(with_leaves(case), backend, **options)
     for copying in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="make it anew of its encoder states"):
             copying(memory)
     with pytest.raises(TypeError, match=r"rows must be a torch\.Tensor; got list"):
         memory.select([0])
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}], ids=["as it is", "half"])
+@pytest.mark.parametrize("heads", [0, 2])
+@each_family
+def test_a_tree_of_tensors(family: str, heads: int, options: dict[str, Any], backend: str) -> None:
+    """Taken apart and put together again it gives the same results and gradients, to the bit, whatever was made of its leaves in between;
+    each leaf has a name."""
+    case = build_for_memory(family, Dims(3, 2, 5, 8, 4, heads), hidden="both")
+    found = []
+    for again in (False, True):
+        leaves = with_leaves(case)
+        memory = remember(leaves, backend, **options)
+        if again:
+            paths = [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_leaves_with_path(memory)]
+            assert all(leaf is getattr(memory, name[1:]) for name, leaf in paths[:5])
+            texts = pytree.tree_map(lambda leaf: None if leaf is None else str(list(leaf.shape)), memory)
+            assert pytree.tree_leaves(texts)[0] == str(list(case.keys.shape))
+            parts, spec = pytree.tree_flatten(memory)
+            memory = pytree.tree_unflatten(parts, pytree.treespec_loads(pytree.treespec_dumps(spec)))
+        outputs = memory.attend(leaves.query, need_weights=True)
+        loss_of(*outputs).backward()
+        found.append({**gradients(leaves), "context": outputs[0], "weights": outputs[1]})
+    assert_same_bits(*found)
 
 
 @pytest.mark.of_cpp

@@ -272,14 +272,14 @@ def test_dropout_multiplies(heads: int, hidden: str, one_step: bool) -> None:
 
 @each_layer
 def test_memory_of_another_dtype(kind: str) -> None:
-    """Without autocast, a memory of another dtype raises torch's or the library's error, never a silent conversion to garbage."""
+    """Without autocast, a memory of another dtype is an error where it is projected, and else takes the query's."""
     layer = make(kind)
     query, memory, lengths = states(kind)
     if "dot" in kind or "general" in kind:
         context, _ = layer(query, memory.bfloat16(), lengths=lengths)
         assert context.dtype == query.dtype
     else:
-        with pytest.raises(RuntimeError, match="dtype"):
+        with pytest.raises(TypeError, match="memory must have the dtype of the layer's parameters"):
             layer(query, memory.bfloat16(), lengths=lengths)
 
 
@@ -363,6 +363,34 @@ def test_arguments_in_other_places(kind: str) -> None:
         layer(query, memory.numpy())
     with pytest.raises(TypeError, match=r"query must be a torch\.Tensor; got list"):
         layer(query.tolist(), memory)
+    with pytest.raises(TypeError, match=r"values must be a torch\.Tensor; got bool \(need_weights is given by name\)"):
+        layer(query, memory, True)
+    with pytest.raises(ValueError, match=r"a memory has its own values .* \(all else goes by name\)"):
+        layer(query, layer.memory(memory), True)
+
+
+@each_layer
+def test_states_of_another_dtype(kind: str) -> None:
+    """Named as the argument that has it, beside the dtype of the parameters; autocast, or a projection of the user's own, may cast."""
+    layer, (query, memory, _) = make(kind), states(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(query.bfloat16(), memory.bfloat16())
+    if hasattr(layer, "key_layer"):
+        for call in (layer.memory, lambda states: layer(query, states)):
+            with pytest.raises(TypeError, match=r"memory must have the dtype of the layer's parameters, torch.float32; got torch.float64"):
+                call(memory.double())
+    if getattr(layer, "query_layer", None) is None:
+        return
+    for over in (memory, layer.memory(memory)):
+        with pytest.raises(TypeError, match=r"query must have the dtype of the layer's parameters, torch.float32; got torch.float16"):
+            layer(query.half(), over)
+
+    class Casting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to(self.weight.dtype))
+
+    layer.query_layer.__class__ = Casting
+    assert layer(query.double(), memory)[0].dtype == query.dtype
 
 
 @each_layer

@@ -1,5 +1,6 @@
 """``torch.compile`` and ``torch.export`` take a memory: made within the graph, or handed to it; results and gradients are eager's."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ from memory_cases import (
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils import _pytree as pytree
+
+from onepass import AttentionMemory
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -244,3 +248,56 @@ def test_export_for_any_sizes(kind: str, heads: int, over_memory: bool, with_gra
         program = torch.export.export(model, (queries, states), dynamic_shapes=({0: batch, 1: steps}, {0: batch, 1: source}))
         inputs = torch.cat([queries, queries], 1)[:2], torch.cat([states, states, states], 1)[:2]
         torch.testing.assert_close(program.module()(*inputs), model(*inputs), rtol=1e-12, atol=1e-12)
+
+
+class Encode(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.layer, self.dtype = layer, dtype
+
+    def forward(self, states: Tensor, lengths: Tensor, mask: Tensor) -> AttentionMemory:
+        memory: AttentionMemory = self.layer.memory(states, lengths=lengths, mask=mask, dtype=self.dtype)
+        return memory
+
+
+class Step(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, query: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.layer(query, memory, need_weights=True)
+        return found
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("kind", ["additive", "general", "scaled dot"])
+def test_a_memory_between_programs(kind: str, heads: int, dtype: torch.dtype | None, with_grad: bool, backend: str) -> None:
+    """One program makes it and another takes its steps, both for any sizes, the other from a file; eager takes either's place."""
+    layer = make_layer(kind, num_heads=heads).float()
+    queries, states, lengths = (tensor.float() if tensor.is_floating_point() else tensor for tensor in layer_states(kind))
+    mask, auto = torch.rand(states.shape[:2]) < 0.8, torch.export.Dim.AUTO
+    encode, step = Encode(layer, dtype), Step(layer)
+    with torch.set_grad_enabled(with_grad):
+        shapes = ({0: auto, 1: auto}, {0: auto}, {0: auto, 1: auto})
+        encodes = torch.export.export(encode, (states, lengths, mask), dynamic_shapes=shapes).module()
+        sizes = torch.export.ShapesCollection()
+        example = queries[:, 0], encodes(states, lengths, mask)
+        for tensor in pytree.tree_leaves(example):
+            if tensor is not None:
+                sizes[tensor] = dict.fromkeys(range(tensor.dim()), auto)
+        file = io.BytesIO()
+        program = torch.export.export(step, example, dynamic_shapes=sizes)
+        if with_grad:
+            program.example_inputs = None  # which would be pickled
+        torch.export.save(program, file)
+        file.seek(0)
+        steps = torch.export.load(file).module()
+        inputs = torch.cat([states, states.flip(1)], 1)[1:], 2 * lengths[1:], torch.cat([mask, mask], 1)[1:]
+        expected = step(queries[1:, 1], encode(*inputs))
+        for remembered in (encodes(*inputs), encode(*inputs)):
+            for ask in (step, steps):
+                for got, want in zip(ask(queries[1:, 1], remembered), expected, strict=True):
+                    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)

@@ -150,7 +150,8 @@ def given() -> dict[str, Any]:
 
 
 def located(x: dict[str, Any]) -> Tensor:
-    return softmax(torch.tanh(pairs(x["query"], x["keys"] + x["feature"])) @ x["v"]) @ x["values"]
+    feature = x["convolution"](x["previous_weights"]) if "feature" not in x else x["feature"]
+    return softmax(torch.tanh(pairs(x["query"], x["keys"] + feature)) @ x["v"]) @ x["values"]
 
 
 def beams(x: dict[str, Any]) -> Tensor:
@@ -188,24 +189,38 @@ def plain(x: dict[str, Any]) -> Tensor:
     return softmax(torch.tanh(pairs(x["query"], x["keys"])) @ x["v"]) @ x["values"]
 
 
-EXPECTED = [located, beams, covered, clipped, with_prior, with_prior, sparse, pointed, pooled, plain]
+# Of each block of code but the first, which is a function that others call, and the one of export, which tests/test_server.py runs.
+EXPECTED = [located, located, beams, covered, clipped, with_prior, with_prior, sparse, pointed, pooled, plain]
+each_block = pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)
 
 
-@pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)
-def test_code(number: int) -> None:
-    """The page's code, block by block, and its gradients."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+def run(number: int, **others: Any) -> dict[str, Any]:
+    """What there is after a block."""
+    first, *blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    blocks = [block for block in blocks if "torch.export" not in block]
     assert len(blocks) == len(EXPECTED)
-    names = given()
+    names = {**given(), **others}
+    exec(first, names)
     if EXPECTED[number] is located:
         names["query"] = names["query"][:, :1]
     if EXPECTED[number] is beams:
         names["previous_weights"] = softmax(torch.randn(B, T, S, dtype=torch.float64))
     exec(blocks[number], names)
+    return names
+
+
+def leaves_of(names: dict[str, Any]) -> list[Tensor]:
+    return [x for x in names.values() if isinstance(x, Tensor) and x.is_leaf and x.requires_grad]
+
+
+@each_block
+def test_code(number: int) -> None:
+    """The page's code, block by block, and its gradients."""
+    names = run(number)
     found = names["context"] if "context" in names else names["weights"] @ names["values"]
     expected = EXPECTED[number](names)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    inputs = [x for x in names.values() if isinstance(x, Tensor) and x.is_leaf and x.requires_grad]
+    inputs = leaves_of(names)
     upstream = torch.randn_like(expected)
     gradients = [torch.autograd.grad(output, inputs, upstream, allow_unused=True, retain_graph=True) for output in (found, expected)]
     assert any(want is not None for want in gradients[1])
@@ -215,19 +230,44 @@ def test_code(number: int) -> None:
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
-def test_features_of_a_source_that_is_empty() -> None:
-    """The page's first code, two steps of it, where a source has no position: nothing becomes NaN."""
-    block = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)[0]
-    names = {**given(), "lengths": EMPTY}
-    names["query"] = names["query"][:, :1]
+@each_block
+def test_code_over_a_source_that_is_empty(number: int) -> None:
+    """What is learned before and in it, a factor of the scores too, gets a gradient, and nowhere is a NaN, not even on the way."""
+    names = given()
     factor = parameter(A)
-    names["convolution"] = lambda weights: (weights.unsqueeze(-1) * factor).reshape(B, S, A)
-    exec(block, names)
-    names["previous_weights"] = names["weights"]
-    exec(block, names)
-    names["context"].square().sum().backward()
-    for tensor in (names["context"], names["weights"], factor.grad, names["keys"].grad, names["values"].grad, names["v"].grad):
-        assert torch.isfinite(tensor).all()
+    others = {
+        "convolution": lambda weights: weights.unsqueeze(-1) * factor,
+        "lengths": EMPTY,
+        "memory": multiplicative_memory(names["keys"], names["values"], lengths=EMPTY),
+        "prior": names["prior"].requires_grad_(),
+    }
+    with torch.autograd.set_detect_anomaly(True):
+        names = run(number, **{**names, **others})
+        found = names["context"] if "context" in names else names["weights"] @ names["values"]
+        found.square().sum().backward()
+    assert (found[1] == 0).all()
+    gradients = [x.grad for x in (*leaves_of(names), factor) if x.grad is not None]
+    assert len(gradients) >= 2
+    assert all(torch.isfinite(tensor).all() for tensor in (found, *gradients))
+
+
+def test_changed_scores() -> None:
+    """A learned temperature and a dropout leave nothing hidden in, and no NaN; one that is seen stays."""
+    names = run(0)
+    scores = additive_scores(names["query"], names["keys"], names["v"], lengths=EMPTY)
+    hidden, temperature = scores == -torch.inf, parameter()
+    changed = nn.functional.dropout(temperature * scores.masked_fill(hidden, 0), 0.5)
+    with torch.autograd.set_detect_anomaly(True):
+        weights = names["softmax_of_seen"](changed, hidden)
+        weights[..., 0].sum().backward()
+    assert torch.equal(weights == 0, hidden)
+    torch.testing.assert_close(weights.sum(-1), (~hidden).any(-1).double())
+    assert temperature.grad is not None
+    assert torch.isfinite(temperature.grad)
+    query = names["query"].detach().clone()
+    query[0, 0] = torch.nan
+    scores = additive_scores(query, names["keys"], names["v"], lengths=EMPTY)
+    assert names["softmax_of_seen"](scores, scores == -torch.inf)[0, 0].isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")

@@ -1,6 +1,7 @@
 """A process without Python serves what torch exported: onepass's library brings the ops with it."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onepass import AdditiveAttention, MultiplicativeAttention, _info, _library
+from onepass import AdditiveAttention, AttentionMemory, MultiplicativeAttention, _info, _library
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "porting.md"
 COMPILER = os.environ.get("CXX", "c++")
 pytestmark = [
     pytest.mark.of_cpp,
@@ -81,3 +83,51 @@ def test_a_server_without_python(kind: str, server: Path, tmp_path: Path) -> Non
     done = serve("libdl.so.2")  # without the library its ops are not known
     assert done.returncode == 4
     assert "onepass::additive" in done.stderr
+
+
+class Encoder(nn.Module):
+    def __init__(self, layer: AdditiveAttention | MultiplicativeAttention) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Tensor, lengths: Tensor) -> AttentionMemory:
+        return self.layer.memory(states, lengths=lengths)
+
+
+class Step(nn.Module):
+    def __init__(self, layer: AdditiveAttention | MultiplicativeAttention) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, query: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor | None]:
+        found: tuple[Tensor, Tensor | None] = self.layer(query, memory, need_weights=True)
+        return found
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.parametrize("family", ["additive", "multiplicative"])
+@torch.no_grad()
+def test_a_memory_between_two_programs(family: str, server: Path, tmp_path: Path) -> None:
+    """One program's memory is the next one's: the page's code, and the tensors handed over in C++."""
+    torch.manual_seed(0)
+    layer = AdditiveAttention(12, 20, 16) if family == "additive" else MultiplicativeAttention(12, 20, "general")
+    encoder, decoder, auto = Encoder(layer).eval(), Step(layer).eval(), torch.export.Dim.AUTO
+    states, lengths, query = torch.randn(3, 9, 20), torch.tensor([9, 1, 4]), torch.randn(3, 12)
+    exported = torch.export.export(encoder, (states, lengths), dynamic_shapes=({0: auto, 1: auto}, {0: auto}))
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "ShapesCollection" in block)
+    names = {"torch": torch, "encoder": encoder, "decoder": decoder, "states": states, "lengths": lengths, "query": query}
+    exec(code, names)
+    for name, program in (("encoder", exported), ("step", names["step"])):
+        torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / f"{name}.pt2"))
+
+    states, lengths, query = torch.randn(5, 11, 20), torch.tensor([11, 2, 0, 5, 7]), torch.randn(5, 12)
+    encodes, steps = (torch._inductor.aoti_load_package(str(tmp_path / f"{name}.pt2")) for name in ("encoder", "step"))
+    expected = steps(query, encodes(states, lengths))
+    for got, want in zip(expected, layer(query, layer.memory(states, lengths=lengths), need_weights=True), strict=True):
+        torch.testing.assert_close(got, want)
+    for name, tensors in {"inputs": (states, lengths), "first": (query,), "expected": tuple(expected)}.items():
+        torch.save(tensors, tmp_path / name)
+    library = _library.path_of("_C")
+    command = [server, library, *(tmp_path / name for name in ("encoder.pt2", "inputs", "expected", "step.pt2", "first"))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

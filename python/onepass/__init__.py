@@ -1,5 +1,6 @@
 """Fused attention for recurrent sequence-to-sequence models: the scores, the softmax and the context vector in one pass."""
 
+from onepass import _tree as _tree
 from onepass import reference
 from onepass._version import __version__
 from onepass.functional import additive_attention, additive_scores, multiplicative_attention

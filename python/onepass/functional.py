@@ -80,8 +80,9 @@ def additive_scores(
     :func:`additive_attention`.
 
     Returns:
-        ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible. What is computed of
-        them may not keep that (``c * tanh(scores)`` does not): mask again. ``softmax`` of a query that sees nothing is NaN.
+        ``[B, T, S]`` (``[B, S]`` for one step; with heads ``[B, H, T, S]``); ``-inf`` where a position is not visible. What changes scores
+        gets ``scores.masked_fill(scores == -torch.inf, 0)``, as 0 times ``-inf`` is NaN, forward or in a gradient. ``softmax`` of a query
+        that sees nothing is NaN.
     """
     inputs = check_inputs(query, keys, None, v, lengths, mask, spans, lacks="values")
     taken = pick_backend(backend, inputs.query, keys)

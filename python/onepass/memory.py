@@ -193,6 +193,10 @@ class AttentionMemory:
             raise RuntimeError("select from a memory in the grad mode that it was made in (torch.is_grad_enabled())")
         self._check_unchanged()
         index = rows.nonzero().squeeze(-1) if rows.dtype == torch.bool else rows
+        try:
+            keys, values = self.keys.index_select(0, index), self.values.index_select(0, index)
+        except IndexError as problem:
+            raise IndexError(f"rows must lie in [0, B) = [0, {self.keys.shape[0]}); got {rows.tolist()}") from problem
 
         def some(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.index_select(0, index)
@@ -201,11 +205,17 @@ class AttentionMemory:
         if prepared is not None:
             exponentials, sizes, weighting = prepared
             prepared = (exponentials.index_select(0, index), sizes.index_select(0, index), weighting)
-        keys, values = self.keys.index_select(0, index), self.values.index_select(0, index)
         return AttentionMemory(keys, values, self.v, self.scale, some(self.lengths), some(self.mask), self.dtype, self._backend, prepared)
 
     def __reduce__(self) -> Any:
-        raise TypeError("an AttentionMemory belongs to its graph and cannot be copied or pickled: make it anew of its encoder states")
+        if self._with_grad and any(tensor is not None and tensor.requires_grad for tensor in (self.keys, self.values, self.v)):
+            raise TypeError(
+                "an AttentionMemory with gradients belongs to its graph and cannot be copied or pickled: make it anew of its encoder states"
+            )
+        v, lacks = (None, "v") if self.v is None else (self.v.detach(), "")
+        backend = "reference" if self._backend == "reference" else "auto"
+        rest = self.scale, self.lengths, self.mask, self.dtype, backend
+        return _checked, (self.keys.detach(), self.values.detach(), v, lacks, *rest)
 
     def __repr__(self) -> str:
         family = "multiplicative" if self.v is None else "additive"
@@ -260,10 +270,11 @@ class AttentionMemory:
         carry all gradients: on the reference, in compiled, traced or transformed code, and where such code made the memory, which then
         has no root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
+            made, used = ("enabled", "disabled") if self._with_grad else ("disabled", "enabled")
             hint = " (torch.utils.checkpoint does so unless use_reentrant=False)" if self._with_grad else ""
             raise RuntimeError(
-                f"this memory was made with gradients {'enabled' if self._with_grad else 'disabled'} (torch.is_grad_enabled()) and is used "
-                f"with them {'disabled' if self._with_grad else 'enabled'}{hint}: make it in the mode of its steps"
+                f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}{hint}: steps in both "
+                "modes want two memories of the same states, each made in the mode of its steps"
             )
         if self._backend == "reference" or are_recorded():
             return False
@@ -433,3 +444,6 @@ def _checked(
             raise RuntimeError(f"backend 'cuda' cannot serve this call: it has no kernels of {keys.dtype} over memories kept in {kept}")
         taken = pick_backend("triton", inputs.query, keys, values, family)
     return AttentionMemory(keys, values, v, check_scale(scale), inputs.lengths, inputs.mask, kept, taken)
+
+
+torch.serialization.add_safe_globals([_checked])  # of which a pickled memory is made; `torch.load(weights_only=True)` reads it

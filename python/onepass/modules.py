@@ -15,6 +15,10 @@ from onepass._validate import check_inputs, check_kind
 from onepass.memory import AttentionMemory, additive_memory, multiplicative_memory
 
 
+def autocasts(device: str) -> bool:
+    return is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class _Attention(nn.Module):
     """What both layers share: heads, dropout on the weights, and the call of the function."""
 
@@ -43,6 +47,9 @@ class _Attention(nn.Module):
         if states.shape[-1:] != (width,) or not (states.dim() == 3 or (of_query and states.dim() == 2)):
             wanted = f"[B, T, {width}], or [B, {width}] for one step" if of_query else f"[B, S, {width}]"
             raise ValueError(f"{name} must be {wanted}; got {list(states.shape)}")
+        layer = self._modules.get("query_layer" if of_query else "key_layer")
+        if type(layer) is nn.Linear and layer.weight.dtype != states.dtype and not autocasts(states.device.type):
+            raise TypeError(f"{name} must have the dtype of the layer's parameters, {layer.weight.dtype}; got {states.dtype}")
         if query is not None and query.shape[0] != states.shape[0]:
             raise ValueError(f"query and {name} must agree in batch size B, the first; got {list(query.shape)} and {list(states.shape)}")
 
@@ -55,6 +62,8 @@ class _Attention(nn.Module):
 
     def _split_values(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """As :meth:`_split`, of what may be of any width that the heads divide."""
+        if not isinstance(values, Tensor):
+            raise TypeError(f"values must be a torch.Tensor; got {type(values).__name__} (need_weights is given by name)")
         if values.dim() != 3:
             by_name = "" if values.is_floating_point() else " (lengths, mask and spans are given by name)"
             raise ValueError(f"values must be [B, S, width]; got {list(values.shape)}{by_name}")
@@ -135,7 +144,7 @@ class _Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """As :meth:`_attend`, over a memory."""
         if any(other is not None for other in others):
-            raise ValueError("a memory has its own values and lengths: give them to memory(...), not to the call")
+            raise ValueError("a memory has its own values and lengths: give them to memory(...), not to the call (all else goes by name)")
         query, dtype = self._over(memory, query)
         if self.dropout > 0.0 and self.training:
             _, weights = memory.attend(query, need_weights=True, spans=spans, mask=mask)
@@ -358,7 +367,7 @@ class MultiplicativeAttention(_Attention):
         """As :meth:`AdditiveAttention.memory`; the keys are ``memory`` itself, under autocast in the dtype that *general* gives queries."""
         self._check("memory", memory, self.key_dim)
         device, casts = memory.device.type, self.query_layer is not None and memory.dtype != torch.float64
-        if casts and is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if casts and autocasts(device):
             memory = memory.to(torch.get_autocast_dtype(device))
         keys = self._split(memory)
         values = keys if values is None else self._split_values(values, memory.dtype)

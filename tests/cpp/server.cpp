@@ -1,13 +1,15 @@
 // A process without Python: loads onepass's library, then a package of AOTInductor (.pt2) or a trace, and runs it.
 //
-//   server LIBRARY PROGRAM INPUTS EXPECTED     INPUTS and EXPECTED: tuples of tensors, saved by torch.save
+//   server LIBRARY PROGRAM INPUTS EXPECTED [NEXT FIRST]     INPUTS, EXPECTED and FIRST: tuples of tensors, saved by torch.save
 //
+// With another program, NEXT, that takes FIRST and then the tensors that the other returned, and what is expected is of it.
 // Exit status 0: what came out is what was expected, to the last bit. 1: it is not. Anything else: it did not run.
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -37,13 +39,19 @@ std::vector<at::Tensor> run(const std::string& program, const std::vector<at::Te
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc != 5 && argc != 7) return 2;
   if (dlopen(argv[1], RTLD_NOW) == nullptr) {
     std::fprintf(stderr, "%s\n", dlerror());
     return 3;
   }
   try {
-    const std::vector<at::Tensor> expected = saved(argv[4]), outputs = run(argv[2], saved(argv[3]));
+    const std::vector<at::Tensor> expected = saved(argv[4]);
+    std::vector<at::Tensor> outputs = run(argv[2], saved(argv[3]));
+    if (argc == 7) {
+      std::vector<at::Tensor> inputs = saved(argv[6]);
+      std::copy_if(outputs.begin(), outputs.end(), std::back_inserter(inputs), [](const at::Tensor& tensor) { return tensor.defined(); });
+      outputs = run(argv[5], inputs);
+    }
     if (outputs.size() != expected.size()) return 1;
     for (size_t i = 0; i < outputs.size(); ++i)
       if (!outputs[i].equal(expected[i])) return 1;
