@@ -111,15 +111,16 @@ class Root(torch.autograd.Function):
             limits, mask = _limits(deposits.lengths, spans, queries, keys), _mask(deposits.mask, masks, queries, keys)
             query, grad_scores = _side_by_side(queries, rank, ops), _side_by_side(scores, rank, ops)
             if v is None:
-                grad_keys = ops.source_sums(grad_scores, query, limits, mask)
+                grad_keys = past_autograd(ops.source_sums, grad_scores, query, limits, mask)
             else:
-                _, grad_keys, grad_v = ops.additive_scores_backward(grad_scores, query, keys, v, limits, mask, False)
+                _, grad_keys, grad_v = past_autograd(ops.additive_scores_backward, grad_scores, query, keys, v, limits, mask, False)
             del query, grad_scores
         if summed and wants_values:
             weights, contexts, spans, masks = (list(parts) for parts in zip(*summed, strict=True))
             del summed
             limits, mask = _limits(deposits.lengths, spans, weights, keys), _mask(deposits.mask, masks, weights, keys)
-            grad_values = ops.source_sums(_side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops), limits, mask)
+            weights, contexts = _side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops)
+            grad_values = past_autograd(ops.source_sums, weights, contexts, limits, mask)
         return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
 
 
@@ -157,12 +158,12 @@ def _side_by_side(steps: list[Tensor], rank: int, ops: Any) -> Tensor:
     if len(ranks) > 1:
         steps = [step if step.dim() == rank else step.unsqueeze(-2) for step in steps]
     stacked: Tensor
-    if several and len(steps) == 1:
-        stacked = steps[0]
+    if len(steps) == 1:
+        stacked = steps[0] if several else steps[0].unsqueeze(-2)
     elif any(_functorch.is_legacy_batchedtensor(step) for step in steps):  # of is_grads_batched, whose loop over ops takes no lists
         stacked = torch.cat(steps, -2) if several else torch.stack(steps, -2)
     else:
-        stacked = ops.stack_steps(steps, several)
+        stacked = past_autograd(ops.stack_steps, steps, several)
     steps.clear()
     return stacked
 
