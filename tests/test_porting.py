@@ -185,12 +185,9 @@ def pooled(x: dict[str, Any]) -> Tensor:
     return softmax(scores.mT) @ x["encoder_states"]
 
 
-def plain(x: dict[str, Any]) -> Tensor:
-    return softmax(torch.tanh(pairs(x["query"], x["keys"])) @ x["v"]) @ x["values"]
-
-
-# Of each block of code but the first, which is a function that others call, and the one of export, which tests/test_server.py runs.
-EXPECTED = [located, located, beams, covered, clipped, with_prior, with_prior, sparse, pointed, pooled, plain]
+# Of each block of code but the first, which is a function that others call, and those of export, which tests/test_server.py and
+# tests/test_decompositions.py run.
+EXPECTED = [located, located, beams, covered, clipped, with_prior, with_prior, sparse, pointed, pooled]
 each_block = pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)
 
 

@@ -27,13 +27,13 @@ def fake(op: str) -> Callable[[Fake], Fake]:
     return register
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> torch.dtype:
     """What a dtype accumulates in, and weights are kept in: itself, or float32 for the half-width ones."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _weights_like(query: Tensor, keys: Tensor) -> Tensor:
-    return query.new_empty((*query.shape[:-1], keys.shape[-2]), dtype=_accumulator(query.dtype))
+    return query.new_empty((*query.shape[:-1], keys.shape[-2]), dtype=accumulator(query.dtype))
 
 
 def _context_like(query: Tensor, values: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def _multiplicative_forward_like(
     mask: Tensor | None,
     keep_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    weights = _weights_like(query, keys) if keep_weights else query.new_empty((0,), dtype=_accumulator(query.dtype))
+    weights = _weights_like(query, keys) if keep_weights else query.new_empty((0,), dtype=accumulator(query.dtype))
     return _context_like(query, values), weights
 
 
@@ -108,16 +108,16 @@ def _multiplicative_backward_like(
 
 
 @fake("additive_prepare")
-def _additive_prepare_like(
+def prepared_like(
     keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, half: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    accumulator = _accumulator(keys.dtype)
+    wide = accumulator(keys.dtype)
     stride = (keys.shape[-1] + 15) // 16 * 16
     heads = v.shape[0] if v.dim() == 2 else 1
     return (
-        keys.new_empty((*keys.shape[:-1], stride), dtype=torch.bfloat16 if half else accumulator),
-        keys.new_empty((*keys.shape[:-1], 2), dtype=accumulator),
-        keys.new_empty((heads, 3 * stride + 8), dtype=accumulator),
+        keys.new_empty((*keys.shape[:-1], stride), dtype=torch.bfloat16 if half else wide),
+        keys.new_empty((*keys.shape[:-1], 2), dtype=wide),
+        keys.new_empty((heads, 3 * stride + 8), dtype=wide),
     )
 
 
@@ -280,7 +280,7 @@ def _multiplicative_step_scores_backward(ops: Any, ctx: Any, grad_scores: Tensor
     if grad_scores is None:
         return (None,) * 5
     query, keys, lengths, mask = ctx.saved_tensors
-    rows, wide = _rows_of(query, keys), grad_scores.to(_accumulator(query.dtype))
+    rows, wide = _rows_of(query, keys), grad_scores.to(accumulator(query.dtype))
     grad_query, wide = ops.multiplicative_step_backward(None, wide, query, keys, keys[..., :0], ctx.scale, None, lengths, mask)
     return grad_query, ops.source_sums(rows(wide), rows(query), lengths, mask).to(keys.dtype), None, None, None
 
@@ -299,7 +299,7 @@ def _weighted_values_backward(ops: Any, ctx: Any, grad_context: Tensor | None) -
         grad_weights = ops.weighted_values_backward(grad_context, values, lengths, mask)
     if wants_values:
         rows = _rows_of(weights, values)
-        wide = weights.to(_accumulator(weights.dtype))
+        wide = weights.to(accumulator(weights.dtype))
         grad_values = ops.source_sums(rows(wide), rows(grad_context), lengths, mask).to(values.dtype)
     return grad_weights, grad_values, None, None
 

@@ -119,8 +119,8 @@ class Root(torch.autograd.Function):
             weights, contexts, spans, masks = (list(parts) for parts in zip(*summed, strict=True))
             del summed
             limits, mask = _limits(deposits.lengths, spans, weights, keys), _mask(deposits.mask, masks, weights, keys)
-            weights, contexts = _side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops)
-            grad_values = past_autograd(ops.source_sums, weights, contexts, limits, mask)
+            terms = _side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops)
+            grad_values = past_autograd(ops.source_sums, *terms, limits, mask)
         return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
 
 

@@ -100,13 +100,13 @@ def multiplicative_attention(
 
 def additive_scores_of(inputs: Inputs, v: Tensor) -> Tensor:
     """:func:`additive_scores` of arguments that are checked."""
-    return inputs.output(_additive_scores(inputs, v, visible_to(inputs)))
+    return inputs.output(seen_scores(inputs.query, inputs.keys, v, visible_to(inputs)))
 
 
 def additive_attention_of(inputs: Inputs, values: Tensor, v: Tensor, need_weights: bool) -> tuple[Tensor, Tensor | None]:
     """:func:`additive_attention` of arguments that are checked."""
     visible = visible_to(inputs)
-    context, weights = attend(_additive_scores(inputs, v, visible), values, visible, need_weights)
+    context, weights = attend(seen_scores(inputs.query, inputs.keys, v, visible), values, visible, need_weights)
     return inputs.output(context), None if weights is None else inputs.output(weights)
 
 
@@ -115,6 +115,16 @@ def multiplicative_attention_of(inputs: Inputs, values: Tensor, scale: float, ne
     visible = visible_to(inputs)
     context, weights = attend(multiplicative_scores(inputs.query, inputs.keys, scale, visible), values, visible, need_weights)
     return inputs.output(context), None if weights is None else inputs.output(weights)
+
+
+def seen_scores(query: Tensor, keys: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """``v . tanh(q[t] + k[s])``; ``-inf`` where not visible."""
+    column = v[:, None] if v.dim() == 1 else v[:, None, :, None]
+    sums = query.unsqueeze(-2) + keys.unsqueeze(-3)  # [B, (H,) T, S, A]
+    if visible is None:
+        return (torch.tanh(sums) @ column).squeeze(-1)
+    scores = torch.tanh(sums.masked_fill(~visible[..., None], 0.0)) @ column
+    return scores.squeeze(-1).masked_fill(~visible, float("-inf"))
 
 
 def multiplicative_scores(query: Tensor, keys: Tensor, scale: float, visible: Tensor | None) -> Tensor:
@@ -142,15 +152,6 @@ def attend(scores: Tensor, values: Tensor, visible: Tensor | None, need_weights:
 def without_unseen(rows: Tensor, visible: Tensor | None) -> Tensor:
     """Source rows that no query sees, set to zero: whatever the padding holds, NaN included, must not reach a result."""
     return rows if visible is None else rows.masked_fill(~visible.any(-2)[..., None], 0.0)
-
-
-def _additive_scores(inputs: Inputs, v: Tensor, visible: Tensor | None) -> Tensor:
-    column = v[:, None] if v.dim() == 1 else v[:, None, :, None]
-    sums = inputs.query.unsqueeze(-2) + inputs.keys.unsqueeze(-3)  # [B, (H,) T, S, A]
-    if visible is None:
-        return (torch.tanh(sums) @ column).squeeze(-1)
-    scores = torch.tanh(sums.masked_fill(~visible[..., None], 0.0)) @ column
-    return scores.squeeze(-1).masked_fill(~visible, float("-inf"))
 
 
 def _over_seen(product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor, visible: Tensor | None) -> Tensor:
