@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from onepass.kernels import ops
+from onepass.kernels import parts
 from onepass.kernels.tiles import Device
 
 TYPES = {
@@ -26,7 +26,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of one kernel: arguments in order, constants and options as :func:`onepass.kernels.ops.launch` gets them."""
+    """One launch of one kernel: arguments in order, constants and options as :func:`onepass.kernels.parts.launch` gets them."""
 
     kernel: Any
     programs: int
@@ -90,12 +90,12 @@ def type_of(value: Any) -> str:
 @contextlib.contextmanager
 def launched_by(launch: Callable[..., None], device: Device) -> Iterator[None]:
     """Ops of CPU tensors call ``launch`` in place of a GPU, with the tiles of the device."""
-    before = ops.launch, ops.device_of
-    ops.launch, ops.device_of = launch, lambda _: device
+    before = parts.launch, parts.device_of
+    parts.launch, parts.device_of = launch, lambda _: device
     try:
         yield
     finally:
-        ops.launch, ops.device_of = before
+        parts.launch, parts.device_of = before
 
 
 @contextlib.contextmanager

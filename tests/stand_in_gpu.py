@@ -160,7 +160,7 @@ def give_triton() -> None:
     """Triton's launches go to the machine too."""
     import triton_machine
 
-    from onepass.kernels import ops
+    from onepass.kernels import parts
     from onepass.kernels.launches import Launch
 
     def run(kernel: Any, programs: int, *arguments: Any, **given: Any) -> None:
@@ -169,7 +169,7 @@ def give_triton() -> None:
             machine = triton_machine.run(Launch(kernel, programs, tuple(map(on_host, arguments)), given), fresh=is_fresh)
             findings.extend(map(str, machine.findings))
 
-    ops.launch = run
+    parts.launch = run
 
 
 if CAPABILITY:

@@ -83,11 +83,11 @@ def test_a_torch_whose_streams_are_not_found(a_gpu: pytest.MonkeyPatch) -> None:
 
 def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) -> None:
     """And Triton where CUDA has no kernel, or none for this GPU or these widths."""
-    ops = pytest.importorskip("onepass.kernels.ops", reason="needs triton")
+    parts = pytest.importorskip("onepass.kernels.parts", reason="needs triton")
     query, keys = torch.empty(2, 100, 64, device="meta"), torch.empty(2, 200, 64, device="meta")
     a_gpu.setattr(_library, "triton_error", None)
     a_gpu.setattr(_library, "INTERPRETED", False)
-    a_gpu.setattr(ops, "device_of", lambda device: Device(132, capability=90))
+    a_gpu.setattr(parts, "device_of", lambda device: Device(132, capability=90))
     a_gpu.setattr(_backends.Tensor, "device", GPU, raising=False)
     seconds = {"cuda": 1.0, "triton": 2.0}
     asked, kept = [], []
@@ -117,10 +117,10 @@ def test_auto_takes_what_is_predicted_to_be_faster(a_gpu: pytest.MonkeyPatch) ->
 
 def test_answers_are_kept(a_gpu: pytest.MonkeyPatch) -> None:
     """Of a step's call, whose few microseconds this is a part of."""
-    pytest.importorskip("onepass.kernels.ops", reason="needs triton")
+    pytest.importorskip("onepass.kernels.parts", reason="needs triton")
     arguments = (3, 1, 1, 7, 40, 24), False, True, torch.float32, None, GPU
     _backends._faster.cache_clear()
-    a_gpu.setattr("onepass.kernels.ops.device_of", lambda device: Device(132, capability=90))
+    a_gpu.setattr("onepass.kernels.parts.device_of", lambda device: Device(132, capability=90))
     assert _backends._faster(*arguments) == _backends._faster(*arguments)
     assert _backends._faster.cache_info().hits == 1
     _backends._faster.cache_clear()

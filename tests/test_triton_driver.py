@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="needs triton, whose launches these are")
 import triton
 from triton.backends.compiler import GPUTarget
 
-from onepass.kernels import ops
+from onepass.kernels import parts
 from onepass.kernels.launches import Launch, recorded
 from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
@@ -73,7 +73,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("triton.compiler.compile", compile)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
-    monkeypatch.setattr(ops, "device_of", lambda _: device)
+    monkeypatch.setattr(parts, "device_of", lambda _: device)
     assert triton.runtime.driver.active.get_current_target() == target
     return seen
 
@@ -129,7 +129,7 @@ def test_launches(op: str, dtype: torch.dtype, hidden: str, heads: int, compiled
         arguments = calls(tensors(dtype, B, T, S, A, D, heads), limits, mask)[op]
         before = len(compiled), sum(len(each.launches) for each in compiled)
         OPS[op](*arguments)
-        with recorded(ops.device_of(torch.device("cpu"))) as launches:
+        with recorded(parts.device_of(torch.device("cpu"))) as launches:
             OPS[op](*arguments)
         assert sum(len(each.launches) for each in compiled) - before[1] == len(launches) > 0
         for each in compiled[before[0] :]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs triton, whose kernels are launched")
 
-from onepass.kernels import ops
+from onepass.kernels import parts
 from onepass.kernels.launches import recorded
 from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
@@ -109,7 +109,7 @@ def test_tf32(unit: str, precision: str) -> None:
 
     def found() -> object:
         with recorded(Device(132, unit=unit)):
-            return ops.arithmetic(query)["PRECISION"]
+            return parts.arithmetic(query)["PRECISION"]
 
     before = matmul.fp32_precision
     try:

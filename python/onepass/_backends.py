@@ -168,7 +168,7 @@ def faster(query: Tensor, keys: Tensor, values: Tensor | None, additive: bool, k
 def _faster(
     sizes: tuple[int, ...], scores: bool, additive: bool, dtype: torch.dtype, kept: torch.dtype | None, device: torch.device
 ) -> str:
-    from onepass.kernels.ops import device_of  # there, since Triton serves the call
+    from onepass.kernels.parts import device_of  # there, since Triton serves the call
     from onepass.kernels.tiles import attend_seconds
 
     gpu = device_of(device)
