@@ -61,8 +61,7 @@ def additive_scores_backward(
 ) -> tuple[Tensor, ...]:
     # What arrives where nothing is visible does not count.
     gradients = score_gradients(None, grad_scores.to(accumulator(query.dtype)), keys, None, lengths, mask, of_weights=True, by_source=True)
-    grad_query, *others = tanh_sums(gradients, query, keys, v, lengths, mask)
-    return grad_query if of_query else query.new_empty(0), *others
+    return tanh_sums(gradients, query, keys, v, lengths, mask, of_query=of_query)
 
 
 def multiplicative_backward(
@@ -201,7 +200,7 @@ def additive_step_backward(
     gradients = step_score_gradients(grad_context, grad_weights, values, weights, lengths, mask)
     rows = several(query, keys)
     assert rows is not None
-    grad_query, _, _ = tanh_sums(gradients, rows, keys, weighting, lengths, mask, only_query=True)
+    grad_query, _, _ = tanh_sums(gradients, rows, keys, weighting, lengths, mask, of_source=False)
     return grad_query.view(query.shape), gradients.view(*query.shape[:-1], keys.shape[-2])
 
 

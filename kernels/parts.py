@@ -229,34 +229,46 @@ def sums(
 
 
 def tanh_sums(
-    gradients: Tensor, query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None, *, only_query: bool = False
+    gradients: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    v: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    *,
+    of_query: bool = True,
+    of_source: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, keys and v, from those of scores (0 where not visible), by source; or of the query alone."""
+    """Gradients of the query and of the source, keys and v, from those of scores: 0 where not visible, and by source where the source's are
+    asked for. What is not asked for has no elements."""
     B, H, T, S, A = query.shape[0], heads_of(query), query.shape[-2], keys.shape[-2], query.shape[-1]
     dtype, wide = query.dtype, accumulator(query.dtype)
     hides = mask is not None or (lengths is not None and lengths.dim() > 1)
     if hides:
-        counts = (gradients != 0).any(-1 if only_query else -2)[..., :T]
+        counts = (gradients != 0).any(-2 if of_source else -1)[..., :T]
         query = query.masked_fill(~counts[..., None], 0)
     limits = limits_of(lengths, None, query)
     tile = chosen("tanh_gradients", tiles.tanh_gradients_tile(B * H, T, S, A, device_of(query.device)), "BA")
     per_group = max(1, -(-S // (tile.BS * tile.parts))) * tile.BS
     groups = max(1, -(-S // per_group))
-    dq = query.new_empty((groups, B, H, T, A), dtype=wide)
-    dk, dw, totals = dq, dq, gradients
     gradients, (*g_lead, g_row) = rows_of(gradients)
-    if not only_query:
+    dq = dk = dw = totals = gradients  # in place of what the kernel makes no use of
+    if of_query:
+        dq = query.new_empty((groups, B, H, T, A), dtype=wide)
+    if of_source:
         dk = (keys.new_empty if T else keys.new_zeros)(keys.shape, dtype=wide)
         dw = query.new_empty((groups, B, H, A), dtype=wide)
         totals = gradients[..., : -(-T // tile.BT) * tile.BT].unflatten(-1, (-(-T // tile.BT), tile.BT)).sum(-1)
     (query, q_strides), (keys, k_strides) = rows_of(query), rows_of(keys)
     launch(
         tanh_gradients, -(-A // tile.BA) * groups * B * H, query, keys, v.contiguous(), gradients, totals, limits.lengths, dq, dk, dw,
-        *q_strides, *k_strides, A, *g_lead, *((g_row, 1) if only_query else (1, g_row)), *limits.strides[:2], H, T, S, A, per_group, groups,
-        LIMITS=limits.constants["LIMITS"], HIDES=hides, KEYS=not only_query, DIRECT=A <= NARROW or dtype == torch.float64,
+        *q_strides, *k_strides, A, *g_lead, *((1, g_row) if of_source else (g_row, 1)), *limits.strides[:2], H, T, S, A, per_group, groups,
+        LIMITS=limits.constants["LIMITS"], HIDES=hides, QUERY=of_query, KEYS=of_source, DIRECT=A <= NARROW or dtype == torch.float64,
         UNIT=arithmetic(query)["UNIT"], ACC=arithmetic(query)["ACC"], **blocks(tile, "BT", "BS", "BA"),
     )  # fmt: skip
-    grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)
-    if only_query:
-        return grad_query, dq, dq
-    return grad_query, dk.to(dtype), (-2 * dw.sum((0, 1))).view(v.shape).to(dtype)
+    grad_query = grad_keys = grad_v = query.new_empty(0)
+    if of_query:
+        grad_query = (dq[0] if groups == 1 else dq.sum(0)).view(query.shape).to(dtype)
+    if of_source:
+        grad_keys, grad_v = dk.to(dtype), (-2 * dw.sum((0, 1))).view(v.shape).to(dtype)
+    return grad_query, grad_keys, grad_v

@@ -45,11 +45,12 @@ def merged(x_0, x_1, g_0, g_1, x_k, dq_0, dq_1, dk, dw, UNIT: tl.constexpr):
 @triton.jit
 def near_sums(
     p_q, p_k, p_gradients, p_totals, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, firsts, lasts, begin, end, T, A, tiles_t,
-    LIMITS: tl.constexpr, KEYS: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
-    BA: tl.constexpr, RUN: tl.constexpr,
+    LIMITS: tl.constexpr, QUERY: tl.constexpr, KEYS: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BT: tl.constexpr,
+    BS: tl.constexpr, BA: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """BT queries from ``t`` on with the positions from ``begin`` to ``end`` whose channels are in range: writes dq, adds to dk. Those that
-    are not count with ``r = 1`` and nothing else. Gives the sizes of the channels of q and of k, and ``sum g (r - 1/2)``."""
+    are not count with ``r = 1`` and nothing else. Gives the sizes of the channels of q and of k, and ``sum g (r - 1/2)``. Sums that are not
+    asked for are stored nowhere, and compile to nothing."""
     HALF: tl.constexpr = RUN // 2
     o_h = tl.arange(0, HALF)
     top_q = tl.zeros((BA,), ACC)
@@ -113,17 +114,18 @@ def near_sums(
                 p_totals += tiles_t
                 p_dk += A
         p_k += BS * tl.cast(k_s, tl.int64)
-    p_row = p_dq + (tl.cast(t, tl.int64) + o_h)[:, None] * A
-    for i in tl.static_range(BT // HALF):
-        tl.store(p_row, dq[i] * x_q[i] * b_v[None, :], (t + i * HALF + o_h < T)[:, None] & m_a)
-        p_row += HALF * A
+    if QUERY:
+        p_row = p_dq + (tl.cast(t, tl.int64) + o_h)[:, None] * A
+        for i in tl.static_range(BT // HALF):
+            tl.store(p_row, dq[i] * x_q[i] * b_v[None, :], (t + i * HALF + o_h < T)[:, None] & m_a)
+            p_row += HALF * A
     return top_q, top_k, dw
 
 
 @triton.jit
 def far_sums(
     p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t_begin, t_end, begin, end, top_q, widest, widest_dw, dw, A,
-    KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BA: tl.constexpr,
+    QUERY: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
     """Adds what is out of range to dq and dk, term by term, for any numbers; and to dw, for which :func:`near_sums` has taken r as 1. Where
     everything is ``small``, dw is of all positions: sums of tanh itself."""
@@ -133,7 +135,7 @@ def far_sums(
         p_sums = p_dq + o_t.to(tl.int64)[:, None] * A
         m_sums = (o_t < t_end)[:, None] & m_a
         dq = tl.zeros((8, BA), ACC)
-        if not DIRECT:
+        if QUERY and not DIRECT:
             dq = tl.load(p_sums, m_sums, 0.0)
         for s in range(begin, end):
             i_s = tl.cast(s, tl.int64)
@@ -152,7 +154,8 @@ def far_sums(
                 if t > 0 or not DIRECT:
                     dk = tl.load(p_dk + i_s * A, m_a, 0.0)
                 tl.store(p_dk + i_s * A, tl.fma(tl.sum(terms, 0), b_v, dk), m_a)
-        tl.store(p_sums, dq, m_sums)
+        if QUERY:
+            tl.store(p_sums, dq, m_sums)
     return dw
 
 
@@ -166,12 +169,12 @@ def clear(p_dk, begin, end, A, m_a, ACC: tl.constexpr, BA: tl.constexpr):
 def tanh_gradients(
     p_q, p_k, p_v, p_gradients, p_totals, p_limits, p_dq, p_dk, p_dw,
     q_b, q_h, q_t, k_b, k_h, k_s, v_h, g_b, g_h, g_t, g_s, limits_b, limits_t, H, T, S, A, per_group, groups,
-    LIMITS: tl.constexpr, HIDES: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr,
+    LIMITS: tl.constexpr, HIDES: tl.constexpr, QUERY: tl.constexpr, KEYS: tl.constexpr, DIRECT: tl.constexpr, UNIT: tl.constexpr,
+    ACC: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr,
 ):  # fmt: skip
     """A program has BA channels and, of the source, ``per_group`` positions: ``p_dq [groups, B, H, T, A]`` and ``p_dw [groups, B, H, A]``,
-    of ``sum g (r - 1/2)``, are its parts, to be added in order; ``p_dk [B, H, S, A]`` is whole. Without KEYS only dq is asked for; with
-    it, ``p_totals [B, H, S, tiles of T]`` are the gradients' sums, and gradients are 0 from T to a multiple of BT. Gradients of scores,
+    of ``sum g (r - 1/2)``, are its parts, to be added in order; ``p_dk [B, H, S, A]`` is whole. QUERY asks for dq, KEYS for dk and dw; with
+    KEYS, ``p_totals [B, H, S, tiles of T]`` are the gradients' sums, and gradients are 0 from T to a multiple of BT. Gradients of scores,
     and what q holds where nothing is visible, must be 0 but beyond ``lengths [B]``, which is not read; HIDES says that other positions may
     be hidden. Grid: tiles of A, by groups by H by B.
     """
@@ -221,15 +224,15 @@ def tanh_gradients(
         top_q = tl.zeros((BA,), ACC)
         if DIRECT:
             dw = far_sums(p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, t_end, begin, end, top_q, -1.0, -1.0, dw,
-                          A, KEYS, True, UNIT, ACC, BA)  # fmt: skip
+                          A, QUERY, KEYS, True, UNIT, ACC, BA)  # fmt: skip
         else:
             top_q, top_k, near = near_sums(p_q, p_k, p_gradients, p_totals + t // BT, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, firsts,
-                                           lasts, begin, end, T, A, tiles_t, LIMITS, KEYS, UNIT, ACC, BT, BS, BA, RUN)  # fmt: skip
+                                           lasts, begin, end, T, A, tiles_t, LIMITS, QUERY, KEYS, UNIT, ACC, BT, BS, BA, RUN)  # fmt: skip
             small = tl.max(top_q, 0) + (0.0 if HIDES else tl.max(top_k, 0)) < SMALL
             dw += tl.where(small, 0.0, near)
             if (tl.max(top_q + top_k, 0) > WIDEST) | (small & KEYS):
                 tl.debug_barrier()
                 dw = far_sums(p_q, p_k, p_gradients, p_dq, p_dk, q_t, k_s, g_t, g_s, b_v, m_a, t, t_end, begin, end, top_q, WIDEST,
-                              tl.where(small, -1.0, WIDEST), dw, A, KEYS, False, UNIT, ACC, BA)  # fmt: skip
+                              tl.where(small, -1.0, WIDEST), dw, A, QUERY, KEYS, False, UNIT, ACC, BA)  # fmt: skip
     if KEYS:
         tl.store(p_dw + i_part * A + o_a, dw, m_a)

@@ -20,9 +20,12 @@ from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import TRITON, WARPS, Device
 
 NVIDIA = ("80", "90", "100", "120")
-SLOTS = {"additive_forward: attend": 4.1, "additive_backward: tanh_gradients": 10.0}  # of an element on sm_90, where T, S >= 64
+SLOTS = {  # of an element on sm_90, where T, S >= 64; scores' gradients without the query's
+    "additive_forward: attend": 4.1, "additive_backward: tanh_gradients": 10.0, "additive_scores_backward: tanh_gradients": 8.5,
+}  # fmt: skip
 MOVED = [
     "additive_forward: attend", "additive_backward: weight_gradients", "additive_backward: tanh_gradients", "additive_backward: sums",
+    "additive_scores_backward: tanh_gradients",
 ]  # fmt: skip
 SPILLS: dict[str, int] = {}  # instructions that store or load one, by kernel; none elsewhere
 BYTES = dict.fromkeys(MOVED, 1.3)  # past the L1, over the necessary ones
@@ -32,7 +35,7 @@ if TRITON < (3, 8):  # with larger products, of which a thread holds more (kerne
     BYTES |= {"additive_forward: attend": 1.64, "additive_backward: sums": 2.8}
     SPILLS |= {"tanh_gradients": 12, "weight_gradients": 7, "attend_online": 8}
 if TRITON < (3, 7):
-    SLOTS["additive_backward: tanh_gradients"] = 11.8
+    SLOTS |= {"additive_backward: tanh_gradients": 11.8, "additive_scores_backward: tanh_gradients": 10.5}
     SPILLS |= {"tanh_gradients": 93, "weight_gradients": 12, "attend": 43}
 
 

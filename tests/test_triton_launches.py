@@ -80,6 +80,26 @@ def test_terms_added_one_by_one(source: int, processors: int) -> None:
     assert launch.passed["per_group"] <= 256
 
 
+@pytest.mark.parametrize("processors", [1, 132])
+def test_query_not_asked_for(processors: int) -> None:
+    """Its gradient has no parts then; all else is the same."""
+    query, keys, v, scores = (torch.zeros(sizes) for sizes in ((B, T, A), (B, S, A), (A,), (B, T, S)))
+    found = []
+    for of_query in (True, False):
+        with recorded(Device(processors)) as launches:
+            OPS["additive_scores_backward"](scores, query, keys, v, None, None, of_query)
+        assert [launch.name for launch in launches] == ["weight_gradients", "tanh_gradients"]
+        found.append(launches[1])
+    asked, unasked = found
+    tensors = [{name: tuple(value.shape) for name, value in each.passed.items() if isinstance(value, Tensor)} for each in found]
+    assert tensors[0].pop("p_dq") == (asked.passed["groups"], B, 1, T, A)
+    assert tensors[1].pop("p_dq") == tensors[1]["p_gradients"]
+    assert unasked.passed["p_dq"].data_ptr() == unasked.passed["p_gradients"].data_ptr()
+    assert tensors[0] == tensors[1]
+    assert {**asked.given, "QUERY": False} == unasked.given
+    assert asked.programs == unasked.programs
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("vendor", ["nvidia", "amd"])
 def test_options_that_the_compiler_takes(vendor: str, dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ import triton_machine
 from triton_machine import executed, ops_of_triton
 
 import onepass
+from onepass._validate import limits_of
 from onepass.kernels.ops import OPS
 from onepass.kernels.tiles import Device
 
@@ -130,6 +131,32 @@ def test_large_numbers(machine: Callable[..., Any]) -> None:
     """Where reciprocals cannot merge, the exact way is taken."""
     case = build("additive", SMALL)
     checked(machine, case.replace(query=case.query * 60, keys=-case.query[:, :1].expand_as(case.keys) * 60 + case.keys))
+
+
+@pytest.mark.parametrize(
+    ("steps", "width", "dtype", "hidden", "span", "processors"),
+    [
+        (3, 12, torch.float32, "none", "normal", 1),
+        (3, 12, torch.float32, "spans", "normal", 4),
+        (3, 12, torch.float32, "holes", "one channel cancelling", 1),
+        (3, 12, torch.float32, "lengths", "small", 4),
+        (3, 12, torch.bfloat16, "lengths per query", "wide", 1),
+        (3, 12, torch.float64, "lengths", "normal", 4),
+        (70, 9, torch.float32, "none", "mixed channels", 4),
+        (5, 8, torch.float32, "none", "normal", 1),
+    ],
+    ids=str,
+)
+def test_query_not_asked_for(
+    machine: Callable[..., Any], steps: int, width: int, dtype: torch.dtype, hidden: str, span: str, processors: int
+) -> None:
+    """Gradients of keys and v are the same bits on every way to them: merged reciprocals, out of their range, small, few channels."""
+    case = build("scores", Dims(batch=2, steps=steps, source=37, width=width), dtype, hidden=hidden, span=span)
+    given = case.grad_weights, case.query, case.keys, case.v, limits_of(case.lengths, case.spans, 37), case.mask
+    backward = functools.partial(OPS["additive_scores_backward"], *given)
+    asked, unasked = (machine(functools.partial(backward, of_query), processors=processors) for of_query in (True, False))
+    assert unasked[0].shape == (0,)
+    assert all(map(torch.equal, unasked[1:], asked[1:]))
 
 
 def test_approximate_instructions(machine: Callable[..., Any]) -> None:

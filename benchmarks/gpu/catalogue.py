@@ -118,6 +118,10 @@ def entries(target: str) -> list[Entry]:
         query, keys, values, v, gradient = shape.tensors("TA", "SA", "SD", "A", "TD")
         for lengths, mask in (shape.limits()[kind] for kind in some):
             add("additive_backward", BUSY, shape, gradient, None, query, keys, values, v, shape.weights(), lengths, mask)
+    for shape, some in ((BAR, ()), (Shape(1, 64, 128, 256, 128, half), ()), (Shape(1, 64, 64, 128, 64), (0, 2))):  # as of a memory's steps
+        query, keys, v, gradient = shape.tensors("TA", "SA", "A", "TS")
+        for lengths, mask in [shape.limits()[kind] for kind in some] or [(None, None)]:
+            add("additive_scores_backward", BUSY, shape, gradient, query, keys, v, lengths, mask, False)
     for shape in (Shape(1, 64, 256, 256, 256), Shape(1, 64, 256, 128, 128, half)):
         add("multiplicative_forward", BUSY, shape, *shape.tensors("TA", "SA", "SD"), 1.0, None, None, False)
     add("multiplicative_forward", AMPLE, step, *step.tensors("TA", "SA", "SD"), 1.0, None, None, True)
