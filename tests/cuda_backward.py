@@ -21,18 +21,21 @@ def visibility_of(case: Case) -> Struct:
     return visibility_struct(None if limits is None else limits.long(), case.mask)
 
 
-def additive_backward(case: Case, processors: int = 1, architecture: str = "80", **options: Any) -> tuple[Results, list[Machine]]:
+def additive_backward(
+    case: Case, processors: int = 1, architecture: str = "80", *, of_query: bool = True, **options: Any
+) -> tuple[Results, list[Machine]]:
     """Gradients of a case of the family "scores", whose ``grad_weights`` arrive, and the machines that made them."""
     dtype, wide = case.query.dtype, accumulator(case.query.dtype)
     grad_scores = case.grad_weights.to(wide)
     sizes = sizes_of(case)
-    how = launches("additive_backward", sizes, dtype, processors=processors)
-    found = {f"d_{name}": torch.empty(tensor.shape, dtype=dtype) for name, tensor in case.inputs().items()}
+    how = launches("additive_backward", sizes, dtype, processors=processors, of_query=of_query)
+    asked = {name: tensor for name, tensor in case.inputs().items() if of_query or name != "query"}
+    found = {f"d_{name}": torch.empty(tensor.shape, dtype=dtype) for name, tensor in asked.items()}
     scratch = [numpy_empty(count, wide) for count in how[0].scratch]
     machines = []
     for number, launch in enumerate(how):
         fresh = number == 0
-        outputs = {f"grad_{name}": tensor_struct(found[f"d_{name}"], fresh) for name in ("query", "keys", "v")}
+        outputs = {f"grad_{name}": tensor_struct(found.get(f"d_{name}"), fresh) for name in ("query", "keys", "v")}
         parts = {name: Buffer(array, 0, fresh) if array.size else None for name, array in zip(PARTS, scratch, strict=True)}
         arguments = Struct({
             "shape": shape_struct(*sizes),

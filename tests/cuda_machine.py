@@ -85,9 +85,10 @@ def launches(
     capability: int = 80,
     queries: int = 0,
     kept: torch.dtype | None = None,
+    of_query: bool = True,
 ) -> list[Launch]:
     """Of sizes B, H, T, S, A, D; none where no kernel takes them. ``queries`` overrules how many a tile of the forward has."""
-    found = _probe.cuda_launches(op, list(sizes), DTYPES[dtype], processors, capability, queries, DTYPES[kept or dtype])
+    found = _probe.cuda_launches(op, list(sizes), DTYPES[dtype], processors, capability, queries, DTYPES[kept or dtype], of_query)
     return [Launch(**launch) for launch in found]
 
 

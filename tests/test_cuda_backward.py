@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import Case, Dims, Results, assert_same_bits, build, garbage, results
 from cuda_backward import additive_backward
-from cuda_machine import NVCC, compiled, launches
+from cuda_machine import NVCC, compiled, launches, sizes_of
 from gpu import sass
 from ptx import Kernel
 from tolerance import check
@@ -127,6 +127,30 @@ def test_not_finite(bad: float) -> None:
     query = case.query.clone()
     query[0, 1, 3] = bad
     checked(case.replace(query=query))
+
+
+@pytest.mark.parametrize(
+    ("dims", "processors", "dtype", "hidden", "span"),
+    [
+        (SMALL, 1, torch.float32, "holes", "normal"),
+        (SMALL, 1, torch.float64, "lengths", "normal"),
+        (Dims(1, 17, 37, 70), 1, torch.bfloat16, "spans", "mixed channels"),
+        (Dims(1, 3, 150, 12), 1, torch.float32, "lengths", "normal"),
+        (Dims(1, 50, 20, 12), 8, torch.float32, "none", "small"),
+    ],
+    ids=str,
+)
+def test_query_not_asked_for(dims: Dims, processors: int, dtype: torch.dtype, hidden: str, span: str) -> None:
+    """Gradients of keys and v are the same bits, where the source or queries are split too; the query's has no memory."""
+    case = build("scores", dims, dtype, hidden=hidden, span=span)
+    asked = clean(case, processors)
+    asked.pop("d_query")
+    assert_same_bits(clean(case, processors, of_query=False), asked)
+    with_it, without = (launches("additive_backward", sizes_of(case), dtype, processors=processors, of_query=of) for of in (True, False))
+    assert without[0].scratch == [0, *with_it[0].scratch[1:]]
+    assert without[0].cut == with_it[0].cut
+    assert (with_it[0].scratch[0] > 0) == (with_it[0].splits > 1)
+    assert with_it[1].blocks - without[1].blocks == -(-with_it[0].scratch[0] // (with_it[0].splits * 256))
 
 
 def test_repeats() -> None:

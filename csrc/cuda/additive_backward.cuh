@@ -331,6 +331,7 @@ struct Gradients {
         }
         Two<R>& column = staged.columns[threadIdx.x];
         if (!small) column = {column.x + sum.x, column.y + sum.y};
+        if (args.grad_query.data == nullptr) continue;  // its sums were for dv
         const Two<R> dq{v4.x * sum.x, v4.y * sum.y};
         if (args.parts.splits == 1) whole.store(tile + t, dq);
         else part.store(tile + t, dq);

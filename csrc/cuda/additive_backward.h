@@ -16,9 +16,9 @@ struct BackwardParts {
 };
 
 // From the gradients of scores [B, H, T, S], in what the dtype is computed in and not read where hidden, those of the query [B, H, T, A],
-// keys [B, H, S, A] and v [H, A].
-// Parts are scratch, as BackwardLaunch says, in what the dtype is computed in: of queries [splits, B, H, T, A] where the source is split,
-// of keys [query_splits, B, H, S, A] where queries are, and always of v, [query_splits, splits, B, H, A].
+// which may be absent, keys [B, H, S, A] and v [H, A].
+// Parts are scratch, as BackwardLaunch says, in what the dtype is computed in: of queries' [splits, B, H, T, A], unless absent, where the
+// source is split, of keys' [query_splits, B, H, S, A] where queries are, and always of v's, [query_splits, splits, B, H, A].
 struct AdditiveBackward {
   Shape shape;
   Tensor query, keys, v, grad_scores;
@@ -79,7 +79,7 @@ inline BackwardLaunch backward_launch(const Shape& shape, Dtype dtype, const Dev
 }
 
 // The parts that are predicted to take least time, none smaller than it takes to give every processor 16 warps.
-inline BackwardLaunch additive_backward_launch(const Shape& shape, Dtype dtype, const Device& device) {
+inline BackwardLaunch fastest_backward_launch(const Shape& shape, Dtype dtype, const Device& device) {
   const int64_t most = dtype == Dtype::f64 ? 8 : 16, fewest = std::max<int64_t>(1, ceil_div(shape.S, most * kBackwardPositions));
   const int64_t all_queries = std::max<int64_t>(1, ceil_div(shape.T, kBackwardQueries));  // tiles of them
   BackwardLaunch best;
@@ -95,6 +95,16 @@ inline BackwardLaunch additive_backward_launch(const Shape& shape, Dtype dtype, 
     }
   }
   return best;
+}
+
+// Without the query's gradient the work is cut as with it, so that the others keep their bits.
+inline BackwardLaunch additive_backward_launch(const Shape& shape, Dtype dtype, const Device& device, bool of_query = true) {
+  BackwardLaunch found = fastest_backward_launch(shape, dtype, device);
+  if (!of_query && found.parts.splits > 1) {
+    found.sums.blocks -= ceil_div(shape.B * shape.H * shape.T * shape.A, kBackwardSumThreads);
+    found.query_parts = 0;
+  }
+  return found;
 }
 
 }  // namespace onepass::cuda

@@ -40,7 +40,7 @@ template <class T>
 __device__ __forceinline__ void sums(const AdditiveBackward& args) {
   const Shape& shape = args.shape;
   const int64_t numbers = shape.B * shape.H * shape.A;
-  const int64_t of_queries = args.parts.splits > 1 ? ceil_div(numbers * shape.T, kBackwardSumThreads) : 0;
+  const int64_t of_queries = args.query_parts != nullptr ? ceil_div(numbers * shape.T, kBackwardSumThreads) : 0;
   const int64_t of_keys = args.parts.query_splits > 1 ? ceil_div(numbers * shape.S, kBackwardSumThreads) : 0;
   int64_t block = blockIdx.x;
   if (block < of_queries) {

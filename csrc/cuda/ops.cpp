@@ -182,19 +182,19 @@ int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }  // of a n
 
 // From gradients of scores on.
 Three tanh_gradients(Call& call, Arguments& in, const Shape& s, const Tensor& grad_scores, const TorchTensor& query,
-                     const TorchTensor& keys, const TorchTensor& v, const Visibility& visibility) {
+                     const TorchTensor& keys, const TorchTensor& v, const Visibility& visibility, bool of_query = true) {
   AdditiveBackward args;
   args.shape = s;
-  TorchTensor grad_query = empty(query, in.with_heads(s, s.T, s.A));
+  TorchTensor grad_query = empty(query, of_query ? in.with_heads(s, s.T, s.A) : Sizes{0});
   TorchTensor grad_keys = empty(query, in.with_heads(s, s.S, s.A));
   TorchTensor grad_v = empty(query, in.width_of_v(s));
   set_scored(in, args, query, keys, v);
   args.grad_scores = grad_scores;
   args.visibility = visibility;
-  args.grad_query = in.view("grad_query", grad_query);
+  if (of_query) args.grad_query = in.view("grad_query", grad_query);
   args.grad_keys = in.view("grad_keys", grad_keys);
   args.grad_v = in.view("grad_v", grad_v);
-  const BackwardLaunch how = additive_backward_launch(s, args.query.dtype, call.device());
+  const BackwardLaunch how = additive_backward_launch(s, args.query.dtype, call.device(), of_query);
   args.parts = how.parts;
   args.query_parts = call.scratch(how.query_parts * bytes_of(args.query.dtype));
   args.key_parts = call.scratch(how.key_parts * bytes_of(args.query.dtype));
@@ -214,8 +214,7 @@ Three scores_backward(TorchTensor grad_scores, TorchTensor query, TorchTensor ke
   const TorchTensor wide = grad_scores.scalar_type() == summed ? grad_scores : torch::stable::to(grad_scores, summed);
   const Tensor gradients = in.in("grad_scores", wide, in.with_heads(s, s.T, s.S), summed);
   const Named named = call.named("additive_scores_backward", s, visibility, dtype_of("query", query));
-  auto [grad_query, grad_keys, grad_v] = tanh_gradients(call, in, s, gradients, query, keys, v, visibility);
-  return {of_query ? grad_query : empty(query, {0}), grad_keys, grad_v};
+  return tanh_gradients(call, in, s, gradients, query, keys, v, visibility, of_query);
 }
 
 Four backward(OptionalTensor grad_context, OptionalTensor grad_weights, TorchTensor query, TorchTensor keys, TorchTensor values,

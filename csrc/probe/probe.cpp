@@ -100,7 +100,7 @@ std::map<std::string, std::string> build() {
 
 // The launches of an op of CUDA kernels, as a GPU would be given them; none where no kernel takes these sizes.
 py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes, int dtype, int processors, int capability, int queries,
-                       std::optional<int> kept) {
+                       std::optional<int> kept, bool of_query) {
   if (sizes.size() != 6 || dtype < 0 || dtype > 3 || kept.value_or(0) < 0 || kept.value_or(0) > 3)
     throw py::value_error("cuda_launches needs sizes B, H, T, S, A, D and a dtype from 0 to 3");
   const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
@@ -112,7 +112,7 @@ py::list cuda_launches(const std::string& op, const std::vector<int64_t>& sizes,
   if (op == "additive_forward") {
     found = {cuda::additive_forward_launch(shape, type, device, queries)};
   } else if (op == "additive_backward") {
-    const auto how = cuda::additive_backward_launch(shape, type, device);
+    const auto how = cuda::additive_backward_launch(shape, type, device, of_query);
     found = {how.gradients, how.sums};
     scratch = {how.query_parts, how.key_parts, how.v_parts};
     cut = {how.parts.splits, how.parts.query_splits, how.parts.positions, how.parts.queries};
@@ -151,9 +151,9 @@ PYBIND11_MODULE(_probe, m) {
         "Measured: float32 multiply-adds per second ('fma'), accurate float32 reciprocals per second ('reciprocal') and bytes read per "
         "second from `bytes` of memory ('read'), all threads together.");
   m.def("cuda_launches", &cuda_launches, py::arg("op"), py::arg("sizes"), py::arg("dtype"), py::arg("processors"), py::arg("capability"),
-        py::arg("queries") = 0, py::arg("kept") = py::none(),
+        py::arg("queries") = 0, py::arg("kept") = py::none(), py::arg("of_query") = true,
         "The launches of an op's CUDA kernels for sizes B, H, T, S, A, D; none where no kernel takes them. `kept`: the dtype of a step's "
-        "memory, if another.");
+        "memory, if another. `of_query`: whether additive_backward is asked for the query's gradient.");
   m.def("build", &build,
         "Compiler, flags, the torch built against, the version, and the compute capabilities built for or why there are none.");
 }
