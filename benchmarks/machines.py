@@ -23,13 +23,12 @@ before it was timed. Side by side stand the least and the most of the shapes tha
 
 - *of ceiling*: the least time that the machine's measured rates allow, over the time taken. It is above 100 % where a cache serves what is
   counted as memory's, or where the rates were measured in a busier minute than the times. An element of additive attention counts as 3
-  multiply-adds forward and 7 backward; before commit 5a8b3a7, as on all machines but AMD's, forward
-  counted as 4.
+  multiply-adds forward and 7 backward; before commit 5a8b3a7, as on all machines but AMD's, forward counted as 4.
 - *of the limit*: the same of a decoding step, whose keys and values are read from where they lie.
 - *of budget*: peak memory over what README grants, of additive attention without its factor of 1.2; above 1 only where that is less than
   1.6 MB, and in training loops measured before 2026-12.
-- Before commit ae08247, as on all machines but Zen 3 and Zen 4, SDPA was given tensors without a dimension of heads, for which torch takes its
-  formula in the place of a fused kernel, and a peer's beams went over copies of the keys and values.
+- Before commit ae08247, as on all machines but Zen 3 and Zen 4, SDPA was given tensors without a dimension of heads, for which torch takes
+  its formula in the place of a fused kernel, and a peer's beams went over copies of the keys and values.
 - *identity*: what onepass's own formula gives in plain torch or jax, compiled; it is no peer, as it is not right for all inputs.
 - A peer whose result is off by more than the check allows has no time there and is not *best*; the end of a machine's tables names it.
 """
