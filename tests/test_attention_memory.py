@@ -257,6 +257,40 @@ def test_without_gradients(family: str, heads: int, mode: Callable[[], Any], bac
             torch.testing.assert_close(got, want.detach()[[2, 0, 0]])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@each_family
+def test_detached(family: str, dtype: torch.dtype | None, mode: Callable[[], Any], backend: str) -> None:
+    """Steps without gradients between those of training, over what training has prepared: the same bits, and its gradients stay what they
+    are. The error of a step in the other mode names the way."""
+    case = build_for_memory(family, Dims(3, 4, 11, 9, 5, 2), hidden="both")
+    found = []
+    for sampled in (False, True):
+        leaves = with_leaves(case)
+        memory = remember(leaves, backend, dtype=dtype)
+        context, weights = memory.attend(leaves.query, need_weights=True)
+        if sampled:
+            with mode():
+                with pytest.raises(RuntimeError, match=r"is used with them disabled: take memory.detach\(\) for these steps"):
+                    memory.attend(leaves.query)
+                free = memory.detach()
+                for got, want in zip(free.attend(leaves.query, need_weights=True), (context, weights), strict=True):
+                    assert not got.requires_grad
+                    assert torch.equal(got, want)
+                assert torch.equal(free.select(torch.tensor([1])).scores(leaves.query[1:2]), free.scores(leaves.query)[1:2])
+        loss_of(context, weights).backward()
+        found.append(gradients(leaves))
+    assert_same_bits(*found)
+    if backend != "reference":
+        with torch.no_grad(), pytest.raises(RuntimeError, match="have been modified by an inplace operation since it was made"):
+            leaves.keys.add_(1)
+            memory.detach()
+    with mode():
+        memory = remember(case, backend, dtype=dtype)
+    with pytest.raises(RuntimeError, match="is used with them enabled: make it in the mode of its steps"):
+        memory.attend(case.query)
+
+
 ROWS = {
     "permuted": torch.tensor([3, 1, 0, 2]),
     "repeated": torch.tensor([1, 1, 3, 0, 1, 3, 3]),

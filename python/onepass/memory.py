@@ -207,6 +207,13 @@ class AttentionMemory:
             prepared = (exponentials.index_select(0, index), sizes.index_select(0, index), weighting)
         return AttentionMemory(keys, values, self.v, self.scale, some(self.lengths), some(self.mask), self.dtype, self._backend, prepared)
 
+    def detach(self) -> "AttentionMemory":
+        """The same sources without gradients, for steps beside those of training, as scheduled sampling takes them; nothing is prepared
+        again. It serves the grad mode that this is called in: call it under ``torch.no_grad()``."""
+        self._check_unchanged()
+        keys, values, v = self.keys.detach(), self.values.detach(), None if self.v is None else self.v.detach()
+        return AttentionMemory(keys, values, v, self.scale, self.lengths, self.mask, self.dtype, self._backend, self._prepared)
+
     def __reduce__(self) -> Any:
         if self._with_grad and any(tensor is not None and tensor.requires_grad for tensor in (self.keys, self.values, self.v)):
             raise TypeError(
@@ -271,10 +278,11 @@ class AttentionMemory:
         has no root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
             made, used = ("enabled", "disabled") if self._with_grad else ("disabled", "enabled")
-            hint = " (torch.utils.checkpoint does so unless use_reentrant=False)" if self._with_grad else ""
+            hint = "take memory.detach() for these steps" if self._with_grad else "make it in the mode of its steps"
+            if self._with_grad:
+                hint += " (torch.utils.checkpoint has such steps unless use_reentrant=False)"
             raise RuntimeError(
-                f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}{hint}: steps in both "
-                "modes want two memories of the same states, each made in the mode of its steps"
+                f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}: {hint}"
             )
         if self._backend == "reference" or are_recorded():
             return False
