@@ -271,9 +271,10 @@ def test_detached(family: str, dtype: torch.dtype | None, mode: Callable[[], Any
         context, weights = memory.attend(leaves.query, need_weights=True)
         if sampled:
             with mode():
-                with pytest.raises(RuntimeError, match=r"is used with them disabled: take memory.detach\(\) for these steps"):
+                with pytest.raises(RuntimeError, match=r"is used with them disabled: .* steps that train nothing take memory.detach\(\)"):
                     memory.attend(leaves.query)
                 free = memory.detach()
+                assert free._step_values.data_ptr() == memory._step_values.data_ptr()
                 for got, want in zip(free.attend(leaves.query, need_weights=True), (context, weights), strict=True):
                     assert not got.requires_grad
                     assert torch.equal(got, want)
@@ -282,9 +283,11 @@ def test_detached(family: str, dtype: torch.dtype | None, mode: Callable[[], Any
         found.append(gradients(leaves))
     assert_same_bits(*found)
     if backend != "reference":
-        with torch.no_grad(), pytest.raises(RuntimeError, match="have been modified by an inplace operation since it was made"):
+        with torch.no_grad():
             leaves.keys.add_(1)
-            memory.detach()
+        for use in (memory.detach, lambda: pytree.tree_leaves(memory)):
+            with pytest.raises(RuntimeError, match="have been modified by an inplace operation since it was made"):
+                use()
     with mode():
         memory = remember(case, backend, dtype=dtype)
     with pytest.raises(RuntimeError, match="is used with them enabled: make it in the mode of its steps"):
@@ -333,6 +336,9 @@ def test_select_what_is_not_there(family: str, backend: str) -> None:
     for row in (memory.keys.shape[0], -1):
         with pytest.raises(IndexError, match=rf"rows must lie in \[0, B\) = \[0, {memory.keys.shape[0]}\); got \[0, {row}\]"):
             memory.select(torch.tensor([0, row]))
+    nothing = onepass.multiplicative_memory(torch.randn(2, 0, 4), torch.randn(2, 0, 4), backend=backend)
+    with pytest.raises(IndexError, match=r"rows must lie in \[0, B\) = \[0, 2\); got \[5\]"):
+        nothing.select(torch.tensor([5]))
 
 
 @each_family
@@ -475,9 +481,10 @@ def test_copies(family: str, heads: int, options: dict[str, Any], backend: str) 
     with torch.no_grad():
         memory = remember(case, backend, **options)
         expected = memory.attend(case.query, need_weights=True)
-        memories = [
-            copy.copy(memory), copy.deepcopy(memory), pickle.loads(pickle.dumps(memory)), loaded(memory, False), loaded(memory, True),
-        ]  # fmt: skip
+    memories = [
+        copy.copy(memory), copy.deepcopy(memory), pickle.loads(pickle.dumps(memory)), loaded(memory, False), loaded(memory, True),
+    ]  # fmt: skip
+    with torch.no_grad():
         for found in memories:
             for got, want in zip(found.attend(case.query, need_weights=True), expected, strict=True):
                 assert torch.equal(got, want)
@@ -487,6 +494,45 @@ def test_copies(family: str, heads: int, options: dict[str, Any], backend: str) 
             copying(memory)
     with pytest.raises(TypeError, match=r"rows must be a torch\.Tensor; got list"):
         memory.select([0])
+
+
+@pytest.mark.parametrize("to", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"device": "meta"}], ids=str)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@each_family
+@torch.no_grad()
+def test_a_tree_that_changes(family: str, dtype: torch.dtype | None, to: dict[str, Any], backend: str) -> None:
+    """Of another dtype or device by now, as FSDP2's mixed precision makes it, a memory is made anew of these keys and values."""
+
+    def changed(leaf: Tensor) -> Tensor:
+        return leaf.to(**to) if leaf.is_floating_point() or "device" in to else leaf
+
+    case = build_for_memory(family, Dims(3, 2, 5, 40, 4), hidden="both")
+    memory = pytree.tree_map(changed, remember(case, backend, dtype=dtype))
+    query = case.query.to(**to)
+    context, weights = memory.attend(query, need_weights=True)
+    assert (context.dtype, context.device, weights.shape) == (query.dtype, query.device, case.grad_weights.shape)
+    if "device" not in to:
+        inputs = {name: tensor.to(**to) for name, tensor in case.inputs().items()}
+        kept = dtype if to["dtype"] != torch.float64 else None
+        assert torch.equal(context, remember(case.replace(**inputs), backend, dtype=kept).attend(query)[0])
+
+
+@pytest.mark.of_cpp
+@torch.no_grad()
+def test_nothing_of_the_heap_is_in_a_memory(isa: str) -> None:
+    """What is prepared may leave the process, as a program's result: what no step reads is zeros (and would be NaN, see conftest.py)."""
+    for A in (3, 8, 20):
+        case = build_for_memory("additive", Dims(3, 2, 70, A, 4, 2), hidden="both")
+        memory = remember(case, "cpu")
+        assert memory._prepared is not None
+        exponentials, sizes, weighting = memory._prepared
+        assert memory.lengths is not None
+        assert memory.mask is not None
+        seen = (torch.arange(70) < memory.lengths[:, None])[:, None] & memory.mask[:, :, 0]
+        assert not exponentials.masked_fill(seen[..., None], 0).any()
+        assert not sizes.masked_fill(seen[..., None], 0).any()
+        assert exponentials.isfinite().all()
+        assert weighting.isfinite().all()
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}], ids=["as it is", "half"])
@@ -501,9 +547,11 @@ def test_a_tree_of_tensors(family: str, heads: int, options: dict[str, Any], bac
         leaves = with_leaves(case)
         memory = remember(leaves, backend, **options)
         if again:
-            paths = [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_leaves_with_path(memory)]
-            assert all(leaf is getattr(memory, name[1:]) for name, leaf in paths[:5])
-            texts = pytree.tree_map(lambda leaf: None if leaf is None else str(list(leaf.shape)), memory)
+            named = {pytree.keystr(path)[1:]: leaf for path, leaf in pytree.tree_leaves_with_path(memory)}
+            assert all(isinstance(leaf, Tensor) for leaf in named.values())
+            given = {name: getattr(memory, name) for name in ("keys", "values", "v", "lengths", "mask")}
+            assert all(leaf is named.get(name) for name, leaf in given.items())
+            texts = pytree.tree_map(lambda leaf: str(list(leaf.shape)), memory)
             assert pytree.tree_leaves(texts)[0] == str(list(case.keys.shape))
             parts, spec = pytree.tree_flatten(memory)
             memory = pytree.tree_unflatten(parts, pytree.treespec_loads(pytree.treespec_dumps(spec)))

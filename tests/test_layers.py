@@ -391,6 +391,10 @@ def test_states_of_another_dtype(kind: str) -> None:
 
     layer.query_layer.__class__ = Casting
     assert layer(query.double(), memory)[0].dtype == query.dtype
+    layer = make(kind)  # as layerwise casting has it
+    layer.query_layer.bfloat16().register_forward_pre_hook(lambda module, _: module.float() and None)
+    layer.query_layer.register_forward_hook(lambda module, _, output: module.bfloat16() and output)
+    assert layer(query, memory)[0].dtype == query.dtype
 
 
 @each_layer

@@ -407,30 +407,40 @@ void additive_scores(Scratch& scratch, const AdditiveForward& args, int64_t b, i
   });
 }
 
-// e^(2k) and the size of every visible key into a memory, and the weighting.
+// e^(2k) and the size of every visible key into a memory, and the weighting. All else is zeros, as a memory may leave the process: as the
+// result of an exported program.
 template <class R>
 void additive_prepare(const AdditivePrepare& args, const Executor& executor) {
   const Shape& shape = args.shape;
   const Channels<R> channels(shape.A);
+  const Tensor& exponentials = args.memory.exponentials;
   constexpr int64_t kRows = 64;
-  const int64_t blocks = shape.S / kRows + 1, heads = shape.B * shape.H;
+  const int64_t blocks = shape.S / kRows + 1, heads = shape.B * shape.H, stride = args.memory.stride;
   parallel(executor, heads * blocks + shape.H, [&](int64_t item) {
     Scratch& scratch = Scratch::mine();
     if (item >= heads * blocks) {
       const int64_t h = item - heads * blocks;
-      return make_weighting<R>(args.v.at(0, h, 0), args.v.dtype, channels, args.memory.stride,
-                               reinterpret_cast<R*>(args.memory.weighting.at(0, h, 0)));
+      auto* weighting = reinterpret_cast<R*>(args.memory.weighting.at(0, h, 0));
+      __builtin_memset(weighting, 0, static_cast<size_t>(3 * stride + 8) * sizeof(R));
+      return make_weighting<R>(args.v.at(0, h, 0), args.v.dtype, channels, stride, weighting);
     }
     const int64_t b = item / blocks / shape.H, h = item / blocks % shape.H, first = item % blocks * kRows;
     const Visible visible = visible_to(scratch, args.visibility, shape.S, b, h, 0, 1);
-    const int64_t n = visible.count - first < kRows ? visible.count - first : kRows;
+    if (first == 0) {
+      clear_unseen<R>(exponentials, b, h, shape.S, visible, 0, stride);
+      clear_unseen<R>(args.memory.sizes, b, h, shape.S, visible, 0, 2);
+    }
+    const int64_t n = visible.count - first < kRows ? visible.count - first : kRows, beyond = stride - channels.whole;
     if (n <= 0) return;
     const int32_t* index = visible.index == nullptr ? nullptr : visible.index + first;
     const R* const* rows = row_pointers<R>(scratch, args.keys, b, h, visible.first + first, n, shape.A, index);
     auto* sizes = reinterpret_cast<Size<R>*>(args.memory.sizes.at(b, h, 0));
-    const Output<R> out(scratch, args.memory.exponentials, b, h, visible.first + first, n, channels.whole, index);
-    for (int64_t i = 0; i < n; ++i)
-      sizes[visible.position(first + i)] = exponentiate<R>(rows[i], rows[i + 1 < n ? i + 1 : i], channels, out.rows[i]);
+    const Output<R> out(scratch, exponentials, b, h, visible.first + first, n, channels.whole, index);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t s = visible.position(first + i), size = size_of(exponentials.dtype);
+      sizes[s] = exponentiate<R>(rows[i], rows[i + 1 < n ? i + 1 : i], channels, out.rows[i]);
+      if (beyond > 0) __builtin_memset(exponentials.at(b, h, s) + channels.whole * size, 0, static_cast<size_t>(beyond * size));
+    }
     out.flush();
   });
 }

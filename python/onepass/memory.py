@@ -57,7 +57,7 @@ def additive_memory(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`onepass.additive_attention`.
     """
-    return _checked(keys, values, v, "", 1.0, lengths, mask, dtype, backend)
+    return remember(keys, values, v, "", 1.0, lengths, mask, dtype, backend)
 
 
 def multiplicative_memory(
@@ -74,7 +74,7 @@ def multiplicative_memory(
 
     With ``dtype=torch.bfloat16`` keys and values are rounded to it: each moves by at most ``2^-8`` of itself.
     """
-    return _checked(keys, values, None, "v", scale, lengths, mask, dtype, backend)
+    return remember(keys, values, None, "v", scale, lengths, mask, dtype, backend)
 
 
 class AttentionMemory:
@@ -100,6 +100,7 @@ class AttentionMemory:
         dtype: torch.dtype | None,
         backend: str,
         prepared: tuple[Tensor, ...] | None = None,
+        stored: tuple[Tensor, ...] | None = None,
     ) -> None:
         self.keys, self.values, self.v, self.scale = keys, values, v, scale
         self.lengths, self.mask, self.dtype = lengths, mask, dtype
@@ -114,8 +115,9 @@ class AttentionMemory:
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
         compiling = torch.compiler.is_compiling()  # steps over what that makes defer nothing: they take the keys themselves
-        self._step_keys = self._kept_keys(keys if compiling else keys.detach())
-        self._step_values = self._kept_values(values if compiling else values.detach())
+        self._step_keys, self._step_values = stored or (
+            self._kept_keys(keys if compiling else keys.detach()), self._kept_values(values if compiling else values.detach())
+        )
         self._root: Tensor | None = None
         self._deposits: _deferred.Deposits | None = None
         transformed = are_recorded() or torch._C._are_functorch_transforms_active()
@@ -195,7 +197,9 @@ class AttentionMemory:
         index = rows.nonzero().squeeze(-1) if rows.dtype == torch.bool else rows
         try:
             keys, values = self.keys.index_select(0, index), self.values.index_select(0, index)
-        except IndexError as problem:
+        except (IndexError, RuntimeError) as problem:
+            if all(0 <= row < self.keys.shape[0] for row in index.tolist()):
+                raise
             raise IndexError(f"rows must lie in [0, B) = [0, {self.keys.shape[0]}); got {rows.tolist()}") from problem
 
         def some(tensor: Tensor | None) -> Tensor | None:
@@ -205,14 +209,17 @@ class AttentionMemory:
         if prepared is not None:
             exponentials, sizes, weighting = prepared
             prepared = (exponentials.index_select(0, index), sizes.index_select(0, index), weighting)
-        return AttentionMemory(keys, values, self.v, self.scale, some(self.lengths), some(self.mask), self.dtype, self._backend, prepared)
+        stored = None if self.dtype is None else tuple(stored.index_select(0, index) for stored in (self._step_keys, self._step_values))
+        rest = some(self.lengths), some(self.mask), self.dtype, self._backend
+        return AttentionMemory(keys, values, self.v, self.scale, *rest, prepared, stored)
 
     def detach(self) -> "AttentionMemory":
         """The same sources without gradients, for steps beside those of training, as scheduled sampling takes them; nothing is prepared
         again. It serves the grad mode that this is called in: call it under ``torch.no_grad()``."""
         self._check_unchanged()
         keys, values, v = self.keys.detach(), self.values.detach(), None if self.v is None else self.v.detach()
-        return AttentionMemory(keys, values, v, self.scale, self.lengths, self.mask, self.dtype, self._backend, self._prepared)
+        rest = self.lengths, self.mask, self.dtype, self._backend, self._prepared
+        return AttentionMemory(keys, values, v, self.scale, *rest, (self._step_keys.detach(), self._step_values.detach()))
 
     def __reduce__(self) -> Any:
         if self._with_grad and any(tensor is not None and tensor.requires_grad for tensor in (self.keys, self.values, self.v)):
@@ -222,7 +229,7 @@ class AttentionMemory:
         v, lacks = (None, "v") if self.v is None else (self.v.detach(), "")
         backend = "reference" if self._backend == "reference" else "auto"
         rest = self.scale, self.lengths, self.mask, self.dtype, backend
-        return _checked, (self.keys.detach(), self.values.detach(), v, lacks, *rest)
+        return _made_anew, (self._with_grad, self.keys.detach(), self.values.detach(), v, lacks, *rest)
 
     def __repr__(self) -> str:
         family = "multiplicative" if self.v is None else "additive"
@@ -278,9 +285,9 @@ class AttentionMemory:
         has no root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
         if torch.is_grad_enabled() != self._with_grad:
             made, used = ("enabled", "disabled") if self._with_grad else ("disabled", "enabled")
-            hint = "take memory.detach() for these steps" if self._with_grad else "make it in the mode of its steps"
+            hint = "make it in the mode of its steps"
             if self._with_grad:
-                hint += " (torch.utils.checkpoint has such steps unless use_reentrant=False)"
+                hint = "torch.utils.checkpoint wants use_reentrant=False; steps that train nothing take memory.detach()"
             raise RuntimeError(
                 f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}: {hint}"
             )
@@ -369,10 +376,16 @@ class AttentionMemory:
     def _kept_values(self, values: Tensor) -> Tensor:
         return values if self.dtype is None else values.to(self.dtype)
 
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as steps read them, with their derivatives where there are any. A trace is one with and without gradients."""
+        if not self._with_grad and self._backend != "reference" and torch._C._get_tracing_state() is None:
+            return self._step_keys, self._step_values
+        return self._kept_keys(self.keys), self._kept_values(self.values)
+
     def _undeferred(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
         limits, mask = self._seen(spans, mask)
-        keys, values = self._kept_keys(self.keys), self._kept_values(self.values)
+        keys, values = self._kept()
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
@@ -384,7 +397,7 @@ class AttentionMemory:
         return context, weights
 
     def _undeferred_scores(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
-        keys = self._kept_keys(self.keys)
+        keys, _ = self._kept()
         if self._backend != "reference":
             return self._scores_op(query, keys, spans, mask)
         mask = self._seen(spans, mask)[1]
@@ -399,7 +412,7 @@ class AttentionMemory:
 
     def _undeferred_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         limits, mask = self._seen(spans, mask)
-        values = self._kept_values(self.values)
+        _, values = self._kept()
         if self._backend != "reference":
             context: Tensor = self._ops.weighted_values(weights, values, limits, mask)
             return context
@@ -423,7 +436,7 @@ class AttentionMemory:
         return (context.squeeze(-2), weights.squeeze(-2)) if one_step else (context, weights)
 
 
-def _checked(
+def remember(
     keys: Tensor,
     values: Tensor,
     v: Tensor | None,
@@ -434,6 +447,7 @@ def _checked(
     dtype: torch.dtype | None,
     backend: str,
 ) -> AttentionMemory:
+    """A memory of what is checked first; ``lacks``: as :func:`check_inputs` takes it."""
     check_kind("keys", keys, keys, "keys")
     # Copies, as only what is visible now is prepared.
     lengths, mask = (x.clone() if isinstance(x, Tensor) else x for x in (lengths, mask))
@@ -454,4 +468,10 @@ def _checked(
     return AttentionMemory(keys, values, v, check_scale(scale), inputs.lengths, inputs.mask, kept, taken)
 
 
-torch.serialization.add_safe_globals([_checked])  # of which a pickled memory is made; `torch.load(weights_only=True)` reads it
+def _made_anew(with_grad: bool, *arguments: Any) -> AttentionMemory:
+    """A copy, in the grad mode of the memory that it is of."""
+    with torch.set_grad_enabled(with_grad):
+        return remember(*arguments)
+
+
+torch.serialization.add_safe_globals([_made_anew])  # of which a pickled memory is made; `torch.load(weights_only=True)` reads it

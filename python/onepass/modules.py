@@ -19,6 +19,18 @@ def autocasts(device: str) -> bool:
     return is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def projected(name: str, layer: nn.Module, states: Tensor) -> Tensor:
+    """By the layer, whatever a user has put there; its words of a dtype that is not its own are put in ours."""
+    try:
+        found: Tensor = layer(states)
+    except RuntimeError as problem:
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dtype == states.dtype:
+            raise
+        raise TypeError(f"{name} must have the dtype of the layer's parameters, {weight.dtype}; got {states.dtype}") from problem
+    return found
+
+
 class _Attention(nn.Module):
     """What both layers share: heads, dropout on the weights, and the call of the function."""
 
@@ -47,9 +59,6 @@ class _Attention(nn.Module):
         if states.shape[-1:] != (width,) or not (states.dim() == 3 or (of_query and states.dim() == 2)):
             wanted = f"[B, T, {width}], or [B, {width}] for one step" if of_query else f"[B, S, {width}]"
             raise ValueError(f"{name} must be {wanted}; got {list(states.shape)}")
-        layer = self._modules.get("query_layer" if of_query else "key_layer")
-        if type(layer) is nn.Linear and layer.weight.dtype != states.dtype and not autocasts(states.device.type):
-            raise TypeError(f"{name} must have the dtype of the layer's parameters, {layer.weight.dtype}; got {states.dtype}")
         if query is not None and query.shape[0] != states.shape[0]:
             raise ValueError(f"query and {name} must agree in batch size B, the first; got {list(query.shape)} and {list(states.shape)}")
 
@@ -232,12 +241,11 @@ class AdditiveAttention(_Attention):
         if isinstance(memory, AttentionMemory):
             return self._attend_memory(query, memory, (values, lengths), mask, spans, need_weights)
         self._check("memory", memory, self.key_dim, query)
-        keys = self.key_layer(memory)
+        keys = projected("memory", self.key_layer, memory)
         return self._attend(self._project(query), keys, memory if values is None else values, lengths, mask, spans, need_weights)
 
     def _project(self, query: Tensor) -> Tensor:
-        projected: Tensor = self.query_layer(query)
-        return projected
+        return projected("query", self.query_layer, query)
 
     def _function(
         self,
@@ -275,7 +283,7 @@ class AdditiveAttention(_Attention):
         the layer's forward, as ``torch.nn.utils.prune`` sets them, do not run here: what they make must be there before.
         """
         self._check("memory", memory, self.key_dim)
-        keys = self._split(self.key_layer(memory))
+        keys = self._split(projected("memory", self.key_layer, memory))
         values = self._split_values(memory if values is None else values, keys.dtype)
         return additive_memory(keys, values, self._weighting(keys.dtype), lengths=lengths, mask=mask, dtype=dtype)
 
@@ -339,7 +347,7 @@ class MultiplicativeAttention(_Attention):
         return self._attend(query, keys, keys if values is None else values, lengths, mask, spans, need_weights)
 
     def _project(self, query: Tensor) -> Tensor:
-        return query if self.query_layer is None else self.query_layer(query)
+        return query if self.query_layer is None else projected("query", self.query_layer, query)
 
     def _function(
         self,
