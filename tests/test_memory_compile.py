@@ -286,8 +286,7 @@ def test_a_memory_between_programs(kind: str, heads: int, dtype: torch.dtype | N
         sizes = torch.export.ShapesCollection()
         example = queries[:, 0], encodes(states, lengths, mask)
         for tensor in pytree.tree_leaves(example):
-            if tensor is not None:
-                sizes[tensor] = dict.fromkeys(range(tensor.dim()), auto)
+            sizes[tensor] = dict.fromkeys(range(tensor.dim()), auto)
         file = io.BytesIO()
         program = torch.export.export(step, example, dynamic_shapes=sizes)
         if with_grad:
