@@ -3,43 +3,18 @@
 import copy
 import io
 import pickle
-import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from cases import by_eager
+from layer_cases import LAYERS, B, K, S, T, each_heads, each_layer, make, states
 from tolerance import as_near
 from torch import Tensor, nn
 
 import onepass
 
 pytestmark = pytest.mark.usefixtures("backend")
-B, T, S, Q, K = 3, 4, 11, 6, 8
-LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "additive": lambda **options: onepass.AdditiveAttention(Q, K, 10, **options),
-    "normalized": lambda **options: onepass.AdditiveAttention(Q, K, 10, normalize=True, **options),
-    "without bias": lambda **options: onepass.AdditiveAttention(Q, K, 10, bias=False, **options),
-    "general": lambda **options: onepass.MultiplicativeAttention(Q, K, "general", **options),
-    "general with bias": lambda **options: onepass.MultiplicativeAttention(Q, K, "general", bias=True, **options),
-    "dot": lambda **options: onepass.MultiplicativeAttention(K, K, **options),
-    "scaled dot": lambda **options: onepass.MultiplicativeAttention(K, K, "scaled_dot", **options),
-}
-each_layer = pytest.mark.parametrize("kind", LAYERS)
-each_heads = pytest.mark.parametrize("heads", [1, 2])
-
-
-def make(kind: str, **options: object) -> nn.Module:
-    torch.manual_seed(0)
-    return LAYERS[kind](**options)
-
-
-def states(kind: str, steps: int | None = T, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """A query, a memory and lengths of which one is 0."""
-    width = K if "dot" in kind else Q
-    generator = torch.Generator().manual_seed(1)
-    query = torch.randn(B, *([] if steps is None else [steps]), width, generator=generator)
-    return query.to(dtype), torch.randn(B, S, K, generator=generator).to(dtype), torch.tensor([S, 0, 4])
 
 
 def outcome(layer: nn.Module, kind: str, **options: object) -> tuple[Tensor, ...]:
@@ -268,145 +243,6 @@ def test_dropout_multiplies(heads: int, hidden: str, one_step: bool) -> None:
     found, expected = (torch.autograd.grad(output, inputs, upstream, retain_graph=True) for output in (context, product))
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want)
-
-
-@each_layer
-def test_memory_of_another_dtype(kind: str) -> None:
-    """Without autocast, a memory of another dtype is an error where it is projected, and else takes the query's."""
-    layer = make(kind)
-    query, memory, lengths = states(kind)
-    if "dot" in kind or "general" in kind:
-        context, _ = layer(query, memory.bfloat16(), lengths=lengths)
-        assert context.dtype == query.dtype
-    else:
-        with pytest.raises(TypeError, match="memory must have the dtype of the layer's parameters"):
-            layer(query, memory.bfloat16(), lengths=lengths)
-
-
-@pytest.mark.parametrize("options", [{"dropout": 1.0}, {"dropout": -0.1}])
-@each_layer
-def test_dropout_out_of_range(kind: str, options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=rf"dropout must lie in \[0, 1\); got {options['dropout']}"):
-        make(kind, **options)
-
-
-def test_heads_that_do_not_divide() -> None:
-    with pytest.raises(ValueError, match="hidden_dim must be a multiple of num_heads = 3; got 10"):
-        onepass.AdditiveAttention(Q, K, 10, num_heads=3)
-    with pytest.raises(ValueError, match="key_dim must be a multiple of num_heads = 3; got 8"):
-        onepass.MultiplicativeAttention(Q, K, "general", num_heads=3)
-    for heads in (0, -1):
-        with pytest.raises(ValueError, match=f"num_heads must be .*got {heads}"):
-            onepass.AdditiveAttention(Q, K, 10, num_heads=heads)
-
-
-def test_values_that_do_not_divide() -> None:
-    """A value width that the heads do not divide is named."""
-    layer = onepass.AdditiveAttention(Q, K, 10, num_heads=2)
-    with pytest.raises(ValueError, match=r"the width of values must be a multiple of num_heads = 2; got 7"):
-        layer(torch.zeros(B, T, Q), torch.zeros(B, S, K), torch.zeros(B, S, 7))
-    for kind in ("additive", "general"):
-        with pytest.raises(ValueError, match=r"the width of values must be a multiple of num_heads = 2; got 7"):
-            make(kind, num_heads=2).memory(torch.zeros(B, S, K), torch.zeros(B, S, 7))
-
-
-def test_scores_that_do_not_exist() -> None:
-    with pytest.raises(ValueError, match="score must be 'dot', 'general' or 'scaled_dot'; got 'cosine'"):
-        onepass.MultiplicativeAttention(K, K, "cosine")
-    with pytest.raises(ValueError, match="score='dot' needs query_dim == key_dim; got 6 and 8: use 'general'"):
-        onepass.MultiplicativeAttention(Q, K)
-
-
-def test_widths_of_nothing() -> None:
-    """A layer has a width."""
-    with pytest.raises(ValueError, match="hidden_dim must be at least 1; got 0"):
-        onepass.AdditiveAttention(Q, K, 0)
-    for score in ("dot", "scaled_dot", "general"):
-        with pytest.raises(ValueError, match="key_dim must be at least 1; got 0"):
-            onepass.MultiplicativeAttention(0, 0, score)
-
-
-@each_layer
-@each_heads
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_ranks(kind: str, heads: int, dropout: float) -> None:
-    """Queries, encoder states and values of another rank are named, over states as over a memory."""
-    layer = make(kind, num_heads=heads, dropout=dropout)
-    query, memory, _ = states(kind)
-    prepared = layer.memory(memory)
-    width = query.shape[-1]
-    for bad in (query[0, 0], query[None], query[..., 1:], query[0, :, 1:]):
-        for over in (memory, prepared):
-            wanted = f"query must be [B, T, {width}], or [B, {width}] for one step; got {list(bad.shape)}"
-            with pytest.raises(ValueError, match=re.escape(wanted)):
-                layer(bad, over)
-    for bad in (memory[0], memory[None], memory[..., 1:]):
-        for call in (layer.memory, lambda states: layer(query, states)):
-            with pytest.raises(ValueError, match=re.escape(f"memory must be [B, S, {K}]; got {list(bad.shape)}")):
-                call(bad)
-    for bad in (memory[0], memory[None]):
-        with pytest.raises(ValueError, match=re.escape(f"values must be [B, S, width]; got {list(bad.shape)}")):
-            layer(query, memory, bad)
-
-
-@each_layer
-def test_arguments_in_other_places(kind: str) -> None:
-    """What users of other layers try first: lengths by place, states with the time first, the state of a GRU, numpy's arrays."""
-    layer = make(kind)
-    query, memory, _ = states(kind)
-    with pytest.raises(ValueError, match=re.escape(f"values must be [B, S, width]; got [{B}] (lengths, mask and spans are given by name)")):
-        layer(query, memory, torch.full((B,), S))
-    batches = f"query and memory must agree in batch size B, the first; got {[T, B, query.shape[-1]]} and {[B, S, K]}"
-    with pytest.raises(ValueError, match=re.escape(batches)):
-        layer(query.transpose(0, 1), memory)
-    with pytest.raises(TypeError, match=r"memory must be a torch\.Tensor; got ndarray"):
-        layer(query, memory.numpy())
-    with pytest.raises(TypeError, match=r"query must be a torch\.Tensor; got list"):
-        layer(query.tolist(), memory)
-    with pytest.raises(TypeError, match=r"values must be a torch\.Tensor; got bool \(need_weights is given by name\)"):
-        layer(query, memory, True)
-    with pytest.raises(ValueError, match=r"a memory has its own values .* \(all else goes by name\)"):
-        layer(query, layer.memory(memory), True)
-
-
-@each_layer
-def test_states_of_another_dtype(kind: str) -> None:
-    """Named as the argument that has it, beside the dtype of the parameters; autocast, or a projection of the user's own, may cast."""
-    layer, (query, memory, _) = make(kind), states(kind)
-    with torch.autocast("cpu", torch.bfloat16):
-        layer(query.bfloat16(), memory.bfloat16())
-    if hasattr(layer, "key_layer"):
-        for call in (layer.memory, lambda states: layer(query, states)):
-            with pytest.raises(TypeError, match=r"memory must have the dtype of the layer's parameters, torch.float32; got torch.float64"):
-                call(memory.double())
-    if getattr(layer, "query_layer", None) is None:
-        return
-    for over in (memory, layer.memory(memory)):
-        with pytest.raises(TypeError, match=r"query must have the dtype of the layer's parameters, torch.float32; got torch.float16"):
-            layer(query.half(), over)
-
-    class Casting(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.to(self.weight.dtype))
-
-    layer.query_layer.__class__ = Casting
-    assert layer(query.double(), memory)[0].dtype == query.dtype
-    layer = make(kind)  # as layerwise casting has it
-    layer.query_layer.bfloat16().register_forward_pre_hook(lambda module, _: module.float() and None)
-    layer.query_layer.register_forward_hook(lambda module, _, output: module.bfloat16() and output)
-    assert layer(query, memory)[0].dtype == query.dtype
-
-
-@each_layer
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("steps", [T, None], ids=str)
-def test_masks_that_are_none(kind: str, steps: int | None, dropout: float) -> None:
-    """What is no mask, no lengths and no spans is named as the functions name it."""
-    layer = make(kind, dropout=dropout)
-    query, memory, _ = states(kind, steps)
-    for name, bad in (("mask", [[1, 1]]), ("lengths", [1, 2, 3]), ("spans", [[0, 1]])):
-        with pytest.raises(TypeError, match=f"{name} must be a .*; got list"):
-            layer(query, memory, **{name: bad})
 
 
 @each_layer

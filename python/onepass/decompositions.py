@@ -31,22 +31,33 @@ def _visible(keys: Tensor, steps: int, limits: Tensor | None, mask: Tensor | Non
     return reference.visible_positions(keys, steps, lengths, mask, spans)
 
 
+def _several(tensor: Tensor, like: Tensor) -> Tensor:
+    """What belongs to one query per source, with the dimension of several."""
+    return tensor if tensor.dim() == like.dim() else tensor.unsqueeze(-2)
+
+
+def _seen_scores(query: Tensor, keys: Tensor, v: Tensor | None, scale: float, visible: Tensor | None) -> Tensor:
+    keys = keys.to(query.dtype)
+    return reference.multiplicative_scores(query, keys, scale, visible) if v is None else reference.seen_scores(query, keys, v, visible)
+
+
 def _attend(
     query: Tensor, keys: Tensor, values: Tensor, v: Tensor | None, scale: float, limits: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Of one query per source, or of several."""
-    several = query if query.dim() == keys.dim() else query.unsqueeze(-2)
-    visible = _visible(keys, several.shape[-2], limits, mask)
-    scores = _scores(several, keys, v, scale, visible)
-    context, weights = reference.attend(scores, values.to(query.dtype), visible, True)
+    rows = _several(query, keys)
+    visible = _visible(keys, rows.shape[-2], limits, mask)
+    context, weights = reference.attend(_seen_scores(rows, keys, v, scale, visible), values.to(query.dtype), visible, True)
     assert weights is not None
     sizes = query.shape[:-1]
     return context.reshape(*sizes, values.shape[-1]), weights.reshape(*sizes, keys.shape[-2]).to(accumulator(query.dtype))
 
 
-def _scores(query: Tensor, keys: Tensor, v: Tensor | None, scale: float, visible: Tensor | None) -> Tensor:
-    keys = keys.to(query.dtype)
-    return reference.multiplicative_scores(query, keys, scale, visible) if v is None else reference.seen_scores(query, keys, v, visible)
+def _scores(query: Tensor, keys: Tensor, v: Tensor | None, scale: float, limits: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Of one query per source, or of several."""
+    rows = _several(query, keys)
+    scores = _seen_scores(rows, keys, v, scale, _visible(keys, rows.shape[-2], limits, mask))
+    return scores.reshape(*query.shape[:-1], keys.shape[-2])
 
 
 def additive_forward(
@@ -56,7 +67,7 @@ def additive_forward(
 
 
 def additive_scores(query: Tensor, keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
-    return _scores(query, keys, v, 1.0, _visible(keys, query.shape[-2], lengths, mask))
+    return _scores(query, keys, v, 1.0, lengths, mask)
 
 
 def multiplicative_forward(
@@ -72,31 +83,14 @@ def additive_prepare(keys: Tensor, v: Tensor, lengths: Tensor | None, mask: Tens
     return exponentials, sizes, weighting
 
 
-def additive_step(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    v: Tensor,
-    exponentials: Tensor,
-    sizes: Tensor,
-    weighting: Tensor,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def additive_step(query: Tensor, keys: Tensor, values: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, lengths, mask = rest  # after what was prepared
     return _attend(query, keys, values, v, 1.0, lengths, mask)
 
 
-def additive_step_scores(
-    query: Tensor,
-    keys: Tensor,
-    v: Tensor,
-    exponentials: Tensor,
-    sizes: Tensor,
-    weighting: Tensor,
-    lengths: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
-    return _step_scores(query, keys, v, 1.0, lengths, mask)
+def additive_step_scores(query: Tensor, keys: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    *_, lengths, mask = rest  # after what was prepared
+    return _scores(query, keys, v, 1.0, lengths, mask)
 
 
 def multiplicative_step(
@@ -106,19 +100,12 @@ def multiplicative_step(
 
 
 def multiplicative_step_scores(query: Tensor, keys: Tensor, scale: float, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
-    return _step_scores(query, keys, None, scale, lengths, mask)
-
-
-def _step_scores(query: Tensor, keys: Tensor, v: Tensor | None, scale: float, limits: Tensor | None, mask: Tensor | None) -> Tensor:
-    several = query if query.dim() == keys.dim() else query.unsqueeze(-2)
-    scores = _scores(several, keys, v, scale, _visible(keys, several.shape[-2], limits, mask))
-    return scores.reshape(*query.shape[:-1], keys.shape[-2])
+    return _scores(query, keys, None, scale, lengths, mask)
 
 
 def weighted_values(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
-    several = weights if weights.dim() == values.dim() else weights.unsqueeze(-2)
-    visible = _visible(values, several.shape[-2], lengths, mask)
-    context = reference.weighted_values(several, values.to(weights.dtype), visible)
+    rows = _several(weights, values)
+    context = reference.weighted_values(rows, values.to(weights.dtype), _visible(values, rows.shape[-2], lengths, mask))
     return context.reshape(*weights.shape[:-1], values.shape[-1])
 
 
