@@ -3,19 +3,11 @@
 
 #include <cmath>
 
-#include "elementary.h"
 #include "gemm.h"
-#include "rows.h"
+#include "softmax.h"
 #include "stages.h"
-#include "visible.h"
 
 namespace onepass::ONEPASS_ISA {
-
-// The row stride of a [queries, n] matrix in scratch: whole vectors.
-template <class R>
-int64_t padded(int64_t n) {
-  return (n + kWidth<R> - 1) / kWidth<R> * kWidth<R>;
-}
 
 // How many queries to take at once, so that their [queries, S] scores stay in the second-level cache; but at least so many that reading
 // keys and values for each block anew costs less than scores that do not stay.
@@ -31,52 +23,6 @@ inline int64_t query_block(const Shape& shape, int threads, int64_t at_most) {
     block = busy < block ? busy : block;
   }
   return block < T ? (block + 3) / 4 * 4 : (T < 1 ? 1 : T);
-}
-
-// The sum of a row's visible entries, given a vector or one at a time. Each goes to the lane of its position, whatever others a block of
-// queries sees: how queries are shared out in blocks must not show in the last bit. Nor is it off by more for a long row: gradients of
-// scores add up to 0, and what is left of them is small beside an error that they share.
-template <class R, class FV, class F1>
-ONEPASS_INLINE R sum_by_position(const Visible& visible, const FV& vector, const F1& one) {
-  constexpr int W = kWidth<R>;
-  Vec<R> sums[1] = {};
-  if (visible.index == nullptr) {
-    Vec<R> low = {};
-    for (int64_t i = 0; i < visible.count; i += W) add_exactly(sums[0], low, vector(i));
-    sums[0] = exact_sum(sums[0], low);
-    if (const int64_t turn = visible.first % W; turn != 0) {
-      R lanes[W], turned[W];
-      store<R>(lanes, sums[0]);
-      for (int64_t lane = 0; lane < W; ++lane) turned[(lane + turn) % W] = lanes[lane];
-      sums[0] = load<R>(turned);
-    }
-  } else {
-    R lanes[W] = {}, low[W] = {};
-    for (int64_t i = 0; i < visible.count; ++i) add_exactly(lanes[visible.index[i] % W], low[visible.index[i] % W], R(one(i)));
-    sums[0] = exact_sum(load<R>(lanes), load<R>(low));
-  }
-  return sum_lanes<R, 1>(sums)[0];
-}
-
-// Scores to weights, in place; the row has whole vectors. Unseen positions get 0, a query that sees nothing gets zeros.
-template <class R>
-void softmax_row(R* row, const Visible& visible, int64_t query) {
-  constexpr R infinity = R(__builtin_inf());
-  constexpr int W = kWidth<R>;
-  const int64_t n = visible.count, whole = padded<R>(n);
-  if (!visible.sees_any(query)) {
-    for (int64_t i = 0; i < whole; ++i) row[i] = 0;
-    return;
-  }
-  for (int64_t i = n; i < whole; ++i) row[i] = -infinity;
-  visible.hide(row, query, -infinity);
-  Vec<R> top = splat<R>(-infinity);
-  for (int64_t i = 0; i < whole; i += W) top = larger<R>(load<R>(row + i), top);
-  const R largest = largest_lane<R>(top);
-  for (int64_t i = 0; i < whole; i += W) store<R>(row + i, exp_nonpositive<R>(load<R>(row + i) - largest));
-  const R sum = sum_by_position<R>(visible, [&](int64_t i) { return load<R>(row + i); }, [&](int64_t i) { return row[i]; });
-  for (int64_t i = 0; i < whole; i += W) store<R>(row + i, load<R>(row + i) / sum);
-  visible.hide(row, query, R(0));
 }
 
 template <class R>
@@ -169,30 +115,6 @@ void gather_row(R* row, const void* from, Dtype dtype, const Visible& visible, i
   for (int64_t i = 0; i < visible.count; ++i) row[i] = visible.sees(query, i) ? dense[visible.position(i)] : R(0);
 }
 
-// dL/dscore = weight * (dL/dweight - sum_s weight * dL/dweight), in place of dL/dweight; exactly 0 where not seen.
-template <class R>
-void softmax_gradient_row(R* grad, const R* weights, const Visible& visible, int64_t query) {
-  constexpr int W = kWidth<R>;
-  const int64_t n = visible.count;
-  visible.hide(grad, query, R(0));
-  const auto vector = [&](int64_t i) {
-    return i + W <= n ? load<R>(weights + i) * load<R>(grad + i) : load_first<R>(weights + i, n - i) * load_first<R>(grad + i, n - i);
-  };
-  const R mean = sum_by_position<R>(visible, vector, [&](int64_t i) { return weights[i] * grad[i]; });
-  for (int64_t i = 0; i < n; ++i) grad[i] = weights[i] * (grad[i] - mean);
-  visible.hide(grad, query, R(0));
-}
-
-// dL/dscores of a query, times the scale, in place of what arrives at its weights through the context. `more`: what arrives at these
-// besides, or at the scores if there are no weights; either may be null.
-template <class R>
-void score_gradient_row(R* grad, const R* weights, const R* more, R scale, const Visible& visible, int64_t query) {
-  const int64_t n = visible.count;
-  for (int64_t i = 0; i < n && more != nullptr; ++i) grad[i] += more[i];
-  if (weights != nullptr) softmax_gradient_row<R>(grad, weights, visible, query);
-  for (int64_t i = 0; i < n && scale != R(1); ++i) grad[i] *= scale;
-}
-
 // Some queries of one (b, h) and their scores, or gradients of scores. Queries with spans come in groups that lie close, so that the work
 // follows the spans.
 template <class R, class Args>
@@ -282,13 +204,13 @@ class Contexts : public QueryBlock<R, Args> {
     writes = writes && weights.data != nullptr;
     const int64_t S = this->args_.shape.S;
     R* buffer = writes ? Scratch::mine().take<R>(S) : nullptr;
-    for (int64_t t = some.first; t < some.first + some.count; ++t) {
-      R* row = scores + t * this->stride_;
-      if (!raw) softmax_row<R>(row, this->visible_, t);
-      if (writes)
-        scatter_row<R>(weights.at(this->b_, this->h_, this->t0_ + t), weights.dtype, row, this->visible_, t, S,
+    const SoftmaxRows<R> softmax(Scratch::mine(), this->visible_, this->stride_);
+    by_few(some, [&](Range few) {
+      if (!raw) softmax.weights(scores + few.first * this->stride_, few);
+      for (int64_t t = few.first; t < few.first + few.count && writes; ++t)
+        scatter_row<R>(weights.at(this->b_, this->h_, this->t0_ + t), weights.dtype, scores + t * this->stride_, this->visible_, t, S,
                        raw ? -R(__builtin_inf()) : R(0), buffer);
-    }
+    });
   }
 };
 
@@ -317,19 +239,27 @@ class ScoreGradients : public QueryBlock<R, Args> {
     const Args& args = this->args_;
     const Visible& visible = this->visible_;
     const int64_t S = args.shape.S;
-    R *row = scratch.take<R>(this->stride_), *weights = scratch.take<R>(this->stride_), *buffer = scratch.take<R>(S);
-    const auto gathered = [&](R* to, const Tensor& x, int64_t t) -> const R* {
-      if (x.data == nullptr) return nullptr;
+    const int64_t stride = this->stride_;
+    R *row = scratch.take<R>(stride), *buffer = scratch.take<R>(S);
+    R* weights = args.weights.data == nullptr ? nullptr : scratch.take<R>(kRowsAtOnce * stride);
+    const SoftmaxRows<R> softmax(scratch, visible, stride);
+    const auto gather = [&](R* to, const Tensor& x, int64_t t) {
       gather_row<R>(to, x.at(this->b_, this->h_, this->t0_ + t), x.dtype, visible, t, buffer);
-      return to;
     };
-    const Range some = share.of(this->queries_, 1);
-    for (int64_t t = some.first; t < some.first + some.count; ++t) {
-      R* g = this->scores_ + t * this->stride_;
-      if (upstream_ == nullptr) __builtin_memset(g, 0, static_cast<size_t>(this->stride_) * sizeof(R));
-      score_gradient_row<R>(g, gathered(weights, args.weights, t), gathered(row, args.grad_weights, t), scale(), visible, t);
-      scatter_row<R>(args.grad_scores.at(this->b_, this->h_, this->t0_ + t), args.grad_scores.dtype, g, visible, t, S, R(0), buffer);
-    }
+    by_few(share.of(this->queries_, 1), [&](Range few) {
+      for (int64_t t = few.first; t < few.first + few.count; ++t) {
+        R* g = this->scores_ + t * stride;
+        if (upstream_ == nullptr) __builtin_memset(g, 0, static_cast<size_t>(stride) * sizeof(R));
+        if (weights != nullptr) gather(weights + (t - few.first) * stride, args.weights, t);
+        if (args.grad_weights.data == nullptr) continue;
+        gather(row, args.grad_weights, t);
+        for (int64_t i = 0; i < visible.count; ++i) g[i] += row[i];
+      }
+      softmax.gradients(this->scores_ + few.first * stride, weights, scale(), few);
+      for (int64_t t = few.first; t < few.first + few.count; ++t)
+        scatter_row<R>(args.grad_scores.at(this->b_, this->h_, this->t0_ + t), args.grad_scores.dtype, this->scores_ + t * stride, visible,
+                       t, S, R(0), buffer);
+    });
   }
 
   R scale() const {

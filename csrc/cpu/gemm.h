@@ -17,6 +17,12 @@ constexpr int kLine = 64;                            // bytes of a cache line
 template <class R>
 constexpr bool kFetches = sizeof(Vec<R>) == kLine;
 
+// How many rows before their turn such rows are fetched, that are taken so many at once: the shorter, the sooner comes their turn.
+inline int64_t rows_ahead(int64_t at_once, int64_t bytes) {
+  constexpr int64_t kAhead = 2048;
+  return at_once * bytes < kAhead ? kAhead / (bytes + 1) : at_once;
+}
+
 // At which positions the terms of a sum lie: where it is cut into panels must not depend on what other terms there are.
 struct Positions {
   int64_t first = 0;
@@ -94,7 +100,10 @@ ONEPASS_INLINE void dot_tile(const R* const* left, const Element* const* right, 
   if (c < n) {
     Vec<R> r[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) r[j] = load_as<R>(right[j] + c, n - c);
+    for (int j = 0; j < N; ++j) {
+      if constexpr (First && (M == 1 || kFetches<R>)) prefetch(right[j], (n - 1) * static_cast<int64_t>(sizeof(Element)) + ahead);
+      r[j] = load_as<R>(right[j] + c, n - c);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const Vec<R> l = load_first<R>(left[i] + c, n - c);
@@ -250,7 +259,7 @@ template <class R, int M, int J, bool Fetch, class Element>
 void add_rows(const R* weights, int64_t row, int64_t column, const Element* const* rows, int64_t offset, int64_t width, R* const* to,
               bool alone) {
   constexpr int W = kWidth<R>;
-  [[maybe_unused]] const int64_t ahead = Fetch ? J * distance(rows[0], rows[1]) : 0;
+  [[maybe_unused]] const int64_t ahead = Fetch ? rows_ahead(J, width * static_cast<int64_t>(sizeof(Element))) * distance(rows[0], rows[1]) : 0;
   Vec<R> weight[M][J];
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
@@ -416,6 +425,7 @@ void dot_products(const R* const* left, int64_t m, int64_t in_all, const Rows<R>
   const int64_t n = right.width;
   int64_t block = kBlockBytes / (n * size_of(right.dtype) + 1) / 4 * 4;
   block = block < 4 ? 4 : block;
+  const int64_t coming = rows_ahead(4, n * size_of(right.dtype));
   with_element<R>(right.dtype, [&](auto element) {
     const auto* const* rows = reinterpret_cast<const decltype(element)* const*>(right.at);
     for (int64_t first = 0; first < p; first += block) {
@@ -425,7 +435,7 @@ void dot_products(const R* const* left, int64_t m, int64_t in_all, const Rows<R>
         const auto tiles = [&](auto first_of_all) {
           const auto tile = [&](auto together, int64_t j) {
             constexpr int N = decltype(together)::value;
-            const auto* next = rows[j + N < p ? j + N : j];
+            const auto* next = rows[j + coming < p ? j + coming : j];
             dot_tile<R, M, N, decltype(first_of_all)::value>(left + i, rows + j, distance(rows[j], next), n, out + i * stride + j, stride);
           };
           int64_t j = first;

@@ -112,15 +112,21 @@ class MultiplicativeGradients {
   void rows(Range some) const {
     Scratch& scratch = Scratch::mine();
     R *row = scratch.take<R>(stride_), *buffer = scratch.take<R>(args_.shape.S);
-    for (int64_t t = some.first; t < some.first + some.count; ++t) {
-      R *w = weights_ + t * stride_, *g = grad_ + t * stride_;
-      if (args_.weights.data == nullptr) softmax_row<R>(w, visible_, t);
-      else gather_row<R>(w, args_.weights.at(b_, h_, t0_ + t), args_.weights.dtype, visible_, t, buffer);
-      if (!through_context_) __builtin_memset(g, 0, static_cast<size_t>(stride_) * sizeof(R));
-      const bool more = args_.grad_weights.data != nullptr;
-      if (more) gather_row<R>(row, args_.grad_weights.at(b_, h_, t0_ + t), args_.grad_weights.dtype, visible_, t, buffer);
-      score_gradient_row<R>(g, w, more ? row : nullptr, R(args_.scale), visible_, t);
-    }
+    const SoftmaxRows<R> softmax(scratch, visible_, stride_);
+    by_few(some, [&](Range few) {
+      R *weights = weights_ + few.first * stride_, *grad = grad_ + few.first * stride_;
+      for (int64_t t = few.first; t < few.first + few.count; ++t) {
+        R* g = grad_ + t * stride_;
+        if (args_.weights.data != nullptr)
+          gather_row<R>(weights_ + t * stride_, args_.weights.at(b_, h_, t0_ + t), args_.weights.dtype, visible_, t, buffer);
+        if (!through_context_) __builtin_memset(g, 0, static_cast<size_t>(stride_) * sizeof(R));
+        if (args_.grad_weights.data == nullptr) continue;
+        gather_row<R>(row, args_.grad_weights.at(b_, h_, t0_ + t), args_.grad_weights.dtype, visible_, t, buffer);
+        for (int64_t i = 0; i < visible_.count; ++i) g[i] += row[i];
+      }
+      if (args_.weights.data == nullptr) softmax.weights(weights, few);
+      softmax.gradients(grad, weights, R(args_.scale), few);
+    });
   }
 
   void keys(Range some) const {

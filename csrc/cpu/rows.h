@@ -135,10 +135,29 @@ void read_row(R* to, const void* from, Dtype dtype, int64_t n) {
 }
 
 template <class R>
+constexpr bool is_native(Dtype dtype) {
+  return size_of(dtype) == static_cast<int>(sizeof(R));
+}
+
+#if ONEPASS_MASKED && defined(__AVX512F__)
+ONEPASS_INLINE __m256i narrowed(Vec<float> x, Dtype dtype) {
+  if (dtype == Dtype::f16) return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+  const Int<float> bits = (Int<float>)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return _mm512_cvtepi32_epi16((__m512i)((x != x ? Int<float>{} + 0x7fc00000 : rounded) >> 16));
+}
+#endif
+
+template <class R>
 void write_row(void* to, const R* from, Dtype dtype, int64_t n) {
   if constexpr (sizeof(R) == 4) {
     auto* half = static_cast<uint16_t*>(to);
     int64_t i = 0;
+#if ONEPASS_MASKED && defined(__AVX512F__)
+    for (constexpr int W = kWidth<R>; i < n && !is_native<R>(dtype); i += W) {
+      const int64_t count = n - i < W ? n - i : W;
+      _mm256_mask_storeu_epi16(half + i, static_cast<__mmask16>(first_lanes(count)), narrowed(load_first<R>(from + i, count), dtype));
+    }
+#endif
     if (dtype == Dtype::bf16)
       for (; i < n; ++i) half[i] = to_bf16(from[i]);
     else if (dtype == Dtype::f16) {
@@ -150,11 +169,6 @@ void write_row(void* to, const R* from, Dtype dtype, int64_t n) {
     }
   }
   if (dtype == Dtype::f32 || dtype == Dtype::f64) __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(R));
-}
-
-template <class R>
-constexpr bool is_native(Dtype dtype) {
-  return size_of(dtype) == static_cast<int>(sizeof(R));
 }
 
 inline Tensor from_column(Tensor x, int64_t column) {

@@ -224,6 +224,39 @@ ONEPASS_INLINE Vec<R> larger_magnitude(Vec<R> a, Vec<R> b) {
   return (Vec<R>)(x > y ? x : y);
 }
 
+// The first n lanes, and `rest` in the others.
+template <class R, int... I>
+ONEPASS_INLINE Vec<R> first_or(Vec<R> x, int64_t n, R rest, std::integer_sequence<int, I...>) {
+  using Lane = std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;
+  return Int<R>{I...} < static_cast<Lane>(n) ? x : splat<R>(rest);
+}
+template <class R>
+ONEPASS_INLINE Vec<R> first_or(Vec<R> x, int64_t n, R rest) {
+  return first_or<R>(x, n, rest, std::make_integer_sequence<int, kWidth<R>>{});
+}
+
+// Lanes of x whose byte is not 0, and `rest` in the others.
+template <class R>
+ONEPASS_INLINE Vec<R> where(const uint8_t* bytes, Vec<R> x, R rest) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 4) {
+    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    return _mm512_mask_blend_ps(_mm_test_epi8_mask(all, all), splat<R>(rest), x);
+  } else {
+    const __m128i all = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    return _mm512_mask_blend_pd(static_cast<__mmask8>(_mm_test_epi8_mask(all, all)), splat<R>(rest), x);
+  }
+#elif defined(__AVX2__)
+  int64_t all = 0;
+  __builtin_memcpy(&all, bytes, kWidth<R>);
+  if constexpr (sizeof(R) == 4) return (Int<R>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(all)) != 0 ? x : splat<R>(rest);
+  else return (Int<R>)_mm256_cvtepu8_epi64(_mm_cvtsi64_si128(all)) != 0 ? x : splat<R>(rest);
+#else
+  for (int lane = 0; lane < kWidth<R>; ++lane) x[lane] = bytes[lane] != 0 ? x[lane] : rest;
+  return x;
+#endif
+}
+
 template <class R, int... I>
 ONEPASS_INLINE Vec<R> pick(Vec<R> a, Vec<R> b) {
 #if defined(__clang__)
@@ -278,9 +311,14 @@ ONEPASS_INLINE Vec<R> sum_lanes(Vec<R>* x) {
 }
 
 // Their largest, none of them a NaN.
+template <class R, int N>
+ONEPASS_INLINE Vec<R> largest_lanes(Vec<R>* x) {
+  return combine_lanes<R, 1, N>(x, [](Vec<R> a, Vec<R> b) __attribute__((always_inline)) { return larger<R>(a, b); });
+}
+
 template <class R>
 ONEPASS_INLINE R largest_lane(Vec<R> x) {
-  return combine_lanes<R, 1, 1>(&x, [](Vec<R> a, Vec<R> b) __attribute__((always_inline)) { return larger<R>(a, b); })[0];
+  return largest_lanes<R, 1>(&x)[0];
 }
 
 template <class R>

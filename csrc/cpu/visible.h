@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "scratch.h"
+#include "simd.h"
 
 namespace onepass::ONEPASS_ISA {
 
@@ -13,7 +14,8 @@ struct Span {
 struct Visible {
   int64_t count;         // positions that some query of the block sees
   const int32_t* index;  // them, ascending; null if they are first, first + 1, ..., first + count - 1
-  const uint8_t* seen;   // [queries, stride], non-zero where the query sees the position; null if all do, or all that their windows hold
+  const uint8_t* seen;   // [queries, stride], non-zero where the query sees the position, with a vector's bytes behind the last that may be
+                         // read; null if all do, or all that their windows hold
   int64_t first = 0, stride = 0;
   const int32_t* window = nullptr;  // [queries, 2]: the part of the list that a query's span holds; null if they all hold the same
   int64_t skipped = 0;              // positions of the list before this part of it: windows count them
@@ -39,7 +41,12 @@ struct Visible {
     for (int64_t i = 0; i < within.first; ++i) row[i] = number;
     if (seen != nullptr) {
       const uint8_t* sees = seen + query * stride;
-      for (int64_t i = within.first; i < within.last; ++i) row[i] = sees[i] ? row[i] : number;
+      int64_t i = within.first;
+      for (; i + kWidth<R> <= within.last; i += kWidth<R>) store<R>(row + i, where<R>(sees + i, load<R>(row + i), number));
+      if (i < within.last) {
+        const int64_t rest = within.last - i;
+        store_first<R>(row + i, where<R>(sees + i, load_first<R>(row + i, rest), number), rest);
+      }
     }
     for (int64_t i = within.last; i < count; ++i) row[i] = number;
   }
