@@ -127,14 +127,28 @@ inline bool shown(const Visibility& v, int64_t b, int64_t h, int64_t t, int64_t 
   return v.mask == nullptr || v.mask[b * v.mask_batch + h * v.mask_head + t * v.mask_step + s * v.mask_source] != 0;
 }
 
+// Sixteen bytes of a mask.
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
+inline Bytes load_bytes(const uint8_t* p) {
+  Bytes x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline void store_bytes(uint8_t* p, Bytes x) { __builtin_memcpy(p, &x, sizeof x); }
+
 // Whether each of n positions is shown to a query: 0 or 1.
 inline void mask_row(const Visibility& v, int64_t b, int64_t h, int64_t t, int64_t first, int64_t n, uint8_t* row) {
+  constexpr int64_t W = sizeof(Bytes);
   if (v.mask == nullptr) return static_cast<void>(__builtin_memset(row, 1, static_cast<size_t>(n)));
   const uint8_t* mask = v.mask + b * v.mask_batch + h * v.mask_head + t * v.mask_step + first * v.mask_source;
-  if (v.mask_source == 1)
-    for (int64_t i = 0; i < n; ++i) row[i] = mask[i] != 0;
-  else
-    for (int64_t i = 0; i < n; ++i) row[i] = mask[i * v.mask_source] != 0;
+  const auto bytes = [&](int64_t i) { store_bytes(row + i, (Bytes)(load_bytes(mask + i) != 0) & 1); };
+  if (v.mask_source == 1 && n >= W) {
+    for (int64_t i = 0; i + W < n; i += W) bytes(i);
+    return bytes(n - W);
+  }
+  for (int64_t i = 0; i < n; ++i) row[i] = mask[i * v.mask_source] != 0;
 }
 
 // Of queries whose spans differ: what their spans hold together, and each one's window on it. No other position is looked at.
@@ -207,23 +221,27 @@ inline Visible visible_to(Scratch& scratch, const Visibility& v, int64_t S, int6
   if (v.mask == nullptr && all.last == shortest) return {all.last - all.first, nullptr, nullptr, all.first};
 
   const int64_t n = all.last - all.first;
-  auto* rows = scratch.take<uint8_t>(kinds * n);  // what each sees
-  auto* seers = scratch.take<int32_t>(n);
-  for (int64_t i = 0; i < n; ++i) seers[i] = 0;
+  constexpr int64_t W = sizeof(Bytes);
+  auto* rows = scratch.take<uint8_t>(kinds * n);                                      // what each sees
+  auto *some = scratch.zeros<uint8_t>(n + W), *every = scratch.take<uint8_t>(n + W);  // whether any does, and whether all do
+  __builtin_memset(every, 1, static_cast<size_t>(n));
   for (int64_t t = 0; t < kinds; ++t) {
     const int64_t own = span_of(v, S, b, t0 + t).last - all.first, shown_to = own < 0 ? 0 : own;
     uint8_t* row = rows + t * n;
     mask_row(v, b, h, t0 + t, all.first, shown_to, row);
     for (int64_t i = shown_to; i < n; ++i) row[i] = 0;
-    for (int64_t i = 0; i < n; ++i) seers[i] += row[i];
+    for (int64_t i = 0; i < n; i += W) {
+      store_bytes(some + i, load_bytes(some + i) | load_bytes(row + i));
+      store_bytes(every + i, load_bytes(every + i) & load_bytes(row + i));
+    }
   }
   auto* index = scratch.take<int32_t>(n + 1);
   int64_t count = 0;
   bool by_all = true;
   for (int64_t i = 0; i < n; ++i) {
     index[count] = static_cast<int32_t>(all.first + i);
-    count += seers[i] != 0;
-    by_all = by_all && (seers[i] == 0 || seers[i] == kinds);
+    count += some[i];
+    by_all = by_all && some[i] == every[i];
   }
   const bool dense = count == n;
   if (by_all) return {count, dense ? nullptr : index, nullptr, all.first};

@@ -203,7 +203,9 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
         raise TypeError(f"mask must be a dense tensor; got {'a nested one' if mask.is_nested else mask.layout}")
     if mask.device != query.device:
         raise ValueError(f"mask must be on the device of {'keys' if of_memory else 'query'}, {query.device}; got {mask.device}")
-    full = [*query.shape[:-1], keys.shape[-2]]  # [B, (H,) T, S]
+    full = (*query.shape[:-1], keys.shape[-2])  # [B, (H,) T, S]
+    if mask.shape == full:
+        return mask
     given = mask
     if one_step and mask.dim() == 2:
         mask = mask.unsqueeze(1)  # [B, S] of one step
@@ -216,7 +218,7 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
         raise ValueError(f"a mask of a memory belongs to its sources, [B, S] = {[full[0], full[-1]]}; got {_shape(given)}")
     if not broadcasts:
         hint = " (a padding mask [B, S] is written mask[:, None, :])" if given.dim() == 2 and not one_step else ""
-        raise ValueError(f"mask must broadcast to {'[B, H, T, S]' if len(full) == 4 else '[B, T, S]'} = {full}; got {_shape(given)}{hint}")
+        raise ValueError(f"mask must broadcast to {'[B, H, T, S]' if len(full) == 4 else '[B, T, S]'} = {list(full)}; got {_shape(given)}{hint}")
     return mask.expand(full)
 
 
