@@ -29,7 +29,7 @@ class OfStreams:
 @pytest.fixture
 def deposits(monkeypatch: pytest.MonkeyPatch) -> Deposits:
     keys, values = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)
-    made = Deposits(keys, values, None, None, None, None)
+    made = Deposits(keys, values, None, None, None, None, None)
     made.keys = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
     monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 7)
     monkeypatch.setattr(torch._C, "_will_engine_execute_node", lambda node: True)

@@ -72,6 +72,32 @@ def test_forward_mode(family: str, mode: str, backend: str) -> None:
     assert FORWARD_MODE[mode](function, query).any()
 
 
+@pytest.mark.of_cpp
+@pytest.mark.parametrize("mode", ["jvp", "dual level"])
+@pytest.mark.parametrize("over", ["function", "memory"])
+@each_family
+def test_forward_mode_compiled(family: str, over: str, mode: str, backend: str) -> None:
+    """A graph has no tangents of the ops either, and says so: they would be zero there."""
+    case = build_for_memory(family)
+    with torch.no_grad():
+        memory = remember(case, backend)
+
+    def function(query: Tensor) -> Tensor:
+        if over == "function":
+            return call(case.replace(query=query), backend)[0]  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return memory.attend(query)[0]
+
+    if mode == "jvp":
+        with refused_by_kernels(backend, "forward-mode derivatives"):
+            torch.compile(lambda query: FORWARD_MODE["jvp"](function, query), backend="eager")(case.query)
+    else:
+        compiled = torch.compile(function, backend="eager")
+        with refused_by_kernels(backend, "forward-mode derivatives"):
+            _dual(compiled, case.query)
+        assert_near({"context": compiled(case.query)}, {"context": function(case.query)})
+
+
 @pytest.mark.parametrize(("family", "name"), [(family, name) for family in FAMILIES for name in build(family, DIMS).inputs()])
 def test_tangent_of_any_input(family: str, name: str, backend: str) -> None:
     """Whichever input has a tangent; a level of forward mode in which none has one changes nothing."""

@@ -306,7 +306,7 @@ void for_keys(Scratch& scratch, const Tensor& given, const Prepared& memory, con
   const Rows<R> rows = rows_of(given, channels.count), exponentials = prepared ? rows_of(memory.exponentials, whole) : rows;
   R* buffer = scratch.take<R>(channels.count);
   auto* size = scratch.take<Size<R>>(all);
-  for (int64_t i = 0; i < all && prepared; ++i) size[i] = reinterpret_cast<const Size<R>*>(memory.sizes.at(b, h, 0))[visible.position(i)];
+  for (int64_t i = 0; i < all && prepared; ++i) size[i] = *reinterpret_cast<const Size<R>*>(memory.sizes.at(b, h, visible.position(i)));
   const auto chunks = [&](int64_t elements, const auto& take) {
     const int64_t fitting = elements / whole / 4 * 4, most = fitting < 4 ? 4 : fitting, chunk = most < all ? most : all;
     for (int64_t first = 0; first < all; first += chunk) {

@@ -60,6 +60,13 @@ inline ScalarType accumulator(const TorchTensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// To a kernel a null pointer is a tensor that is not given.
+inline void check_storage(const char* name, const TorchTensor& x, const void* data) {
+  if (data != nullptr) return;
+  const auto sizes = x.sizes();
+  ONEPASS_CHECK(std::find(sizes.begin(), sizes.end(), 0) != sizes.end(), "the memory of ", name, " ", shape_of(x), " has been freed");
+}
+
 // Tensors of one call, which outlive it; copies that had to be made contiguous it keeps itself until the kernels have run.
 class Arguments {
  public:
@@ -101,6 +108,8 @@ class Arguments {
   // lengths: [B]; [B, T]; or [B, T, 2], spans: of each query the first position and the one after the last.
   Visibility visibility(const OptionalTensor& lengths, const OptionalTensor& mask, const Shape& shape) {
     Visibility v;
+    ONEPASS_CHECK(shape.S <= INT32_MAX || !(mask.has_value() || (lengths.has_value() && lengths->dim() == 3)),
+                  "with a mask or spans a source has at most ", INT32_MAX, " positions; got ", shape.S);
     if (lengths.has_value()) {
       ONEPASS_CHECK(lengths->scalar_type() == ScalarType::Long && is_here(*lengths), "lengths must be int64 on the ", place());
       const int64_t rank = lengths->dim();
@@ -109,6 +118,7 @@ class Arguments {
                     "lengths must be [B] = [", shape.B, "], [B, T] = [", shape.B, ", ", shape.T, "] or, as spans, [B, T, 2]; got ",
                     shape_of(*lengths));
       const auto* data = static_cast<const int64_t*>(lengths->const_data_ptr());
+      check_storage("lengths", *lengths, data);
       v.lengths = rank == 3 ? data + lengths->stride(2) : data;
       v.firsts = rank == 3 ? data : nullptr;
       v.lengths_batch = lengths->stride(0);
@@ -132,6 +142,7 @@ class Arguments {
       const bool fits = mask->scalar_type() == ScalarType::Bool && is_here(*mask) && has_sizes(*mask, sizes);
       ONEPASS_CHECK(fits, "mask must be boolean ", text_of(sizes), " on the ", place(), "; got ", shape_of(*mask));
       v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+      check_storage("mask", *mask, v.mask);
       v.mask_batch = mask->stride(0);
       v.mask_head = rank_ == 4 ? mask->stride(1) : 0;
       v.mask_step = shared ? 0 : mask->stride(rank_ - 2);
@@ -172,6 +183,7 @@ class Arguments {
   Tensor view(const char* name, const TorchTensor& x, ScalarType type) const {
     Tensor view;
     view.data = x.mutable_data_ptr();
+    check_storage(name, x, view.data);
     view.dtype = dtype_of(name, type);
     const auto strides = x.strides();
     const auto rank = static_cast<int64_t>(strides.size());

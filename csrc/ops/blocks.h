@@ -101,14 +101,19 @@ inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const Size
   using torch::headeronly::ScalarType;
   const auto type = dtype.value_or(like.scalar_type());
   Sizes strides = sizes;  // as many
-  int64_t count = 1;
-  for (size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
-  size_t bytes = static_cast<size_t>(count) * (type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2);
+  int64_t count = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  const int64_t itemsize = count;
+  bool can_be = true;  // else torch says that it cannot
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = count / itemsize;
+    can_be = can_be && !__builtin_mul_overflow(count, sizes[i], &count);
+  }
+  auto bytes = static_cast<size_t>(count);
   const auto dims = static_cast<int64_t>(sizes.size());
   const auto shim_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   Blocks& blocks = Blocks::shared();
   AtenTensorHandle handle;
-  if (blocks.serve(bytes)) {
+  if (can_be && blocks.serve(bytes)) {
     void* data = blocks.take(bytes);
     TORCH_ERROR_CODE_CHECK(torch_from_blob(
         data, dims, sizes.data(), strides.data(), 0, shim_type, aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),

@@ -314,7 +314,8 @@ def _refuse_setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     pass
 
 
-def _refuse(ctx: Any, *grads: Tensor | None) -> Grads:
+def refuse_second(ctx: Any, *grads: Tensor | None) -> Grads:
+    """The gradients of gradients."""
     raise RuntimeError("onepass computes first derivatives only; for a second one name backend='reference'")
 
 
@@ -373,7 +374,7 @@ for _namespace in NAMESPACES:
         register_autograd(f"{_namespace}::{_op}", functools.partial(_backward, _ops), setup_context=_setup)
         _FUNCTIONS[_ops, _op] = _function_of(_ops, _op)
     for _op in LAST:
-        register_autograd(f"{_namespace}::{_op}", _refuse, setup_context=_refuse_setup)
+        register_autograd(f"{_namespace}::{_op}", refuse_second, setup_context=_refuse_setup)
 
 
 def call_op(backend: str, op: str, *arguments: Any) -> Any:

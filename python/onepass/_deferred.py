@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from onepass._autograd import past_autograd
+from onepass._autograd import past_autograd, refuse_second
 
 if TYPE_CHECKING:
     from onepass.memory import AttentionMemory
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class Deposit(NamedTuple):
     """What one call leaves; of given weights there is no query, of raw scores no weights, and no context where no gradient came through
-    it. ``spans`` and ``mask``: None for the memory's own."""
+    it. ``spans`` and ``mask``: None for the memory's own. ``root``: where a graph of the gradients is asked for."""
 
     query: Tensor | None
     grad_scores: Tensor | None
@@ -26,25 +26,59 @@ class Deposit(NamedTuple):
     grad_context: Tensor | None
     spans: Tensor | None
     mask: Tensor | None
+    versions: tuple[int, ...]
+    root: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        memory: "AttentionMemory",
+        query: Tensor | None,
+        grad_scores: Tensor | None,
+        weights: Tensor | None,
+        grad_context: Tensor | None,
+        spans: Tensor | None,
+        mask: Tensor | None,
+    ) -> "Deposit":
+        query, weights = _past(query), _past(weights)
+        versions = _versions(query, weights, spans, mask)
+        return cls(query, grad_scores, weights, grad_context, spans, mask, versions, memory._root if torch.is_grad_enabled() else None)
+
+    @property
+    def is_as_left(self) -> bool:
+        return self.versions == _versions(self.query, self.weights, self.spans, self.mask)
+
+
+def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference())
 
 
 class Deposits:
     """What the steps of a backward leave for its root, and what the root needs besides; of every backward its own."""
 
-    def __init__(self, keys: Tensor, values: Tensor, v: Tensor | None, lengths: Tensor | None, mask: Tensor | None, ops: Any) -> None:
-        self.keys, self.v = keys.detach(), None if v is None else v.detach().clone()  # v may be freed before: by FSDP
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        v: Tensor | None,
+        kept_v: Tensor | None,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        ops: Any,
+    ) -> None:
+        self.keys, self.v = keys.detach(), kept_v
         self.lengths, self.mask, self.ops = lengths, mask, ops
-        self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
-        self._versions = self._versions_now()
+        self._tracked = keys, values, v, lengths, mask
+        self._versions = _versions(*self._tracked)
         self._of: dict[int, list[Deposit]] = {}
         self._streams: dict[int, set[Any]] = {}  # on which they were computed, on a GPU
 
     def check_versions(self) -> None:
-        if self._versions_now() != self._versions:
+        if _versions(*self._tracked) != self._versions:
             raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
 
-    def _versions_now(self) -> list[int]:
-        return [tensor._version for tensor in self._tracked]
+        if any(tensor is not None and tensor.is_inference() for tensor in self._tracked[:3]):
+            raise RuntimeError("a memory of tensors that were made in inference mode has no backward: make it of clones of them")
 
     def leave(self, root: Tensor | None, deposit: Deposit) -> None:
         """What a call's backward has for the root, if this backward comes to it."""
@@ -77,7 +111,7 @@ class Deposits:
         for stream in streams - {current}:
             current.wait_stream(stream)
         if streams != {current}:
-            for tensor in {tensor for deposit in left for tensor in deposit if tensor is not None}:
+            for tensor in {tensor for deposit in left for tensor in deposit[:6] if tensor is not None}:
                 tensor.record_stream(current)
 
 
@@ -99,6 +133,11 @@ class Root(torch.autograd.Function):
         if not steps:
             return None, None, None, None
         deposits.check_versions()
+        if not all(step.is_as_left for step in steps):
+            raise RuntimeError(
+                "query, weights, spans or mask of a step over a memory have been modified by an inplace operation in its backward"
+            )
+        root = steps[0].root
         wants_keys, wants_values, wants_v = ctx.needs_input_grad[1:]
         asked = [(x.query, x.grad_scores, x.spans, x.mask) for x in steps if x.query is not None]
         summed = [(x.weights, x.grad_context, x.spans, x.mask) for x in steps if x.grad_context is not None]
@@ -121,7 +160,25 @@ class Root(torch.autograd.Function):
             limits, mask = _limits(deposits.lengths, spans, weights, keys), _mask(deposits.mask, masks, weights, keys)
             terms = _side_by_side(weights, rank, ops), _side_by_side(contexts, rank, ops)
             grad_values = past_autograd(ops.source_sums, *terms, limits, mask)
-        return None, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None
+        return None, *_once(root, grad_keys if wants_keys else None, grad_values, grad_v if wants_v else None)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients of a memory, or of a step over it, whose own are refused."""
+
+    @staticmethod
+    def forward(ctx: Any, root: Tensor, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
+
+    backward = staticmethod(refuse_second)
+
+
+def _once(root: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Where a graph of the gradients is asked for, they depend on all that the memory is made of: the ops were given it without a graph."""
+    if root is None or not torch.is_grad_enabled():
+        return grads
+    once: tuple[Tensor | None, ...] = _Once.apply(root, *grads)  # type: ignore[no-untyped-call]
+    return once
 
 
 def _limits(lengths: Tensor | None, spans: list[Any], rows: list[Any], keys: Tensor) -> Tensor | None:
@@ -173,8 +230,14 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _past(tensor: Tensor) -> Tensor:
-    """Without its graph, unless a graph of the gradients is asked for: there it refuses second derivatives."""
+def _past(tensor: Tensor | None) -> Tensor | None:
+    """Without its graph, unless a graph of the gradients is asked for: there it refuses second derivatives. A copy of a leaf, as an
+    optimizer may step in the backward, once the leaf has its gradient."""
+    if tensor is None:
+        return None
+    whole = tensor if tensor._base is None else tensor._base
+    if whole.requires_grad and whole.is_leaf:
+        tensor = tensor.clone()
     return tensor if torch.is_grad_enabled() else tensor.detach()
 
 
@@ -195,7 +258,7 @@ def _query_gradient(
     weights: Tensor | None,
     spans: Tensor | None,
     mask: Tensor | None,
-) -> Tensor:
+) -> Tensor | None:
     """What a call's backward gives its query, all else left with the memory. Without weights, ``grad_weights`` is that of raw scores."""
     memory, deposits, limits, seen = _unchanged(memory, spans, mask)
     keys, values, ops = memory._step_keys, memory._step_values, memory._ops_for(query, True, weights is None)
@@ -208,9 +271,9 @@ def _query_gradient(
         grad_query, grad_scores = past_autograd(
             ops.additive_step_backward, grad_context, grad_weights, query, keys, values, *memory._prepared, weights, limits, seen
         )
-    kept = None if weights is None else _past(weights)
-    deposits.leave(memory._root, Deposit(_past(query), grad_scores, kept, grad_context, spans, mask))
-    return grad_query
+    deposits.leave(memory._root, Deposit.of(memory, query, grad_scores, weights, grad_context, spans, mask))
+    (once,) = _once(memory._root, grad_query)
+    return once
 
 
 class Step(torch.autograd.Function):
@@ -275,8 +338,8 @@ class Context(torch.autograd.Function):
         grad_weights = None
         if ctx.needs_input_grad[0]:
             grad_weights = past_autograd(memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, seen)
-        deposits.leave(memory._root, Deposit(None, None, _past(_wide(weights)), grad_context, spans, mask))
-        return grad_weights, None, None, None, None
+        deposits.leave(memory._root, Deposit.of(memory, None, None, _wide(weights), grad_context, spans, mask))
+        return *_once(memory._root, grad_weights), None, None, None, None
 
 
 # Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.

@@ -122,7 +122,11 @@ def are_transformed() -> bool:
 def refuse_tangents(*tensors: Tensor | None) -> None:
     """Raise where derivatives are asked for that the ops lack, and that autograd would take as zero: those of forward mode, and those of
     function transforms (of which ``torch.func.vmap`` is served)."""
-    if torch.compiler.is_compiling() or not are_transformed():
+    if torch.compiler.is_compiling():
+        if forward_ad._current_level >= 0:  # a graph cannot ask which tensors have tangents
+            raise RuntimeError("onepass has no forward-mode derivatives (tangents, torch.func.jvp); for these name backend='reference'")
+        return
+    if not are_transformed():
         return
     transforms = _functorch.get_interpreter_stack() or []
     differentiates = torch.is_grad_enabled() and any(one.key() in (TransformType.Grad, TransformType.Jvp) for one in transforms)
@@ -218,7 +222,8 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
         raise ValueError(f"a mask of a memory belongs to its sources, [B, S] = {[full[0], full[-1]]}; got {_shape(given)}")
     if not broadcasts:
         hint = " (a padding mask [B, S] is written mask[:, None, :])" if given.dim() == 2 and not one_step else ""
-        raise ValueError(f"mask must broadcast to {'[B, H, T, S]' if len(full) == 4 else '[B, T, S]'} = {list(full)}; got {_shape(given)}{hint}")
+        wanted = "[B, H, T, S]" if len(full) == 4 else "[B, T, S]"
+        raise ValueError(f"mask must broadcast to {wanted} = {list(full)}; got {_shape(given)}{hint}")
     return mask.expand(full)
 
 

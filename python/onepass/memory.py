@@ -101,6 +101,7 @@ class AttentionMemory:
         backend: str,
         prepared: tuple[Tensor, ...] | None = None,
         stored: tuple[Tensor, ...] | None = None,
+        kept_v: Tensor | None = None,
     ) -> None:
         self.keys, self.values, self.v, self.scale = keys, values, v, scale
         self.lengths, self.mask, self.dtype = lengths, mask, dtype
@@ -108,13 +109,16 @@ class AttentionMemory:
         if backend == "cuda":
             self._most = most_queries(v is not None, keys.shape[-1], values.shape[-1], keys.dtype, dtype)
         self._with_grad = torch.is_grad_enabled()
+        compiling = torch.compiler.is_compiling()  # steps over what that makes defer nothing: they take keys, values and v themselves
+        if kept_v is None and v is not None:
+            kept_v = v if compiling else v.detach().clone()  # FSDP may free a parameter before the last step
+        self._step_v = kept_v
         if prepared is None and v is not None and backend == "cpu":
             prepared = self._ops.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
-        elif prepared is None and v is not None and backend in ("triton", "cuda"):  # whose steps read the keys, and v
-            prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), v.detach())
+        elif prepared is None and kept_v is not None and backend in ("triton", "cuda"):  # whose steps read the keys, and v
+            prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), kept_v.detach())
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
-        compiling = torch.compiler.is_compiling()  # steps over what that makes defer nothing: they take the keys themselves
         self._step_keys, self._step_values = stored or (
             self._kept_keys(keys if compiling else keys.detach()), self._kept_values(values if compiling else values.detach())
         )
@@ -122,7 +126,7 @@ class AttentionMemory:
         self._deposits: _deferred.Deposits | None = None
         transformed = are_recorded() or torch._C._are_functorch_transforms_active()
         if self._with_grad and backend != "reference" and not transformed:
-            self._deposits = _deferred.Deposits(keys, values, v, lengths, mask, self._ops)
+            self._deposits = _deferred.Deposits(keys, values, v, self._step_v, lengths, mask, self._ops)
             root = _deferred.Root.apply(self._deposits, keys, values, v)  # type: ignore[no-untyped-call]
             self._root = root if root.requires_grad else None
 
@@ -211,7 +215,7 @@ class AttentionMemory:
             prepared = (exponentials.index_select(0, index), sizes.index_select(0, index), weighting)
         stored = None if self.dtype is None else tuple(stored.index_select(0, index) for stored in (self._step_keys, self._step_values))
         rest = some(self.lengths), some(self.mask), self.dtype, self._backend
-        return AttentionMemory(keys, values, self.v, self.scale, *rest, prepared, stored)
+        return AttentionMemory(keys, values, self.v, self.scale, *rest, prepared, stored, self._step_v)
 
     def detach(self) -> "AttentionMemory":
         """The same sources without gradients, for steps beside those of training, as scheduled sampling takes them; nothing is prepared
@@ -219,7 +223,7 @@ class AttentionMemory:
         self._check_unchanged()
         keys, values, v = self.keys.detach(), self.values.detach(), None if self.v is None else self.v.detach()
         rest = self.lengths, self.mask, self.dtype, self._backend, self._prepared
-        return AttentionMemory(keys, values, v, self.scale, *rest, (self._step_keys.detach(), self._step_values.detach()))
+        return AttentionMemory(keys, values, v, self.scale, *rest, (self._step_keys.detach(), self._step_values.detach()), self._step_v)
 
     def __reduce__(self) -> Any:
         if self._with_grad and any(tensor is not None and tensor.requires_grad for tensor in (self.keys, self.values, self.v)):
@@ -291,11 +295,12 @@ class AttentionMemory:
             raise RuntimeError(
                 f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}: {hint}"
             )
-        if self._backend == "reference" or are_recorded():
+        if self._backend == "reference":
             return False
-        if are_transformed():
+        if are_recorded() or are_transformed():
             refuse_tangents(rows, self.keys, self.values, self.v)
-            self._check_unchanged()
+            if not are_recorded():
+                self._check_unchanged()
             return False
         return self._deposits is not None or not self._with_grad
 
@@ -341,23 +346,23 @@ class AttentionMemory:
                 )
             else:
                 context, weights = self._ops_for(query).additive_step.default(
-                    query, self._step_keys, self._step_values, self.v, *self._prepared, limits, mask
+                    query, self._step_keys, self._step_values, self._step_v, *self._prepared, limits, mask
                 )
         return context, weights
 
     def _forward_scores(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         """The op of :meth:`scores`, past autograd."""
         with torch._C._AutoDispatchBelowAutograd():
-            return self._scores_op(query, self._step_keys, spans, mask)
+            return self._scores_op(query, self._step_keys, self._step_v, spans, mask)
 
-    def _scores_op(self, query: Tensor, keys: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _scores_op(self, query: Tensor, keys: Tensor, v: Tensor | None, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         limits, mask = self._seen(spans, mask)
         ops = self._ops_for(query, scores=True)
         scores: Tensor
         if self._prepared is None:
             scores = ops.multiplicative_step_scores.default(query, keys, self.scale, limits, mask)
         else:
-            scores = ops.additive_step_scores.default(query, keys, self.v, *self._prepared, limits, mask)
+            scores = ops.additive_step_scores.default(query, keys, v, *self._prepared, limits, mask)
         return scores
 
     def _forward_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -399,7 +404,7 @@ class AttentionMemory:
     def _undeferred_scores(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         keys, _ = self._kept()
         if self._backend != "reference":
-            return self._scores_op(query, keys, spans, mask)
+            return self._scores_op(query, keys, self.v, spans, mask)
         mask = self._seen(spans, mask)[1]
         one_step = query.dim() < keys.dim()
         queries, keys = query.unsqueeze(-2) if one_step else query, keys.to(query.dtype)
