@@ -339,7 +339,8 @@ class Context(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_weights = past_autograd(memory._ops.weighted_values_backward, grad_context, memory._step_values, limits, seen)
         deposits.leave(memory._root, Deposit.of(memory, None, None, _wide(weights), grad_context, spans, mask))
-        return *_once(memory._root, grad_weights), None, None, None, None
+        (once,) = _once(memory._root, grad_weights)
+        return once, None, None, None, None
 
 
 # Past Function.apply, which is Python and looks for functorch (attend has): 2 of the 15 microseconds that a step may cost.
