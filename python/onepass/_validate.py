@@ -169,11 +169,12 @@ def _check_lengths(lengths: Tensor | None, query: Tensor, of_memory: bool) -> Te
     if lengths.device != query.device:
         raise ValueError(f"lengths must be on the device of {'keys' if of_memory else 'query'}, {query.device}; got {lengths.device}")
     batch, steps = query.shape[0], query.shape[-2]
-    if of_memory and list(lengths.shape) != [batch]:
+    of_sources = lengths.shape == (batch,)
+    if of_memory and not of_sources:
         raise ValueError(f"lengths of a memory belong to its sources, [B] = [{batch}]; got {_shape(lengths)}")
-    if list(lengths.shape) not in ([batch], [batch, steps]):
+    if not of_sources and lengths.shape != (batch, steps):
         raise ValueError(f"lengths must be [B] = [{batch}] or, per query, [B, T] = [{batch}, {steps}]; got {_shape(lengths)}")
-    return lengths.to(torch.int64)
+    return lengths if lengths.dtype is torch.int64 else lengths.to(torch.int64)
 
 
 def check_spans(spans: Tensor | None, query: Tensor, one_step: bool) -> Tensor | None:
@@ -208,13 +209,13 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
     if mask.device != query.device:
         raise ValueError(f"mask must be on the device of {'keys' if of_memory else 'query'}, {query.device}; got {mask.device}")
     full = (*query.shape[:-1], keys.shape[-2])  # [B, (H,) T, S]
-    if mask.shape == full:
-        return mask
     given = mask
     if one_step and mask.dim() == 2:
         mask = mask.unsqueeze(1)  # [B, S] of one step
     if len(full) == 4 and mask.dim() == 3:
         mask = mask.unsqueeze(1)  # one mask for all heads
+    if mask.shape == full:
+        return mask
     broadcasts = mask.dim() <= len(full) and all(
         size in (1, want) for size, want in zip(reversed(mask.shape), reversed(full), strict=False)
     )
