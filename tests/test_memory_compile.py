@@ -118,6 +118,32 @@ def test_without_gradients(family: str, backend: str) -> None:
             torch.testing.assert_close(got, want)
 
 
+@each_family
+def test_rows_and_steps_without_gradients(family: str, backend: str) -> None:
+    """In training: rows of a list, as many as are left, and steps that train nothing; one graph for any number."""
+
+    def shrinking(case: Case, left: int) -> tuple[Tensor, ...]:
+        memory = remember(case, backend)
+        with torch.no_grad():
+            sampled, _ = memory.detach().attend(case.query)
+        free = memory.detach()
+        with torch.no_grad():
+            again, _ = free.select([1]).attend(case.query[1:2])
+        listed, _ = memory.select([2, 0]).attend(case.query[[2, 0]])
+        return listed, memory.select(slice(0, left)).attend(case.query[:left])[0], sampled, again
+
+    compiled = torch.compile(shrinking, fullgraph=True, backend="aot_eager", dynamic=True)
+    for left in (3, 2):
+        outcomes = []
+        for function in (compiled, shrinking):
+            leaves = with_leaves(build_for_memory(family, Dims(4, 3, 7, 6, 5), torch.float64, hidden="both"))
+            outputs = function(leaves, left)
+            assert [output.requires_grad for output in outputs] == [True, True, False, False]
+            loss_of(*outputs[:2]).backward()
+            outcomes.append({**{str(place): output.detach() for place, output in enumerate(outputs)}, **gradients(leaves)})
+        assert_near(*outcomes)
+
+
 @pytest.mark.parametrize(("kind", "heads"), [("additive", 1), ("normalized", 2), ("general", 2), ("dot", 1)])
 def test_layers(kind: str, heads: int, backend: str) -> None:
     """A layer, its memory and a loop over its steps compile in one graph; parameters and states get eager's gradients."""

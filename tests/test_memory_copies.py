@@ -21,7 +21,7 @@ import onepass
 @each_family
 def test_detached(family: str, dtype: torch.dtype | None, mode: Callable[[], Any], backend: str) -> None:
     """Steps without gradients between those of training, over what training has prepared: the same bits, and its gradients stay what they
-    are. The error of a step in the other mode names the way."""
+    are. The error of a step in the other mode names the way, which is the same wherever it is gone."""
     case = build_for_memory(family, Dims(3, 4, 11, 9, 5, 2), hidden="both")
     found = []
     for sampled in (False, True):
@@ -29,15 +29,17 @@ def test_detached(family: str, dtype: torch.dtype | None, mode: Callable[[], Any
         memory = remember(leaves, backend, dtype=dtype)
         context, weights = memory.attend(leaves.query, need_weights=True)
         if sampled:
+            made_outside = memory.detach()
             with mode():
-                with pytest.raises(RuntimeError, match=r"is used with them disabled: .* steps that train nothing take memory.detach\(\)"):
-                    memory.attend(leaves.query)
-                free = memory.detach()
-                assert free._step_values.data_ptr() == memory._step_values.data_ptr()
-                for got, want in zip(free.attend(leaves.query, need_weights=True), (context, weights), strict=True):
-                    assert not got.requires_grad
-                    assert torch.equal(got, want)
-                assert torch.equal(free.select(torch.tensor([1])).scores(leaves.query[1:2]), free.scores(leaves.query)[1:2])
+                for use in (lambda: memory.attend(leaves.query), lambda: memory.select([0])):  # noqa: B023
+                    with pytest.raises(RuntimeError, match=r"with them disabled: steps that train nothing, .* take memory.detach\(\);"):
+                        use()
+                for free in (memory.detach(), made_outside):
+                    assert free._step_values.data_ptr() == memory._step_values.data_ptr()
+                    for got, want in zip(free.attend(leaves.query, need_weights=True), (context, weights), strict=True):
+                        assert not got.requires_grad
+                        assert torch.equal(got, want)
+                    assert torch.equal(free.select(torch.tensor([1])).scores(leaves.query[1:2]), free.scores(leaves.query)[1:2])
         loss_of(context, weights).backward()
         found.append(gradients(leaves))
     assert_same_bits(*found)
@@ -81,8 +83,43 @@ def test_copies(family: str, heads: int, options: dict[str, Any], backend: str) 
     for copying in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="make it anew of its encoder states"):
             copying(memory)
-    with pytest.raises(TypeError, match=r"rows must be a torch\.Tensor; got list"):
-        memory.select([0])
+
+
+ROWS = {
+    "list": [2, 0, 0],
+    "list of none": [],
+    "list of booleans": [True, False, True],
+    "slice": slice(0, 2),
+    "slice of every second": slice(None, None, 2),
+    "slice from the end": slice(-1, None),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@each_family
+def test_rows_without_a_tensor(family: str, rows: list[int] | slice, backend: str) -> None:
+    """A list and a slice select what a tensor of the same rows does, gradients included."""
+    case = build_for_memory(family, Dims(3, 4, 11, 9, 5, 2), hidden="both")
+    found = []
+    for given in (rows, torch.arange(3)[rows]):
+        leaves = with_leaves(case)
+        context, _ = remember(leaves, backend).select(given).attend(leaves.query[rows])
+        loss_of(context).backward()
+        found.append({**gradients(leaves), "context": context})
+    assert_same_bits(*found)
+
+
+@each_family
+def test_rows_that_are_none(family: str, backend: str) -> None:
+    memory = remember(build_for_memory(family, Dims(3, 2, 5, 8, 4)), backend)
+    for rows in (1, None, (0, 1), "01", [0.0], [[0]]):
+        with pytest.raises(TypeError, match=rf"rows must be a torch\.Tensor, a list of integers or a slice; got {type(rows).__name__}"):
+            memory.select(rows)
+    for rows in ([0, 3], [-1]):
+        with pytest.raises(IndexError, match=r"rows must lie in \[0, B\) = \[0, 3\); got"):
+            memory.select(rows)
+    with pytest.raises(ValueError, match=r"boolean rows must be \[B\] = \[3\]; got \[2\]"):
+        memory.select([True, False])
 
 
 @pytest.mark.parametrize("to", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"device": "meta"}], ids=str)

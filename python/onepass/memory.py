@@ -187,16 +187,19 @@ class AttentionMemory:
         context: Tensor = self._call(_deferred.context, self._forward_context, self._undeferred_context, weights, spans, mask)
         return context
 
-    def select(self, rows: Tensor) -> "AttentionMemory":
-        """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``; nothing is prepared again."""
+    def select(self, rows: Tensor | list[int] | slice) -> "AttentionMemory":
+        """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``, a list of either, or a slice; nothing is prepared again."""
+        if isinstance(rows, slice):
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)[rows]
+        elif isinstance(rows, list) and all(isinstance(row, int) for row in rows):
+            rows = torch.tensor(rows, dtype=None if rows else torch.int64, device=self.keys.device)
         if not isinstance(rows, Tensor):
-            raise TypeError(f"rows must be a torch.Tensor; got {type(rows).__name__}")
+            raise TypeError(f"rows must be a torch.Tensor, a list of integers or a slice; got {type(rows).__name__}")
         if rows.dim() != 1 or rows.dtype not in (torch.bool, torch.int64, torch.int32):
             raise ValueError(f"rows must be indices [N] or boolean [B]; got {list(rows.shape)} of {rows.dtype}")
         if rows.dtype == torch.bool and rows.shape[0] != self.keys.shape[0]:
             raise ValueError(f"boolean rows must be [B] = [{self.keys.shape[0]}]; got {list(rows.shape)}")
-        if torch.is_grad_enabled() != self._with_grad:
-            raise RuntimeError("select from a memory in the grad mode that it was made in (torch.is_grad_enabled())")
+        self._check_mode()
         self._check_unchanged()
         index = rows.nonzero().squeeze(-1) if rows.dtype == torch.bool else rows
         try:
@@ -219,11 +222,13 @@ class AttentionMemory:
 
     def detach(self) -> "AttentionMemory":
         """The same sources without gradients, for steps beside those of training, as scheduled sampling takes them; nothing is prepared
-        again. It serves the grad mode that this is called in: call it under ``torch.no_grad()``."""
+        again. It serves steps under ``torch.no_grad()``, wherever this is called."""
         self._check_unchanged()
         keys, values, v = self.keys.detach(), self.values.detach(), None if self.v is None else self.v.detach()
         rest = self.lengths, self.mask, self.dtype, self._backend, self._prepared
-        return AttentionMemory(keys, values, v, self.scale, *rest, (self._step_keys.detach(), self._step_values.detach()), self._step_v)
+        kept = self._step_keys.detach(), self._step_values.detach()
+        with torch.no_grad():
+            return AttentionMemory(keys, values, v, self.scale, *rest, kept, self._step_v)
 
     def __reduce__(self) -> Any:
         if self._with_grad and any(tensor is not None and tensor.requires_grad for tensor in (self.keys, self.values, self.v)):
@@ -287,14 +292,7 @@ class AttentionMemory:
         """Whether a call goes past autograd, and leaves to the end of the backward what it owes the memory. Else its own ops or formulae
         carry all gradients: on the reference, in compiled, traced or transformed code, and where such code made the memory, which then
         has no root. An error in another grad mode than the memory's, and where derivatives are asked for that the ops lack."""
-        if torch.is_grad_enabled() != self._with_grad:
-            made, used = ("enabled", "disabled") if self._with_grad else ("disabled", "enabled")
-            hint = "make it in the mode of its steps"
-            if self._with_grad:
-                hint = "torch.utils.checkpoint wants use_reentrant=False; steps that train nothing take memory.detach()"
-            raise RuntimeError(
-                f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}: {hint}"
-            )
+        self._check_mode()
         if self._backend == "reference":
             return False
         if are_recorded() or are_transformed():
@@ -303,6 +301,15 @@ class AttentionMemory:
                 self._check_unchanged()
             return False
         return self._deposits is not None or not self._with_grad
+
+    def _check_mode(self) -> None:
+        if torch.is_grad_enabled() == self._with_grad:
+            return
+        made, used, hint = "disabled", "enabled", "make it in the mode of its steps"
+        if self._with_grad:
+            made, used, hint = "enabled", "disabled", "steps that train nothing, as a validation's, take memory.detach()"
+            hint += "; torch.utils.checkpoint wants use_reentrant=False"
+        raise RuntimeError(f"this memory was made with gradients {made} (torch.is_grad_enabled()) and is used with them {used}: {hint}")
 
     def _check_unchanged(self) -> None:
         """Raise where what was prepared is not of these keys any more. Steps that defer do so in their backward; compiled ones cannot."""
