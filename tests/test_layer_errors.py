@@ -92,6 +92,59 @@ def test_ranks(kind: str, heads: int, dropout: float) -> None:
 
 
 @each_layer
+@each_heads
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_queries_of_another_batch(kind: str, heads: int, dropout: float) -> None:
+    """Over a memory they are named in the widths that a user knows, with what mostly is the cause."""
+    layer = make(kind, num_heads=heads, dropout=dropout)
+    query, states_, _ = states(kind, None)
+    memory, width = layer.memory(states_), query.shape[-1]
+    wanted = f"query must be [{B}, {width}], or [{B}] x K x [{width}] for K queries, to go with this memory; got "
+    left, beams, others = query[:2], query.repeat(2, 1), torch.zeros(B + 1, T, width)
+    for bad, cause in (
+        (left, f"[2, {width}]: where fewer sources are left, memory.select(rows)"),
+        (left[:, None], f"[2, 1, {width}]: where fewer sources are left, memory.select(rows)"),
+        (beams, f"[{2 * B}, {width}]: K beams of each source are query.view({B}, -1, {width})"),
+        (others, f"[{B + 1}, {T}, {width}]"),
+    ):
+        for call in (layer, layer.scores):
+            with pytest.raises(ValueError, match=f"{re.escape(wanted + cause)}$"):
+                call(bad, memory)
+    assert layer(left, memory.select([0, 1]))[0].shape == (2, K)
+    assert layer(beams.view(B, -1, width), memory)[0].shape == (B, 2, K)
+
+
+@each_layer
+def test_feature_maps(kind: str) -> None:
+    """What a convolution makes of a picture has its channels in another place."""
+    layer, (query, _, _) = make(kind), states(kind)
+    picture = torch.zeros(B, K, 2, 5)
+    for call in (layer.memory, lambda states: layer(query, states)):
+        message = f"memory must be [B, S, {K}]; got [{B}, {K}, 2, 5]: of a feature map [B, {K}, h, w], memory.flatten(2).transpose(1, 2)"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(picture)
+    layer(query, picture.flatten(2).transpose(1, 2))
+
+
+def test_casts_of_the_functions() -> None:
+    """Under autocast, and only there, the error of a function, and of a memory, says whose cast it is."""
+    query, keys, values = torch.zeros(B, Q), torch.zeros(B, S, Q).bfloat16(), torch.zeros(B, S, K)
+    memory = onepass.multiplicative_memory(keys, values.bfloat16())
+    calls = (
+        (lambda: onepass.multiplicative_attention(query, keys, values), "keys must have the dtype of query", "keys.to(query.dtype)"),
+        (lambda: onepass.multiplicative_memory(keys, values), "values must have the dtype of keys", "values.to(keys.dtype)"),
+        (lambda: memory.attend(query), "query must have the dtype of the memory's keys", "query.to(memory.keys.dtype)"),
+        (lambda: memory.context(values[..., 0]), "weights must have the dtype of the memory's keys", "weights.to(memory.keys.dtype)"),
+    )
+    for call, message, cast in calls:
+        with pytest.raises(TypeError, match=f"^{message}, .*; got torch\\.[a-z0-9]*$"):
+            call()
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError) as error:
+            call()
+        assert str(error.value).endswith(f": functions do not cast under autocast, {cast} does")
+
+
+@each_layer
 def test_arguments_in_other_places(kind: str) -> None:
     """What users of other layers try first: lengths by place, states with the time first, the state of a GRU, numpy's arrays."""
     layer = make(kind)

@@ -1,5 +1,6 @@
 """``AttentionMemory.scores``: raw scores over a memory, for normalisers other than softmax, and where their gradients go."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -310,7 +311,8 @@ def test_layers_refuse(kind: str, backend: str) -> None:
     """Encoder states, a memory of the other family, a query of another width: in words."""
     layer = make_layer(kind)
     queries, states, _ = layer_states(kind)
-    with pytest.raises(TypeError, match=r"memory must be what memory\(...\) made of the encoder states; got Tensor"):
+    message = "memory must be what memory(...) made of the encoder states; got Tensor: memory = layer.memory(encoder_states, ...) comes"
+    with pytest.raises(TypeError, match=re.escape(message)):
         layer.scores(queries, states)
     other = make_layer("dot" if isinstance(layer, onepass.AdditiveAttention) else "additive")
     with pytest.raises(ValueError, match="layer takes a memory of its own"):

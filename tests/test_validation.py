@@ -66,7 +66,7 @@ VALUES: list[tuple[Dims, dict[str, Any], str]] = [
 ]
 V: list[tuple[Dims, dict[str, Any], str]] = [
     (PLAIN, {"v": zeros(A + 1)}, "v must be [A] = [8] for keys [2, 5, 8]; got [9]"),
-    (PLAIN, {"v": zeros(1, A)}, "v must be [A] = [8] for keys [2, 5, 8]; got [1, 8]"),
+    (PLAIN, {"v": zeros(1, A)}, "v must be [A] = [8] for keys [2, 5, 8]; got [1, 8] (a Linear's weight is weight[0])"),
     (PLAIN, {"v": zeros(A, 1)}, "v must be [A] = [8] for keys [2, 5, 8]; got [8, 1]"),
     (HEADS, {"v": zeros(A)}, "v must be [H, A] = [2, 8] for keys [2, 2, 5, 8]; got [8]"),
     (HEADS, {"v": zeros(A, H)}, "v must be [H, A] = [2, 8] for keys [2, 2, 5, 8]; got [8, 2]"),
@@ -123,7 +123,8 @@ def test_kinds(family: str, name: str, backend: str) -> None:
 LENGTHS: list[Any] = [
     ([5, 2], TypeError, "lengths must be a torch.Tensor of integers; got list"),
     (5, TypeError, "lengths must be a torch.Tensor of integers; got int"),
-    (torch.tensor([5.0, 2.0]), TypeError, "lengths must be int64 or int32; got torch.float32"),
+    (torch.tensor([5.0, 2.0]), TypeError, "lengths must be int64 or int32; got torch.float32: lengths.long()"),
+    (torch.tensor([5, 2], dtype=torch.uint8), TypeError, "lengths must be int64 or int32; got torch.uint8: lengths.long()"),
     (torch.tensor([True, False]), TypeError, "lengths must be int64 or int32; got torch.bool"),
     (torch.tensor([5, 2], device="meta"), ValueError, "lengths must be on the device of query, cpu; got meta"),
     (torch.tensor([5]), ValueError, "lengths must be [B] = [2] or, per query, [B, T] = [2, 3]; got [1]"),
@@ -160,12 +161,17 @@ def shown(*shape: int, device: str = "cpu") -> Tensor:
 
 MASKS: list[tuple[Dims, Any, type[Exception], str]] = [
     (PLAIN, [[True]], TypeError, "mask must be a boolean tensor, True where a query attends; got list"),
-    (PLAIN, zeros(B, T, S), TypeError, "mask must be a boolean tensor, True where a query attends; got torch.float32"),
+    (
+        PLAIN,
+        zeros(B, T, S),
+        TypeError,
+        "got torch.float32: mask.bool(), or ~mask.bool() where it is 1 at what is hidden; of 0 and -inf, mask == 0",
+    ),
     (
         PLAIN,
         torch.ones(B, T, S, dtype=torch.uint8),
         TypeError,
-        "mask must be a boolean tensor, True where a query attends; got torch.uint8",
+        "True where a query attends; got torch.uint8: mask.bool(), or ~mask.bool() where it is 1 at what is hidden",
     ),
     (PLAIN, shown(B, T, S, device="meta"), ValueError, "mask must be on the device of query, cpu; got meta"),
     (

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._C._functorch import TransformType
+from torch.amp import is_autocast_available
 from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -78,7 +79,8 @@ def check_inputs(
     if v is not None:
         wanted = [of_keys[1], of_keys[-1]] if heads else [of_keys[-1]]
         if list(v.shape) != wanted:
-            raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}")
+            hint = " (a Linear's weight is weight[0])" if [1, *wanted] == list(v.shape) and not heads else ""
+            raise ValueError(f"v must be {'[H, A]' if heads else '[A]'} = {wanted} for keys {_shape(keys)}; got {_shape(v)}{hint}")
     of_memory = like == "keys"
     lengths = _check_lengths(lengths, query, of_memory)
     mask = check_mask(mask, query, keys, one_step, of_memory)
@@ -150,9 +152,29 @@ def check_kind(name: str, tensor: Tensor | None, query: Tensor, like: str) -> No
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16; got {tensor.dtype}")
     if tensor.dtype != query.dtype:
-        raise TypeError(f"{name} must have the dtype of {like}, {query.dtype}; got {tensor.dtype}")
+        hint = uncast(tensor, f"{name}.to({like}.dtype)")
+        raise TypeError(f"{name} must have the dtype of {like}, {query.dtype}; got {tensor.dtype}{hint}")
     if tensor.device != query.device:
         raise ValueError(f"{name} must be on the device of {like}, {query.device}; got {tensor.device}")
+
+
+def autocasts(device: str) -> bool:
+    return is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def uncast(tensor: Tensor, cast: str) -> str:
+    """Where autocast may have made dtypes differ, what an error adds: the cast that is the caller's."""
+    return f": functions do not cast under autocast, {cast} does" if autocasts(tensor.device.type) else ""
+
+
+def not_of_memory(query: Tensor, lead: list[int], width: int) -> ValueError:
+    """The error of a query of other sizes than a memory of ``lead`` sources (and heads) takes, in the widths of who gave it."""
+    batch, sizes, hint = lead[0], _shape(query), ""
+    if sizes[-1:] == [width] != sizes and sizes[0] < batch:
+        hint = ": where fewer sources are left, memory.select(rows)"
+    elif len(lead) == 1 and len(sizes) == 2 and sizes[1] == width and batch and sizes[0] % batch == 0:
+        hint = f": K beams of each source are query.view({batch}, -1, {width})"
+    return ValueError(f"query must be {[*lead, width]}, or {lead} x K x [{width}] for K queries, to go with this memory; got {sizes}{hint}")
 
 
 def _disagreement(name: str, tensor: Tensor, keys: Tensor, what: str) -> ValueError:
@@ -165,7 +187,8 @@ def _check_lengths(lengths: Tensor | None, query: Tensor, of_memory: bool) -> Te
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a torch.Tensor of integers; got {type(lengths).__name__}")
     if lengths.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"lengths must be int64 or int32; got {lengths.dtype}")
+        hint = "" if lengths.dtype == torch.bool else ": lengths.long()"
+        raise TypeError(f"lengths must be int64 or int32; got {lengths.dtype}{hint}")
     if lengths.device != query.device:
         raise ValueError(f"lengths must be on the device of {'keys' if of_memory else 'query'}, {query.device}; got {lengths.device}")
     batch, steps = query.shape[0], query.shape[-2]
@@ -203,7 +226,7 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a boolean tensor, True where a query attends; got {got}")
+        raise TypeError(f"mask must be a boolean tensor, True where a query attends; got {got}{_as_mask(mask)}")
     if mask.is_nested or mask.layout != torch.strided:
         raise TypeError(f"mask must be a dense tensor; got {'a nested one' if mask.is_nested else mask.layout}")
     if mask.device != query.device:
@@ -226,6 +249,14 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
         wanted = "[B, H, T, S]" if len(full) == 4 else "[B, T, S]"
         raise ValueError(f"mask must broadcast to {wanted} = {list(full)}; got {_shape(given)}{hint}")
     return mask.expand(full)
+
+
+def _as_mask(mask: Any) -> str:
+    """What an error adds that was given a mask of numbers."""
+    if not isinstance(mask, Tensor):
+        return ""
+    added = "; of 0 and -inf, mask == 0" if mask.is_floating_point() else ""
+    return f": mask.bool(), or ~mask.bool() where it is 1 at what is hidden{added}"
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -23,7 +23,9 @@ from onepass._validate import (
     check_scale,
     check_spans,
     limits_of,
+    not_of_memory,
     refuse_tangents,
+    uncast,
 )
 
 Result = tuple[Tensor, Tensor | None]
@@ -265,20 +267,18 @@ class AttentionMemory:
         if several and sizes[-1] == keys.shape[-1] and query.dtype is keys.dtype and query.device == keys.device:
             return
         if query.dtype != keys.dtype:
-            raise TypeError(f"query must have the dtype of the memory's keys, {keys.dtype}; got {query.dtype}")
+            hint = uncast(query, "query.to(memory.keys.dtype)")
+            raise TypeError(f"query must have the dtype of the memory's keys, {keys.dtype}; got {query.dtype}{hint}")
         if query.device != keys.device:
             raise ValueError(f"query must be on the device of the memory, {keys.device}; got {query.device}")
-        lead = list(keys.shape[:-2])
-        raise ValueError(
-            f"query must be {[*lead, keys.shape[-1]]}, or {lead} x K x [{keys.shape[-1]}] for K queries, to go with this memory; "
-            f"got {list(sizes)}"
-        )
+        raise not_of_memory(query, list(keys.shape[:-2]), keys.shape[-1])
 
     def _check_weights(self, weights: Tensor) -> None:
         if not isinstance(weights, Tensor) or weights.is_nested:
             check_kind("weights", weights, self.keys, "the memory's keys")
         if weights.dtype != self.keys.dtype:
-            raise TypeError(f"weights must have the dtype of the memory's keys, {self.keys.dtype}; got {weights.dtype}")
+            hint = uncast(weights, "weights.to(memory.keys.dtype)")
+            raise TypeError(f"weights must have the dtype of the memory's keys, {self.keys.dtype}; got {weights.dtype}{hint}")
         if weights.device != self.keys.device:
             raise ValueError(f"weights must be on the device of the memory, {self.keys.device}; got {weights.device}")
         lead, source, sizes = list(self.keys.shape[:-2]), self.keys.shape[-2], list(weights.shape)

@@ -8,15 +8,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 
 from onepass import functional
-from onepass._validate import check_inputs, check_kind
+from onepass._validate import autocasts, check_inputs, check_kind, not_of_memory
 from onepass.memory import AttentionMemory, additive_memory, multiplicative_memory
-
-
-def autocasts(device: str) -> bool:
-    return is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def projected(name: str, layer: nn.Module, states: Tensor) -> Tensor:
@@ -58,7 +53,9 @@ class _Attention(nn.Module):
         of_query = name == "query"
         if states.shape[-1:] != (width,) or not (states.dim() == 3 or (of_query and states.dim() == 2)):
             wanted = f"[B, T, {width}], or [B, {width}] for one step" if of_query else f"[B, S, {width}]"
-            raise ValueError(f"{name} must be {wanted}; got {list(states.shape)}")
+            is_map = not of_query and states.dim() == 4 and states.shape[1] == width
+            hint = f": of a feature map [B, {width}, h, w], {name}.flatten(2).transpose(1, 2)" if is_map else ""
+            raise ValueError(f"{name} must be {wanted}; got {list(states.shape)}{hint}")
         if query is not None and query.shape[0] != states.shape[0]:
             raise ValueError(f"query and {name} must agree in batch size B, the first; got {list(query.shape)} and {list(states.shape)}")
 
@@ -126,7 +123,8 @@ class _Attention(nn.Module):
         """
         self._check("query", query, self.query_dim)
         if not isinstance(memory, AttentionMemory):
-            raise TypeError(f"memory must be what memory(...) made of the encoder states; got {type(memory).__name__}")
+            made = "memory = layer.memory(encoder_states, ...) comes first"
+            raise TypeError(f"memory must be what memory(...) made of the encoder states; got {type(memory).__name__}: {made}")
         query, dtype = self._over(memory, query)
         return memory.scores(query, spans=spans, mask=mask).to(dtype)
 
@@ -138,6 +136,8 @@ class _Attention(nn.Module):
         if (memory.v is not None) != self._additive:
             mine, other = ("an additive", "multiplicative") if self._additive else ("a multiplicative", "additive")
             raise ValueError(f"{mine} layer takes a memory of its own; got one of {other} attention")
+        if query.shape[0] != memory.keys.shape[0]:
+            raise not_of_memory(query, [memory.keys.shape[0]], self.query_dim)
         query = self._project(query)
         heads = self._split(query)
         return heads.to(memory.keys.dtype) if query.dtype.is_floating_point else heads, query.dtype
