@@ -12,7 +12,7 @@ from memory_cases import sparsemax
 from torch import Tensor, nn
 
 import onepass
-from onepass import additive_attention, additive_scores, multiplicative_attention, multiplicative_memory
+from onepass import additive_attention, additive_memory, additive_scores, multiplicative_attention, multiplicative_memory
 
 pytestmark = pytest.mark.usefixtures("backend")
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "porting.md"
@@ -100,6 +100,10 @@ def cases() -> list[Case]:
          lambda q, m: additive_attention(q @ w_q.T, m @ w_k.T, m, 0.3 * v[0], lengths=LENGTHS)[0], [w_q, w_k, v]),
         ("weights alone", lambda q, m: softmax(torch.tanh(pairs(q @ w_q.T, m @ w_k.T)) @ v[0]),
          lambda q, m: additive_attention(q @ w_q.T, m @ w_k.T, m[..., :0], v[0], lengths=LENGTHS, need_weights=True)[1], [w_q, w_k, v]),
+        ("scores alone", lambda q, m: torch.tanh(pairs(q @ w_q.T, m @ w_k.T)) @ v[0] * SHOWN[:, None],
+         lambda q, m: pointed_at(q @ w_q.T, m @ w_k.T, m[..., :0], v[0]), [w_q, w_k, v]),
+        ("keys as values", lambda q, m: softmax(torch.tanh(pairs(q @ w_q.T, m @ w_k.T)) @ v[0]) @ (m @ w_k.T),
+         lambda q, m: glimpsed(q @ w_q.T, m @ w_k.T, v[0]), [w_q, w_k, v]),
         ("a mask of padding", lambda q, m: softmax(torch.tanh(pairs(q @ w_q.T, m @ w_k.T)) @ v[0]) @ m,
          lambda q, m: additive_attention(q @ w_q.T, m @ w_k.T, m, v[0], mask=~PADDING[:, None])[0], [w_q, w_k, v]),
         ("a float mask", lambda q, m: (q @ (m @ kernel.T).mT + FLOAT_MASK).softmax(-1) @ m,
@@ -112,6 +116,14 @@ def cases() -> list[Case]:
 def of_time_first(query: Tensor, memory: Tensor, w_q: Tensor, w_k: Tensor, v: Tensor) -> Tensor:
     values = memory.transpose(0, 1)
     return additive_attention(query @ w_q.T, values @ w_k.T, values, v, lengths=LENGTHS)[0]
+
+
+def pointed_at(query: Tensor, keys: Tensor, values: Tensor, v: Tensor) -> Tensor:
+    return additive_memory(keys, values, v, lengths=LENGTHS).scores(query).masked_fill(PADDING[:, None], 0)
+
+
+def glimpsed(query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
+    return additive_memory(keys, keys, v, lengths=LENGTHS).attend(query)[0]
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case[0])
@@ -140,7 +152,8 @@ def given() -> dict[str, Any]:
         "torch": torch, "additive_attention": additive_attention, "additive_scores": additive_scores, "sparsemax": sparsemax,
         "multiplicative_attention": multiplicative_attention, "multiplicative_memory": multiplicative_memory,
         "query": parameter(B, T, A), "keys": keys, "values": values, "v": parameter(A), "lengths": LENGTHS, "prior": prior,
-        "encoder_states": parameter(B, S, K), "w1": w1, "w2": parameter(T, A),
+        "encoder_states": parameter(B, S, K), "w1": w1, "w2": parameter(T, A), "bias": parameter(A), "u": parameter(A),
+        "n": 2, "temperature": 1.5,
         "chosen": (torch.arange(S) % 3 == 1).repeat(B, 1), "previous_weights": softmax(torch.zeros(B, 1, S, dtype=torch.float64))[:, 0],
         "memory": multiplicative_memory(keys, values, lengths=LENGTHS),
         "of_query": of_query, "of_coverage": of_coverage, "coverage": torch.rand(B, S, dtype=torch.float64),
@@ -167,6 +180,11 @@ def clipped(x: dict[str, Any]) -> Tensor:
     return softmax(10 * torch.tanh(torch.tanh(pairs(x["query"], x["keys"])) @ x["v"])) @ x["values"]
 
 
+def clipped_pointer(x: dict[str, Any]) -> Tensor:
+    scores = (x["query"][:, 0, None] @ x["keys"].mT)[:, 0].masked_fill(PADDING, -torch.inf)
+    return (10 * torch.tanh(scores) / x["temperature"]).exp() * ~x["chosen"]
+
+
 def with_prior(x: dict[str, Any]) -> Tensor:
     return softmax(x["query"] @ x["keys"].mT + x["prior"].log()[:, None]) @ x["values"]
 
@@ -180,6 +198,15 @@ def pointed(x: dict[str, Any]) -> Tensor:
     return (softmax(scores) @ x["values"])[:, 0]
 
 
+def shrunk(x: dict[str, Any]) -> Tensor:
+    return (softmax(x["query"][:, :1] @ x["keys"].mT) @ x["values"])[: x["n"], 0]
+
+
+def pooled_by_one(x: dict[str, Any]) -> Tensor:
+    scores = torch.tanh(x["encoder_states"] @ x["w1"].T + x["bias"]) @ x["u"]
+    return (softmax(scores[:, None]) @ x["encoder_states"])[:, 0]
+
+
 def pooled(x: dict[str, Any]) -> Tensor:
     scores = torch.tanh(x["encoder_states"] @ x["w1"].T) @ x["w2"].T
     return softmax(scores.mT) @ x["encoder_states"]
@@ -187,7 +214,9 @@ def pooled(x: dict[str, Any]) -> Tensor:
 
 # Of each block of code but the first, which is a function that others call, and those of export, which tests/test_server.py and
 # tests/test_decompositions.py run.
-EXPECTED = [located, located, beams, covered, clipped, with_prior, with_prior, sparse, pointed, pooled]
+EXPECTED = [
+    located, located, beams, covered, clipped, clipped_pointer, with_prior, with_prior, sparse, pointed, shrunk, pooled_by_one, pooled,
+]  # fmt: skip
 each_block = pytest.mark.parametrize("number", range(len(EXPECTED)), ids=lambda number: EXPECTED[number].__name__)
 
 
@@ -206,6 +235,13 @@ def run(number: int, **others: Any) -> dict[str, Any]:
     return names
 
 
+def outcome(names: dict[str, Any]) -> Tensor:
+    """What a block is for: a context, weights of values, or logits, which exp takes to numbers that are finite where they are hidden."""
+    if "logits" in names:
+        return names["logits"].exp()
+    return names["context"] if "context" in names else names["weights"] @ names["values"]
+
+
 def leaves_of(names: dict[str, Any]) -> list[Tensor]:
     return [x for x in names.values() if isinstance(x, Tensor) and x.is_leaf and x.requires_grad]
 
@@ -214,7 +250,7 @@ def leaves_of(names: dict[str, Any]) -> list[Tensor]:
 def test_code(number: int) -> None:
     """The page's code, block by block, and its gradients."""
     names = run(number)
-    found = names["context"] if "context" in names else names["weights"] @ names["values"]
+    found = outcome(names)
     expected = EXPECTED[number](names)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     inputs = leaves_of(names)
@@ -240,9 +276,9 @@ def test_code_over_a_source_that_is_empty(number: int) -> None:
     }
     with torch.autograd.set_detect_anomaly(True):
         names = run(number, **{**names, **others})
-        found = names["context"] if "context" in names else names["weights"] @ names["values"]
+        found = outcome(names)
         found.square().sum().backward()
-    assert (found[1] == 0).all()
+    assert "logits" in names or (found[1] == 0).all()
     gradients = [x.grad for x in (*leaves_of(names), factor) if x.grad is not None]
     assert len(gradients) >= 2
     assert all(torch.isfinite(tensor).all() for tensor in (found, *gradients))
