@@ -26,7 +26,7 @@ class Deposit(NamedTuple):
     grad_context: Tensor | None
     spans: Tensor | None
     mask: Tensor | None
-    versions: tuple[int, ...]
+    changes: int
     root: Tensor | None
 
     @classmethod
@@ -41,16 +41,21 @@ class Deposit(NamedTuple):
         mask: Tensor | None,
     ) -> "Deposit":
         query, weights = _past(query), _past(weights)
-        versions = _versions(query, weights, spans, mask)
-        return cls(query, grad_scores, weights, grad_context, spans, mask, versions, memory._root if torch.is_grad_enabled() else None)
+        changes = _changes(query, weights, spans, mask)
+        return cls(query, grad_scores, weights, grad_context, spans, mask, changes, memory._root if torch.is_grad_enabled() else None)
 
     @property
     def is_as_left(self) -> bool:
-        return self.versions == _versions(self.query, self.weights, self.spans, self.mask)
+        return self.changes == _changes(self.query, self.weights, self.spans, self.mask)
 
 
-def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
-    return tuple(tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference())
+def _changes(*tensors: Tensor | None) -> int:
+    """How often they were changed in place, all together."""
+    count = 0
+    for tensor in tensors:
+        if tensor is not None:
+            count += tensor._version
+    return count
 
 
 class Deposits:
@@ -68,16 +73,17 @@ class Deposits:
     ) -> None:
         self.keys, self.v = keys.detach(), kept_v
         self.lengths, self.mask, self.ops = lengths, mask, ops
-        self._tracked = keys, values, v, lengths, mask
-        self._versions = _versions(*self._tracked)
+        self._of_inference = any(x is not None and x.is_inference() for x in (keys, values, v))
+        self._tracked = [x for x in (keys, values, v, lengths, mask) if x is not None and not x.is_inference()]
+        self._changes = _changes(*self._tracked)
         self._of: dict[int, list[Deposit]] = {}
         self._streams: dict[int, set[Any]] = {}  # on which they were computed, on a GPU
 
     def check_versions(self) -> None:
-        if _versions(*self._tracked) != self._versions:
+        if _changes(*self._tracked) != self._changes:
             raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
 
-        if any(tensor is not None and tensor.is_inference() for tensor in self._tracked[:3]):
+        if self._of_inference:
             raise RuntimeError("a memory of tensors that were made in inference mode has no backward: make it of clones of them")
 
     def leave(self, root: Tensor | None, deposit: Deposit) -> None:
