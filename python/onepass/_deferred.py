@@ -81,7 +81,10 @@ class Deposits:
 
     def check_versions(self) -> None:
         if _changes(*self._tracked) != self._changes:
-            raise RuntimeError("keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made")
+            raise RuntimeError(
+                "keys, values, v, lengths or mask of a memory have been modified by an inplace operation since it was made: "
+                "make the memory anew after an optimizer's step"
+            )
 
         if self._of_inference:
             raise RuntimeError("a memory of tensors that were made in inference mode has no backward: make it of clones of them")
