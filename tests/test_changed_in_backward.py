@@ -75,6 +75,10 @@ def test_a_memory_of_inference_tensors_trains_nothing(family: str, name: str, ba
     case = build_for_memory(family)
     with torch.inference_mode():
         case = case.replace(**{name: getattr(case, name).clone()})
-    query = case.query[:, 0].clone().requires_grad_()
+    query, memory = case.query[:, 0].clone().requires_grad_(), remember(case, backend)
     with pytest.raises(RuntimeError, match="nference"):
-        remember(case, backend).attend(query)[0].sum().backward()
+        memory.attend(query)[0].sum().backward()
+    with torch.no_grad():
+        context = memory.detach().attend(query)[0]
+    some = torch.arange(case.keys.shape[0])
+    assert_same_bits({"context": memory.select(some).attend(query.detach())[0]}, {"context": context})

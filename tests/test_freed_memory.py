@@ -1,23 +1,29 @@
 """Tensors whose storage has been freed, as FSDP frees parameters, and sizes that cannot be: errors, where pointers would be followed."""
 
+import copy
+
 import pytest
 import torch
 from cases import assert_same_bits
 from memory_cases import build_for_memory, remember
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import onepass
 
 pytestmark = pytest.mark.of_cpp
 
 
-def freed(tensor: Tensor) -> Tensor:
-    tensor = tensor.clone()
+def freed(tensor: Tensor, view: bool = False) -> Tensor:
+    """It, or a view of what has been freed, as FSDP's parameters are: its pointer is not null."""
+    whole = tensor.new_zeros(tensor.numel() + 8)
+    tensor = whole[8:].view(tensor.shape) if view else tensor.clone()
     tensor.untyped_storage().resize_(0)
     return tensor
 
 
-def test_every_op_meets_freed_tensors() -> None:
+@pytest.mark.parametrize("view", [False, True])
+def test_every_op_meets_freed_tensors(view: bool) -> None:
     """Whichever of its tensors it is: its memory has been freed, says the error, and not that it is absent."""
     for family in ("additive", "multiplicative"):
         case = build_for_memory(family, hidden="both")
@@ -52,7 +58,7 @@ def test_every_op_meets_freed_tensors() -> None:
             for place, given in enumerate(arguments):
                 if isinstance(given, float | bool | None):
                     continue
-                gone = freed(given) if isinstance(given, Tensor) else [given[0], freed(given[1])]
+                gone = freed(given, view) if isinstance(given, Tensor) else [given[0], freed(given[1], view)]
                 with pytest.raises(RuntimeError, match="has been freed"):
                     call(*arguments[:place], gone, *arguments[place + 1 :])
 
@@ -69,9 +75,18 @@ def test_steps_after_v_is_freed(trains: bool) -> None:
         assert_same_bits({"context": memory.attend(case.query)[0], "scores": memory.scores(case.query)}, before)
         some = torch.arange(case.keys.shape[0])
         assert_same_bits({"context": memory.select(some).attend(case.query)[0]}, {"context": before["context"]})
-        if trains:
-            with torch.no_grad():
-                assert_same_bits({"context": memory.detach().attend(case.query)[0]}, {"context": before["context"]})
+        copies = [memory.detach()] if trains else [copy.deepcopy(memory), pytree.tree_map(lambda x: x, memory)]
+    with torch.no_grad():
+        for made in copies:
+            assert_same_bits({"context": made.attend(case.query)[0], "scores": made.scores(case.query)}, before)
+        if not trains:
+            assert_same_bits({"scores": torch.vmap(memory.scores)(case.query[None])[0]}, {"scores": before["scores"]})
+
+
+def test_a_memory_of_freed_parameters() -> None:
+    case = build_for_memory("additive")
+    with pytest.raises(RuntimeError, match=r"memory of v .* has been freed"):
+        remember(case.replace(v=freed(case.v)), "cpu")
 
 
 def test_what_has_no_elements_has_no_memory() -> None:

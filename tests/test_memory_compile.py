@@ -326,3 +326,22 @@ def test_a_memory_between_programs(kind: str, heads: int, dtype: torch.dtype | N
             for ask in (step, steps):
                 for got, want in zip(ask(queries[1:, 1], remembered), expected, strict=True):
                     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@each_family
+def test_mask_of_rows_that_a_graph_does_not_know(family: str, backend: str) -> None:
+    """As many sources as booleans leave, and one mask for them all."""
+    case = build_for_memory(family)
+    mask = torch.ones(1, case.keys.shape[-2], dtype=torch.bool)
+    mask[0, 0] = False
+    rows = torch.arange(case.keys.shape[0]) != 0
+
+    class Selected(torch.nn.Module):
+        def forward(self, query: Tensor, keys: Tensor, values: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+            memory = remember(case.replace(keys=keys, values=values), backend).select(rows)
+            return memory.attend(query[rows], mask=mask)[0]
+
+    arguments = case.query[:, 0], case.keys, case.values, rows, mask
+    with torch.no_grad():
+        exported = torch.export.export(Selected(), arguments).module()(*arguments)
+        assert_near({"context": exported}, {"context": Selected()(*arguments)})

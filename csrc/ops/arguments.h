@@ -60,9 +60,11 @@ inline ScalarType accumulator(const TorchTensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// To a kernel a null pointer is a tensor that is not given.
-inline void check_storage(const char* name, const TorchTensor& x, const void* data) {
-  if (data != nullptr) return;
+// Views of freed storage have pointers too, and to a kernel a null pointer is a tensor that is not given.
+inline void check_storage(const char* name, const TorchTensor& x) {
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(x.get(), &bytes));
+  if (bytes > 0) return;
   const auto sizes = x.sizes();
   ONEPASS_CHECK(std::find(sizes.begin(), sizes.end(), 0) != sizes.end(), "the memory of ", name, " ", shape_of(x), " has been freed");
 }
@@ -87,6 +89,7 @@ class Arguments {
     const ScalarType type = given.scalar_type();
     ONEPASS_CHECK(type == dtype.value_or(dtype_), name, " has another dtype than the query");
     ONEPASS_CHECK(has_sizes(given, sizes), name, " must be ", text_of(sizes), "; got ", shape_of(given));
+    check_storage(name, given);
     const auto got = given.sizes();
     if (got.empty() || got.back() <= 1 || given.strides().back() == 1) return view(name, given, type);
     return view(name, kept_.emplace_back(torch::stable::contiguous(given)), type);
@@ -118,7 +121,7 @@ class Arguments {
                     "lengths must be [B] = [", shape.B, "], [B, T] = [", shape.B, ", ", shape.T, "] or, as spans, [B, T, 2]; got ",
                     shape_of(*lengths));
       const auto* data = static_cast<const int64_t*>(lengths->const_data_ptr());
-      check_storage("lengths", *lengths, data);
+      check_storage("lengths", *lengths);
       v.lengths = rank == 3 ? data + lengths->stride(2) : data;
       v.firsts = rank == 3 ? data : nullptr;
       v.lengths_batch = lengths->stride(0);
@@ -142,7 +145,7 @@ class Arguments {
       const bool fits = mask->scalar_type() == ScalarType::Bool && is_here(*mask) && has_sizes(*mask, sizes);
       ONEPASS_CHECK(fits, "mask must be boolean ", text_of(sizes), " on the ", place(), "; got ", shape_of(*mask));
       v.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
-      check_storage("mask", *mask, v.mask);
+      check_storage("mask", *mask);
       v.mask_batch = mask->stride(0);
       v.mask_head = rank_ == 4 ? mask->stride(1) : 0;
       v.mask_step = shared ? 0 : mask->stride(rank_ - 2);
@@ -183,7 +186,6 @@ class Arguments {
   Tensor view(const char* name, const TorchTensor& x, ScalarType type) const {
     Tensor view;
     view.data = x.mutable_data_ptr();
-    check_storage(name, x, view.data);
     view.dtype = dtype_of(name, type);
     const auto strides = x.strides();
     const auto rank = static_cast<int64_t>(strides.size());

@@ -193,10 +193,10 @@ TorchTensor stack_steps(std::vector<TorchTensor> steps, bool several) {
     bool fits = step.is_cpu() && step.scalar_type() == first.scalar_type() && step.dim() == first.dim();
     for (int64_t i = 0; fits && i < step.dim(); ++i) fits = (several && i == rank - 2) || step.size(i) == first.size(i);
     ONEPASS_CHECK(fits, "steps must be alike; got ", shape_of(first), " and ", shape_of(step));
+    check_storage("steps", step);
     if (W > 1 && step.stride(step.dim() - 1) != 1) step = torch::stable::contiguous(step);
     from.push_back({step.mutable_data_ptr(), step.stride(0), rank == 4 ? step.stride(1) : 0, several ? step.stride(rank - 2) : 0,
                     dtype_of("steps", step)});
-    check_storage("steps", step, from.back().data);
     begin.push_back(begin.back() + (several ? step.size(rank - 2) : 1));
   }
   sizes[row] = begin.back();

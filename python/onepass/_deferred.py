@@ -86,6 +86,8 @@ class Deposits:
                 "make the memory anew after an optimizer's step"
             )
 
+    def check_backward(self) -> None:
+        self.check_versions()
         if self._of_inference:
             raise RuntimeError("a memory of tensors that were made in inference mode has no backward: make it of clones of them")
 
@@ -141,7 +143,7 @@ class Root(torch.autograd.Function):
         keys, v = deposits.keys, deposits.v
         if not steps:
             return None, None, None, None
-        deposits.check_versions()
+        deposits.check_backward()
         if not all(step.is_as_left for step in steps):
             raise RuntimeError(
                 "query, weights, spans or mask of a step over a memory have been modified by an inplace operation in its backward"
@@ -255,7 +257,7 @@ def _unchanged(
 ) -> tuple["AttentionMemory", Deposits, Tensor | None, Tensor | None]:
     """What a call's backward needs, of a memory that holds what it held in the forward: with what the call sees."""
     assert memory._deposits is not None
-    memory._deposits.check_versions()
+    memory._deposits.check_backward()
     return memory, memory._deposits, *memory._seen(spans, mask)
 
 

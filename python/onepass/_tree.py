@@ -12,7 +12,8 @@ from onepass.memory import AttentionMemory, remember
 
 def _named(memory: AttentionMemory) -> dict[str, Tensor]:
     """The tensors that there are; of those that steps read, the ones that are kept in another dtype."""
-    found = {"keys": memory.keys, "values": memory.values, "v": memory.v, "lengths": memory.lengths, "mask": memory.mask}
+    v = memory.v if memory._with_grad else memory._step_v
+    found = {"keys": memory.keys, "values": memory.values, "v": v, "lengths": memory.lengths, "mask": memory.mask}
     found.update(zip(("exponentials", "sizes", "weighting"), memory._prepared or (), strict=False))
     for name, kept, given in (("kept_keys", memory._step_keys, memory.keys), ("kept_values", memory._step_values, memory.values)):
         if kept.dtype != given.dtype:

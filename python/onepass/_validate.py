@@ -170,7 +170,7 @@ def uncast(tensor: Tensor, cast: str) -> str:
 def not_of_memory(query: Tensor, lead: list[int], width: int) -> ValueError:
     """The error of a query of other sizes than a memory of ``lead`` sources (and heads) takes, in the widths of who gave it."""
     batch, sizes, hint = lead[0], _shape(query), ""
-    if sizes[-1:] == [width] != sizes and sizes[0] < batch:
+    if sizes[-1:] == [width] and len(sizes) - len(lead) in (1, 2) and sizes[0] < batch and batch not in sizes[1:-1]:
         hint = ": where fewer sources are left, memory.select(rows)"
     elif len(lead) == 1 and len(sizes) == 2 and sizes[1] == width and batch and sizes[0] % batch == 0:
         hint = f": K beams of each source are query.view({batch}, -1, {width})"
@@ -237,7 +237,7 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: Tensor, one_step: bool,
         mask = mask.unsqueeze(1)  # [B, S] of one step
     if len(full) == 4 and mask.dim() == 3:
         mask = mask.unsqueeze(1)  # one mask for all heads
-    if mask.shape == full:
+    if not are_recorded() and mask.shape == full:  # of sizes that a graph knows, what follows asks less
         return mask
     broadcasts = mask.dim() <= len(full) and all(
         size in (1, want) for size, want in zip(reversed(mask.shape), reversed(full), strict=False)

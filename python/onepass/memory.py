@@ -112,12 +112,12 @@ class AttentionMemory:
             self._most = most_queries(v is not None, keys.shape[-1], values.shape[-1], keys.dtype, dtype)
         self._with_grad = torch.is_grad_enabled()
         compiling = torch.compiler.is_compiling()  # steps over what that makes defer nothing: they take keys, values and v themselves
+        if prepared is None and v is not None and backend == "cpu":
+            prepared = self._ops.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
         if kept_v is None and v is not None:
             kept_v = v if compiling else v.detach().clone()  # FSDP may free a parameter before the last step
         self._step_v = kept_v
-        if prepared is None and v is not None and backend == "cpu":
-            prepared = self._ops.additive_prepare(keys.detach(), v.detach(), lengths, mask, dtype is not None)
-        elif prepared is None and kept_v is not None and backend in ("triton", "cuda"):  # whose steps read the keys, and v
+        if prepared is None and kept_v is not None and backend in ("triton", "cuda"):  # whose steps read the keys, and v
             prepared = (keys.new_empty((keys.shape[0], 0)), keys.new_empty((keys.shape[0], 0)), kept_v.detach())
         self._prepared = prepared
         self._one_query = torch.Size((*keys.shape[:-2], keys.shape[-1]))
@@ -193,7 +193,7 @@ class AttentionMemory:
         """A memory of some of the sources: indices ``[N]``, or boolean ``[B]``, a list of either, or a slice; nothing is prepared again."""
         if isinstance(rows, slice):
             rows = torch.arange(self.keys.shape[0], device=self.keys.device)[rows]
-        elif isinstance(rows, list) and all(isinstance(row, int) for row in rows):
+        elif isinstance(rows, list) and all(isinstance(row, (int, torch.SymInt)) for row in rows):
             rows = torch.tensor(rows, dtype=None if rows else torch.int64, device=self.keys.device)
         if not isinstance(rows, Tensor):
             raise TypeError(f"rows must be a torch.Tensor, a list of integers or a slice; got {type(rows).__name__}")
@@ -237,7 +237,7 @@ class AttentionMemory:
             raise TypeError(
                 "an AttentionMemory with gradients belongs to its graph and cannot be copied or pickled: make it anew of its encoder states"
             )
-        v, lacks = (None, "v") if self.v is None else (self.v.detach(), "")
+        v, lacks = (None, "v") if self._step_v is None else (self._step_v.detach(), "")
         backend = "reference" if self._backend == "reference" else "auto"
         rest = self.scale, self.lengths, self.mask, self.dtype, backend
         return _made_anew, (self._with_grad, self.keys.detach(), self.values.detach(), v, lacks, *rest)
@@ -388,20 +388,20 @@ class AttentionMemory:
     def _kept_values(self, values: Tensor) -> Tensor:
         return values if self.dtype is None else values.to(self.dtype)
 
-    def _kept(self) -> tuple[Tensor, Tensor]:
-        """Keys and values as steps read them, with their derivatives where there are any. A trace is one with and without gradients."""
+    def _kept(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and ``v`` as steps read them, with their derivatives if there are any. A trace is one for both modes."""
         if not self._with_grad and self._backend != "reference" and torch._C._get_tracing_state() is None:
-            return self._step_keys, self._step_values
-        return self._kept_keys(self.keys), self._kept_values(self.values)
+            return self._step_keys, self._step_values, self._step_v
+        return self._kept_keys(self.keys), self._kept_values(self.values), self.v
 
     def _undeferred(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """By ops or formulae that carry their gradients themselves."""
         limits, mask = self._seen(spans, mask)
-        keys, values = self._kept()
+        keys, values, v = self._kept()
         context: Tensor
         weights: Tensor
         if self._prepared is not None:
-            context, weights = self._ops_for(query).additive_step(query, keys, values, self.v, *self._prepared, limits, mask)
+            context, weights = self._ops_for(query).additive_step(query, keys, values, v, *self._prepared, limits, mask)
         elif self._backend != "reference":
             context, weights = self._ops_for(query).multiplicative_step(query, keys, values, self.scale, limits, mask)
         else:
@@ -409,9 +409,9 @@ class AttentionMemory:
         return context, weights
 
     def _undeferred_scores(self, query: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
-        keys, _ = self._kept()
+        keys, _, v = self._kept()
         if self._backend != "reference":
-            return self._scores_op(query, keys, self.v, spans, mask)
+            return self._scores_op(query, keys, v, spans, mask)
         mask = self._seen(spans, mask)[1]
         one_step = query.dim() < keys.dim()
         queries, keys = query.unsqueeze(-2) if one_step else query, keys.to(query.dtype)
@@ -424,7 +424,7 @@ class AttentionMemory:
 
     def _undeferred_context(self, weights: Tensor, spans: Tensor | None, mask: Tensor | None) -> Tensor:
         limits, mask = self._seen(spans, mask)
-        _, values = self._kept()
+        _, values, _ = self._kept()
         if self._backend != "reference":
             context: Tensor = self._ops.weighted_values(weights, values, limits, mask)
             return context
