@@ -240,9 +240,10 @@ def test_sanitizers(tmp_path: pathlib.Path) -> None:
 SINCE_2_10 = {
     "AOTITorchError", "AtenRecordFunctionHandle", "AtenTensorHandle", "C10IValueHandle", "IValueMapHandle", "STABLE_TORCH_LIBRARY",
     "STABLE_TORCH_LIBRARY_IMPL", "TORCH_BOX", "TORCH_ERROR_CODE_CHECK", "aoti_torch_device_type_cpu", "aoti_torch_empty_strided",
-    "aoti_torch_layout_strided", "torch::headeronly::ScalarType", "torch::stable::Tensor", "torch::stable::accelerator::DeviceGuard",
-    "torch::stable::contiguous", "torch::stable::detail::from", "torch::stable::detail::to", "torch::stable::get_num_threads",
-    "torch::stable::new_empty", "torch::stable::new_zeros", "torch::stable::parallel_for", "torch::stable::to",
+    "aoti_torch_get_storage_size", "aoti_torch_layout_strided", "torch::headeronly::ScalarType", "torch::stable::Tensor",
+    "torch::stable::accelerator::DeviceGuard", "torch::stable::contiguous", "torch::stable::detail::from", "torch::stable::detail::to",
+    "torch::stable::get_num_threads", "torch::stable::new_empty", "torch::stable::new_zeros", "torch::stable::parallel_for",
+    "torch::stable::to",
 }  # fmt: skip
 NULL_WHERE_ABSENT = {
     "aoti_record_function_end", "aoti_record_function_start", "aoti_torch_get_current_cuda_stream", "at::hasCallbacks", "torch_from_blob",
