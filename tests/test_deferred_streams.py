@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from onepass._deferred import Deposits
+from onepass._deferred import Deposit, Deposits
 
 
 class Stream:
@@ -44,9 +44,9 @@ def test_streams(deposits: Deposits, of_steps: list[str], monkeypatch: pytest.Mo
     left = [OfStreams() for _ in of_steps]
     for name, tensor in zip(of_steps, left, strict=True):
         current.append(name)
-        deposits.leave(SimpleNamespace(grad_fn="a node"), (tensor, None, None, tensor, None))
+        deposits.leave(SimpleNamespace(grad_fn="a node"), Deposit(tensor, None, None, tensor, None, None, 0, None))
     current.append("own")
-    assert [step[0] for step in deposits.take()] == left
+    assert [step.query for step in deposits.take()] == left
     others = sorted(set(of_steps) - {"own"})
     assert sorted(streams["own"].waits_for) == others
     assert all(tensor.used_on == (["own"] if others else []) for tensor in left)
@@ -57,5 +57,5 @@ def test_a_backward_that_does_not_come_to_the_root(deposits: Deposits, monkeypat
     """Nothing is left, and no stream kept."""
     monkeypatch.setattr(torch._C, "_will_engine_execute_node", lambda node: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: pytest.fail("nobody asked"))
-    deposits.leave(SimpleNamespace(grad_fn="a node"), (OfStreams(), None, None, None, None))
+    deposits.leave(SimpleNamespace(grad_fn="a node"), Deposit(OfStreams(), None, None, None, None, None, 0, None))
     assert deposits.take() == []

@@ -97,7 +97,7 @@ def test_what_has_no_elements_has_no_memory() -> None:
 def test_sizes_that_overflow(positions: int) -> None:
     """Of weights whose number of bytes is none that an address has, also where it goes round to a small one."""
     keys = torch.zeros(1, 1, 1).expand(1, positions, 1)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="aoti_torch_empty_strided"):
         torch.ops.onepass.multiplicative_forward(torch.zeros(1, 4, 1), keys, keys, 1.0, None, None, True)
 
 

@@ -159,20 +159,12 @@ def shown(*shape: int, device: str = "cpu") -> Tensor:
     return torch.ones(shape, dtype=torch.bool, device=device)
 
 
+NO_MASK = "mask must be a boolean tensor, True where a query attends; got "
+AS_MASK = "mask.bool(), or ~mask.bool() where it is 1 at what is hidden"
 MASKS: list[tuple[Dims, Any, type[Exception], str]] = [
-    (PLAIN, [[True]], TypeError, "mask must be a boolean tensor, True where a query attends; got list"),
-    (
-        PLAIN,
-        zeros(B, T, S),
-        TypeError,
-        "got torch.float32: mask.bool(), or ~mask.bool() where it is 1 at what is hidden; of 0 and -inf, mask == 0",
-    ),
-    (
-        PLAIN,
-        torch.ones(B, T, S, dtype=torch.uint8),
-        TypeError,
-        "True where a query attends; got torch.uint8: mask.bool(), or ~mask.bool() where it is 1 at what is hidden",
-    ),
+    (PLAIN, [[True]], TypeError, f"{NO_MASK}list"),
+    (PLAIN, zeros(B, T, S), TypeError, f"{NO_MASK}torch.float32: {AS_MASK}; of 0 and -inf, mask == 0"),
+    (PLAIN, torch.ones(B, T, S, dtype=torch.uint8), TypeError, f"{NO_MASK}torch.uint8: {AS_MASK}"),
     (PLAIN, shown(B, T, S, device="meta"), ValueError, "mask must be on the device of query, cpu; got meta"),
     (
         PLAIN,

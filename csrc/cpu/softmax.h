@@ -23,7 +23,7 @@ void by_few(Range rows, const F& f) {
     f(Range{rows.first + done, left < kRowsAtOnce ? left : kRowsAtOnce});
 }
 
-// Rows of such a matrix, `stride` apart, with an entry for each visible position.
+// Rows of such a matrix, `stride` apart, with an entry for each visible position; by_few calls of these.
 template <class R>
 class SoftmaxRows {
  public:
@@ -41,17 +41,17 @@ class SoftmaxRows {
   }
 
   // Scores to weights, in place. Unseen positions get 0, a query that sees nothing gets zeros.
-  void weights(R* rows, Range queries) const {
-    together(queries, [&](auto count, int64_t t) { weights_of<count()>(rows + t * stride_, queries.first + t); });
+  void weights(R* rows, Range few) const {
+    together(few, [&](auto count, int64_t t) { weights_of<count()>(rows + t * stride_, few.first + t); });
   }
 
   // dL/dscores, times the scale, in place of dL/dweights, or of dL/dscores itself where there are no weights: weight * (dL/dweight - sum
   // over s of weight * dL/dweight), exactly 0 where not seen.
-  void gradients(R* grad, const R* weights, R scale, Range queries) const {
-    together(weights == nullptr ? Range{0, 0} : queries, [&](auto count, int64_t t) {
-      gradients_of<count()>(grad + t * stride_, weights + t * stride_, queries.first + t);
+  void gradients(R* grad, const R* weights, R scale, Range few) const {
+    together(weights == nullptr ? Range{0, 0} : few, [&](auto count, int64_t t) {
+      gradients_of<count()>(grad + t * stride_, weights + t * stride_, few.first + t);
     });
-    for (int64_t t = 0; t < queries.count && scale != R(1); ++t)
+    for (int64_t t = 0; t < few.count && scale != R(1); ++t)
       for (int64_t i = 0; i < visible_.count; ++i) grad[t * stride_ + i] *= scale;
   }
 
@@ -61,11 +61,10 @@ class SoftmaxRows {
 
   // f(how many queries, how many before them). Rows that are longer fill the first-level cache by themselves.
   template <class F>
-  void together(Range queries, const F& f) const {
+  void together(Range few, const F& f) const {
     constexpr int64_t kShort = 4096 / sizeof(R);
-    int64_t t = 0;
-    for (; stride_ <= kShort && t + kRowsAtOnce <= queries.count; t += kRowsAtOnce) f(std::integral_constant<int, kRowsAtOnce>{}, t);
-    for (; t < queries.count; ++t) f(std::integral_constant<int, 1>{}, t);
+    if (stride_ <= kShort && few.count == kRowsAtOnce) return f(std::integral_constant<int, kRowsAtOnce>{}, 0);
+    for (int64_t t = 0; t < few.count; ++t) f(std::integral_constant<int, 1>{}, t);
   }
 
   // The sums of N rows' entries, in the first lanes; they are given a vector or one at a time, those past the end as 0. Each goes to the

@@ -45,6 +45,10 @@ class Deposit(NamedTuple):
         return cls(query, grad_scores, weights, grad_context, spans, mask, changes, memory._root if torch.is_grad_enabled() else None)
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.query, self.grad_scores, self.weights, self.grad_context, self.spans, self.mask
+
+    @property
     def is_as_left(self) -> bool:
         return self.changes == _changes(self.query, self.weights, self.spans, self.mask)
 
@@ -122,7 +126,7 @@ class Deposits:
         for stream in streams - {current}:
             current.wait_stream(stream)
         if streams != {current}:
-            for tensor in {tensor for deposit in left for tensor in deposit[:6] if tensor is not None}:
+            for tensor in {tensor for deposit in left for tensor in deposit.tensors if tensor is not None}:
                 tensor.record_stream(current)
 
 

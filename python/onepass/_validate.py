@@ -10,6 +10,7 @@ from torch._C._functorch import TransformType
 from torch.amp import is_autocast_available
 from torch.autograd import forward_ad
 
+_NO_TANGENTS = "onepass has no forward-mode derivatives (tangents, torch.func.jvp); for these name backend='reference'"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -126,7 +127,7 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
     function transforms (of which ``torch.func.vmap`` is served)."""
     if torch.compiler.is_compiling():
         if forward_ad._current_level >= 0:  # a graph cannot ask which tensors have tangents
-            raise RuntimeError("onepass has no forward-mode derivatives (tangents, torch.func.jvp); for these name backend='reference'")
+            raise RuntimeError(_NO_TANGENTS)
         return
     if not are_transformed():
         return
@@ -138,7 +139,7 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
         if tensor is None:
             continue
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise RuntimeError("onepass has no forward-mode derivatives (tangents, torch.func.jvp); for these name backend='reference'")
+            raise RuntimeError(_NO_TANGENTS)
         if differentiates and tensor.requires_grad:
             raise RuntimeError("onepass has no gradients of function transforms (torch.func.grad); for these name backend='reference'")
 

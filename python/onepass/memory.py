@@ -297,8 +297,7 @@ class AttentionMemory:
             return False
         if are_recorded() or are_transformed():
             refuse_tangents(rows, self.keys, self.values, self.v)
-            if not are_recorded():
-                self._check_unchanged()
+            self._check_unchanged()
             return False
         return self._deposits is not None or not self._with_grad
 
